@@ -1,0 +1,39 @@
+"""Fast bidirectional knowledge distillation: defects found after seeing good parts only.
+
+The public names are imported when they are first used, so that a program that only detects does not load what training needs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bkd_fast.version import __version__
+
+if TYPE_CHECKING:
+    from bkd_fast.config import BKDConfig
+    from bkd_fast.detector import Detector, Prediction
+    from bkd_fast.errors import BKDError
+    from bkd_fast.evaluation import evaluate
+    from bkd_fast.model import BKD
+    from bkd_fast.ops import backend
+    from bkd_fast.training import train
+
+_HOMES = {
+    "BKD": "bkd_fast.model",
+    "BKDConfig": "bkd_fast.config",
+    "BKDError": "bkd_fast.errors",
+    "Detector": "bkd_fast.detector",
+    "Prediction": "bkd_fast.detector",
+    "backend": "bkd_fast.ops",
+    "evaluate": "bkd_fast.evaluation",
+    "train": "bkd_fast.training",
+}
+
+__all__ = ["BKD", "BKDConfig", "BKDError", "Detector", "Prediction", "__version__", "backend", "evaluate", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bkd_fast' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

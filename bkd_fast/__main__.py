@@ -1,0 +1,3 @@
+from bkd_fast.cli import main
+
+raise SystemExit(main())

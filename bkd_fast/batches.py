@@ -1,0 +1,127 @@
+"""What a training step is made of: which images, in which order, with which supports, decided by the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bkd_fast.config import BKDConfig
+from bkd_fast.data import ImageDataset, augment, draw_support
+from bkd_fast.model.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step. ``queries``: this process's image indices. ``supports``: (k,) or one row of k a query."""
+
+    queries: list[int]
+    supports: list[list[int]]
+    seed: int  # of the support augmentation
+
+
+class Schedule:
+    """Epochs of steps over ``count`` images, the same whatever the number of processes and wherever it resumes.
+
+    Every global batch is dealt out to the processes in equal parts, no image twice in an epoch; a last, smaller
+    batch is left out (another order puts other images there in the next epoch).
+
+    Raises:
+        BKDError: fewer images than shots plus one.
+    """
+
+    def __init__(self, count: int, config: BKDConfig, *, rank: int = 0, world: int = 1) -> None:
+        self.count, self.config, self.rank, self.world = count, config, rank, world
+        self.shots = config.shots if config.forward_branch else 0
+        # In "step" mode the supports of a step are images outside its batch, so some must be left for them.
+        spare = self.shots if config.support_draw == "step" else 0
+        if self.shots:
+            draw_support(count - 1, self.shots, torch.Generator())  # the error for too few images, before any work
+        batch = min(config.batch_size, max(1, count - spare))
+        self.batch = max(world, batch - batch % world)
+        self.steps = max(1, count // self.batch)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Step]:
+        """The steps of an epoch, from step ``start`` on."""
+        order = torch.randperm(self.count, generator=self._generator(epoch, 0)).tolist()
+        for step in range(start, self.steps):
+            batch = order[step * self.batch : (step + 1) * self.batch]
+            generator = self._generator(epoch, step + 1)
+            own = batch[self.rank :: self.world]
+            supports: list[list[int]] = []
+            if self.shots and self.config.support_draw == "step":
+                supports = [draw_support(self.count, self.shots, generator, exclude=batch)]
+            elif self.shots:
+                drawn = [draw_support(self.count, self.shots, generator, exclude=[query]) for query in batch]
+                supports = drawn[self.rank :: self.world]
+            seed = int(torch.randint(2**31, (), generator=generator))
+            # Each process augments supports of its own where they are its own, else all see the same views.
+            yield Step(own, supports, seed + (self.rank if len(supports) > 1 else 0))
+
+    def _generator(self, epoch: int, step: int) -> torch.Generator:
+        # Distinct streams from seed, epoch and step; manual_seed hashes well enough for neighbours to differ.
+        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) * 1_000_003 + step)
+
+
+class FeatureSource:
+    """Teacher features of training images: the first ones from memory, the others computed when asked for.
+
+    The teacher is frozen and queries are not augmented, so their features never change.
+
+    Args:
+        budget: bytes that may be kept.
+    """
+
+    def __init__(self, dataset: ImageDataset, teacher: Teacher, device: torch.device, budget: int) -> None:
+        self.dataset, self.teacher, self.device, self.budget = dataset, teacher, device, budget
+        self.pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="decode")
+        self.kept: list[list[Tensor]] = []
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """(N, 3, H, W) on the device; decoded in threads."""
+        images = list(self.pool.map(lambda index: self.dataset[index][0], indices))
+        return torch.stack(images).to(self.device)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All images in order."""
+        for start in range(0, len(self.dataset), size):
+            yield self.images(range(start, min(start + size, len(self.dataset))))
+
+    def fill(self) -> None:
+        """Keeps the features of as many images as the budget allows, always the first ones in order.
+
+        One image at a time, so that they do not depend on how a run was cut into pieces.
+        """
+        self.kept = []
+        for index in range(len(self.dataset)):
+            levels = [level.squeeze(0) for level in self.teacher(self.images([index]))]
+            self.budget -= sum(level.nbytes for level in levels)
+            if self.budget < 0:
+                return
+            self.kept.append(levels)
+
+    def levels(self, indices: Sequence[int]) -> list[Tensor]:
+        """Teacher levels (N, C_l, H_l, W_l), channels_last, of the given images."""
+        missing = [index for index in indices if index >= len(self.kept)]
+        computed = self.teacher(self.images(missing)) if missing else []
+        place = {index: position for position, index in enumerate(missing)}
+        return [
+            torch.stack(
+                [computed[level][place[index]] if index in place else self.kept[index][level] for index in indices]
+            ).contiguous(memory_format=torch.channels_last)
+            for level in range(len(self.teacher.channels))
+        ]
+
+    def supports(self, step: Step, mode: str) -> Tensor:
+        """Augmented support images: (k, 3, H, W) shared by the step, or (N, k, 3, H, W)."""
+        flat = [index for row in step.supports for index in row]
+        images = augment(self.images(flat), mode, torch.Generator().manual_seed(step.seed))
+        return images if len(step.supports) == 1 else images.unflatten(0, (len(step.supports), -1))
+
+    def close(self) -> None:
+        """Ends the decoding threads and frees what was kept."""
+        self.pool.shutdown()
+        self.kept = []

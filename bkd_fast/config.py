@@ -1,0 +1,241 @@
+"""Every choice that the BKD paper makes or leaves open, in one frozen dataclass, and its presets.
+
+docs/equations.md says for each field what the paper states, what is ambiguous and why the default is what it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from bkd_fast.errors import BKDError
+
+Augmentation = Literal[
+    "none",
+    "translation",
+    "rotation",
+    "scale",
+    "shear",
+    "rotation_scale",
+    "translation_scale",
+    "translation_rotation",
+    "translation_rotation_scale",
+    "affine",
+]
+
+
+@dataclass(frozen=True)
+class BKDConfig:
+    """What a BKD model is and how it is trained. Immutable; derive variants with :meth:`with_changes`.
+
+    Raises:
+        BKDError: a value outside its range or list of choices; the message names the field.
+    """
+
+    # Teacher: any timm CNN with ``features_only``; levels are its outputs at strides 4, 8 and 16.
+    teacher: str = "wide_resnet50_2.tv_in1k"
+    weights: str = "auto"  # auto (package, then hub) | none (random, for tests) | path of a local file
+    image_size: tuple[int, int] = (256, 256)  # (H, W) in pixels; images are resized to it, never cropped
+    standardize: bool = True  # each teacher channel to mean 0, deviation 1 over the training normals
+    pool: int = 3  # side of the average over each feature's neighbourhood, 1 = none
+
+    # Forward distillation (Eq. 1-5).
+    forward_branch: bool = True
+    shots: int = 2  # k, the number of support images
+    support_draw: Literal["step", "query"] = "step"  # training supports: one set a step, or one set a query
+    support_augmentation: Augmentation = "rotation_scale"  # of the training supports, Table 5
+    offset_depth: int = 1  # convolutions in f of Eq. 1
+    offset_width: int = 64  # channels between them
+    offset_activation: Literal["tanh", "softmax", "none"] = "tanh"  # Eq. 3
+    max_offset: float = 2.0  # bound of tanh offsets, in feature pixels of each level
+    offset_init: Literal["zero", "default"] = "zero"
+    cascade: Literal["add", "product", "concat"] = "add"  # Eq. 4
+    modulated: bool = False  # the mask of Eq. 2; the query leaks through it
+    alignment_kernel: Literal["full", "identity"] = "full"  # w_m of Eq. 2: learned C x C x 3 x 3, or a pure warp
+    kernel_init: Literal["dirac", "default"] = "dirac"
+    shot_aggregation: Literal["mean", "min"] = "mean"  # min: per pixel the shot closest to the query
+
+    # Reverse distillation (Eq. 6-10, Fig. 4).
+    reverse_branch: bool = True
+    memory_items: int = 500  # I; 0 = no memory
+    memory_threshold: float = 0.002  # xi of Eq. 8-9
+    memory_temperature: float = 0.05  # divides the cosine of Eq. 7; 1 = as printed
+    memory_renormalize: bool = True  # sparse weights sum to one again
+    memory_init: Literal["coreset", "uniform"] = "coreset"  # greedy coreset of normal features, or MemAE's uniform
+    memory_merge: Literal["replace", "residual"] = "replace"  # z' alone goes on, or z + z'
+    bottleneck_reduce: bool = False  # the 1x1 reduction of the paper's text before the embedding
+    block: Literal["auto", "basic", "bottleneck"] = "auto"  # residual blocks of bottleneck and student
+    student_output: Literal["linear", "relu"] = "linear"  # relu suits teachers whose levels end in ReLU
+    student_correction: bool = True  # the student predicts what the memory's read-out lacks
+
+    # Losses (Eq. 11-12) and anomaly map (Eq. 13).
+    direction: Literal["flat", "pixel"] = "flat"
+    value_weight: float = 0.5
+    forward_weight: float = 1.0
+    reverse_weight: float = 1.0
+    fusion: Literal["product", "sum"] = "product"
+    map_value_share: float = 1.0  # of the squared distance in the map, beside 1 - cosine; 0 = the paper's cosine
+    balance_maps: bool = True  # divide each branch and level by its mean over held-out normals
+    sigma: float = 4.0  # of the smoothing, in pixels of a 256-pixel-high image; scaled with the height
+    align_corners: bool = False
+    top_fraction: float = 0.0  # image score: 0 = maximum of the map, else mean of this share of its pixels
+
+    # Training.
+    epochs: int = 40
+    batch_size: int = 16
+    learning_rate: float = 0.005
+    betas: tuple[float, float] = (0.5, 0.999)
+    offset_lr_scale: float = 0.1
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip_norm: float = 0.0  # 0 = none
+    holdout: float = 0.1  # share of the training normals kept for thresholds
+    threshold_quantile: float = 0.99  # of the held-out normals' scores
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            object.__setattr__(self, name, _checked(name, value, hint))
+        if not (self.forward_branch or self.reverse_branch):
+            raise BKDError("forward_branch and reverse_branch are both off: keep at least one of them on")
+        if min(self.image_size) < 32:
+            raise BKDError(
+                f"image_size is {self.image_size}: both sides must be at least 32 pixels, "
+                "since the deepest teacher level has stride 16 and the bottleneck halves it once more"
+            )
+        if self.pool < 1 or self.pool % 2 == 0:
+            raise BKDError(f"pool is {self.pool}: expected an odd number of at least 1")
+        if self.student_output == "relu" and self.standardize:
+            raise BKDError(
+                "student_output='relu' cannot reach standardised features, which are negative half of the "
+                "time: choose student_output='linear' or standardize=False"
+            )
+        if self.student_correction and not self.memory_items and self.reverse_branch:
+            raise BKDError("student_correction needs a memory to correct: set memory_items, or turn it off")
+        if self.student_correction and self.student_output == "relu":
+            raise BKDError("student_correction adds to a read-out and needs student_output='linear'")
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            for part in value if isinstance(value, tuple) else (value,):
+                if not low <= part <= high:
+                    raise BKDError(f"{name} is {value}: expected a value from {low:g} to {high:g}")
+
+    def with_changes(self, **changes: Any) -> BKDConfig:
+        """A copy with some fields changed; an unknown field is an error that suggests the closest name."""
+        _reject_unknown(changes)
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values (tuples become lists)."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BKDConfig:
+        """The inverse of :meth:`to_dict`; every unknown or ill-typed field is an error."""
+        _reject_unknown(values)
+        return cls(**values)
+
+    @classmethod
+    def preset(cls, name: str = "default", **changes: Any) -> BKDConfig:
+        """``default``, ``paper`` (the equations to the letter) or ``rd4ad`` (reverse distillation alone)."""
+        if name not in PRESETS:
+            raise BKDError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        _reject_unknown(changes)
+        return cls(**{**PRESETS[name], **changes})
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("shots", 1, 64),
+    ("offset_depth", 1, 4),
+    ("offset_width", 1, 4096),
+    ("max_offset", 0, 1024),
+    ("memory_items", 0, 100_000),
+    ("memory_threshold", 0, 1),
+    ("memory_temperature", 1e-4, 1e4),
+    ("value_weight", 0, 1e6),
+    ("forward_weight", 0, 1e6),
+    ("reverse_weight", 0, 1e6),
+    ("map_value_share", 0, 1),
+    ("sigma", 0, 256),
+    ("top_fraction", 0, 1),
+    ("epochs", 1, 100_000),
+    ("batch_size", 1, 65_536),
+    ("learning_rate", 0, 10),
+    ("betas", 0, 0.999999),
+    ("offset_lr_scale", 0, 100),
+    ("clip_norm", 0, 1e9),
+    ("holdout", 0.01, 0.9),
+    ("threshold_quantile", 0.5, 1),
+    ("seed", 0, 2**31 - 1),
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "standardize": False,
+        "pool": 1,
+        "support_draw": "query",
+        "offset_activation": "softmax",
+        "offset_init": "default",
+        "cascade": "product",
+        "kernel_init": "default",
+        "memory_items": 200,
+        "memory_temperature": 1.0,
+        "memory_renormalize": False,
+        "memory_init": "uniform",
+        "bottleneck_reduce": True,
+        "student_output": "relu",
+        "student_correction": False,
+        "map_value_share": 0.0,
+        "balance_maps": False,
+        "sigma": 0.0,
+        "epochs": 200,
+        "offset_lr_scale": 1.0,
+        "schedule": "constant",
+    },
+    "rd4ad": {
+        "standardize": False,
+        "pool": 1,
+        "forward_branch": False,
+        "memory_items": 0,
+        "student_output": "relu",
+        "student_correction": False,
+        "value_weight": 0.0,
+        "fusion": "sum",
+        "align_corners": True,
+        "map_value_share": 0.0,
+        "balance_maps": False,
+        "epochs": 200,
+        "schedule": "constant",
+    },
+}
+
+
+def _reject_unknown(values: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(BKDConfig)]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(known)}"
+            raise BKDError(f"there is no configuration field {name!r}: {hint}")
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as the type that the field declares (JSON gives lists for tuples), or an error naming it."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            choices = ", ".join(map(repr, get_args(hint)))
+            raise BKDError(f"{name} is {value!r}: expected one of {choices}")
+        return value
+    if get_origin(hint) is tuple:
+        parts = get_args(hint)
+        if not isinstance(value, (list, tuple)) or len(value) != len(parts):
+            raise BKDError(f"{name} is {value!r}: expected {len(parts)} values")
+        return tuple(_checked(name, part, kind) for part, kind in zip(value, parts, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise BKDError(f"{name} is {value!r}: expected a value of type {hint.__name__}")
+    return value

@@ -1,0 +1,258 @@
+"""Evaluation: metrics, scores and the report of a run, from its test images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bkd_fast.checkpoint import read_log
+from bkd_fast.data import (
+    Category,
+    ImageDataset,
+    Sample,
+    check_samples,
+    find_categories,
+    load_image,
+    load_mask,
+    resize_image,
+    resize_mask,
+)
+from bkd_fast.detector import BATCH, Detector
+from bkd_fast.errors import BKDError
+from bkd_fast.files import atomic_write, write_json
+from bkd_fast.info import describe
+from bkd_fast.metrics import METRIC_NAMES, PixelMetrics, classification_metrics, image_metrics, mean_metrics
+from bkd_fast.model.bkd import BRANCHES
+from bkd_fast.report import CategoryReport, HeatScale, ImageRecord, render_panel, write_overlay, write_report
+from bkd_fast.run import LOG, category_folders, load_trained
+
+log = logging.getLogger("bkd_fast")
+SCORE_COLUMNS = ("category", "file", "defect", "label", "score", "threshold", "decision")
+BOTH = "both"
+
+
+@dataclass
+class _Branch:
+    """What is gathered of one branch, or of both together, over a category's test images."""
+
+    pixels: PixelMetrics
+    scores: list[float] = field(default_factory=list)
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    device: str = "auto",
+    skip_unreadable: bool = False,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Measures a run and writes ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html`` into it.
+
+    Args:
+        run: a run folder.
+        data: a data set with the run's categories; None = the one it was trained on.
+        device: ``auto`` takes CUDA where there is a device.
+        skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
+        progress: a progress bar; None = where standard error is a terminal.
+
+    Returns:
+        What ``metrics.json`` holds: ``mean`` and ``categories``, each with the seven figures of
+        :data:`bkd_fast.metrics.METRIC_NAMES` (None where undefined), and ``branches`` and ``decisions`` per category.
+
+    Raises:
+        BKDError: an unusable run or data set; a data set without test images.
+    """
+    run = Path(run)
+    folders = category_folders(run)
+    # Every category is read and checked before the first is measured.
+    detectors = {name: Detector(load_trained(folder), device) for name, folder in folders.items()}
+    tests = {name: _test_samples(folders[name], data, name, skip_unreadable) for name in folders}
+    scale = _heat_scale(list(detectors.values()))
+    reports, rows = [], []
+    metrics: dict[str, Any] = {"mean": {}, "categories": {}}
+    for name, detector in detectors.items():
+        report, figures = _measure(name, detector, tests[name], folders[name], run, scale, progress)
+        reports.append(report)
+        metrics["categories"][name] = figures
+        rows += [
+            dict(zip(SCORE_COLUMNS, (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision), strict=True))
+            for image in report.images
+        ]
+    metrics["mean"] = mean_metrics(metrics["categories"].values())
+    write_json(run / "metrics.json", metrics)
+    with atomic_write(run / "scores.csv") as file:
+        writer = csv.DictWriter(file, SCORE_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    config = next(iter(detectors.values())).config.to_dict()
+    write_report(
+        run / "report.html",
+        title=f"BKD on {', '.join(folders)}",
+        categories=reports,
+        mean=metrics["mean"],
+        config=config,
+        environment=describe(),
+        heat_scale=scale,
+    )
+    return metrics
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """The figures of :func:`evaluate` as text, in percent: a line a category, the branches under each, the mean last."""
+    names = [name.replace("_", " ") for name in METRIC_NAMES]
+    rows: list[tuple[str, Mapping[str, float | None]]] = []
+    for category, figures in metrics["categories"].items():
+        rows.append((category, figures))
+        branches = figures["branches"]
+        if len(branches) > 1:
+            rows += [(f"  {branch} only", branches[branch]) for branch in branches if branch != BOTH]
+    rows.append(("mean", metrics["mean"]))
+    width = max(len(label) for label, _ in rows)
+    lines = [" " * width + "  " + "  ".join(names)]
+    for label, figures in rows:
+        cells = ["–" if figures[name] is None else f"{100 * figures[name]:.1f}" for name in METRIC_NAMES]
+        lines.append(f"{label:<{width}}  " + "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, names, strict=True)))
+    return "\n".join(lines)
+
+
+def _measure(
+    name: str,
+    detector: Detector,
+    samples: list[Sample],
+    folder: Path,
+    run: Path,
+    scale: HeatScale,
+    progress: bool | None,
+) -> tuple[CategoryReport, dict[str, Any]]:
+    size = detector.config.image_size
+    branches = {BOTH: BRANCHES, **{branch: (branch,) for branch in BRANCHES}} if len(detector.model.branches()) > 1 else {BOTH: BRANCHES}
+    gathered = {branch: _Branch(PixelMetrics()) for branch in branches}
+    records: list[ImageRecord] = []
+    unmasked = [sample for sample in samples if sample.label and sample.mask is None]
+    bar = tqdm(total=len(samples), desc=f"evaluating {name}", unit="image", disable=None if progress is None else not progress)
+    with bar:
+        for part, images in _batches(samples, size):
+            result = detector.distill(images)
+            for branch, members in branches.items():
+                scores, maps = detector.judge(result, members)
+                gathered[branch].scores += scores.tolist()
+                for sample, anomaly_map in zip(part, maps.cpu().numpy(), strict=True):
+                    truth = _truth(sample, size)
+                    if truth is not None:
+                        gathered[branch].pixels.update(anomaly_map, truth)
+                    if branch == BOTH:
+                        score = gathered[branch].scores[len(records)]
+                        records.append(_record(sample, score, anomaly_map, truth, detector, run, name, scale))
+            bar.update(len(part))
+    labels = [sample.label for sample in samples]
+    figures: dict[str, dict[str, float | None]] = {}
+    for branch, held in gathered.items():
+        figures[branch] = {**image_metrics(labels, held.scores), **held.pixels.compute()}
+    rows = read_log(folder / LOG)
+    source = load_source(folder)
+    notes = [f"{len(unmasked)} defective images have no mask and count for image metrics only"] if unmasked else []
+    report = CategoryReport(
+        name=name,
+        metrics=figures[BOTH],
+        branches=figures,
+        threshold=detector.threshold,
+        images=records,
+        roc=gathered[BOTH].pixels.roc(),
+        pro=gathered[BOTH].pixels.pro(),
+        log=rows,
+        seconds=sum(row["seconds"] for row in rows) if rows else None,
+        train_count=len(source["train_files"]),
+        notes=notes,
+    )
+    for held in gathered.values():
+        held.pixels.close()
+    decisions = classification_metrics(labels, [record.decision for record in records])
+    return report, {**figures[BOTH], "branches": figures, "decisions": decisions}
+
+
+def _record(
+    sample: Sample,
+    score: float,
+    anomaly_map: np.ndarray,
+    truth: np.ndarray | None,
+    detector: Detector,
+    run: Path,
+    category: str,
+    scale: HeatScale,
+) -> ImageRecord:
+    overlay = run / "overlays" / category / sample.defect / f"{sample.path.stem}.png"
+    picture = resize_image(load_image(sample.path), detector.config.image_size)
+    # Heat is shown in units of the category's own threshold, so that one scale serves the whole run.
+    panel = render_panel(
+        picture,
+        anomaly_map / detector.pixel_threshold,
+        anomaly_map > detector.pixel_threshold,
+        truth if sample.label else None,
+        scale,
+    )
+    write_overlay(overlay, panel)
+    return ImageRecord(
+        name=f"{sample.defect}/{sample.path.name}",
+        defect=sample.defect,
+        label=sample.label,
+        score=score,
+        decision=int(score > detector.threshold),
+        overlay=overlay,
+    )
+
+
+def _heat_scale(detectors: list[Detector]) -> HeatScale:
+    """Logarithmic, around the threshold (1): from the plainest category's median normal pixel to as far above."""
+    reach = max(detector.pixel_threshold / detector.calibration.normal_level for detector in detectors)
+    return HeatScale(1 / reach, reach)
+
+
+def _batches(samples: list[Sample], size: tuple[int, int]) -> Iterator[tuple[list[Sample], Tensor]]:
+    dataset = ImageDataset(samples, size)
+    for start in range(0, len(samples), BATCH):
+        stop = min(start + BATCH, len(samples))
+        yield samples[start:stop], torch.stack([dataset[index][0] for index in range(start, stop)])
+
+
+def _truth(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+    """The mask at the map's size; all normal for a good image; None for a defective image without a mask."""
+    if not sample.label:
+        return np.zeros(size, bool)
+    return None if sample.mask is None else resize_mask(load_mask(sample.mask), size)
+
+
+def load_source(folder: Path) -> dict[str, Any]:
+    """Where a category's images came from, as its ``config.json`` says."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["source"]
+
+
+def _test_samples(folder: Path, data: str | Path | None, name: str, skip_unreadable: bool) -> list[Sample]:
+    source = load_source(folder)
+    root = Path(data) if data is not None else Path(source["root"])
+    if data is None and not root.exists():
+        raise BKDError(f"the data of {folder} is no longer at {root}: name its place, `bkd-fast evaluate {folder} DATA`")
+    extra = {key: Path(source[key]) for key in ("anomalous", "masks") if source[key] is not None and data is None}
+    categories: list[Category] = find_categories(root, None, **extra)
+    # A data set of one category is that category, whatever its folder is called.
+    matching = [category for category in categories if category.name == name] or (categories if len(categories) == 1 else [])
+    if not matching:
+        found = ", ".join(category.name for category in categories)
+        raise BKDError(f"{root} has no category {name!r}, which the run was trained on; it has {found}")
+    if not matching[0].test:
+        raise BKDError(
+            f"{root} has no test images for {name!r}: expected test/good and test/<defect> folders, "
+            "or train with --anomalous DIR on a plain folder. `bkd-fast predict` judges images without labels."
+        )
+    return check_samples(matching[0].test, skip_unreadable=skip_unreadable)

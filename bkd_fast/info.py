@@ -1,0 +1,52 @@
+"""What is installed, which kernels are built and where they run."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from bkd_fast import ops
+from bkd_fast.version import __version__
+
+PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "lightning-fabric", "safetensors", "scikit-image")
+
+
+def describe() -> dict[str, Any]:
+    """Versions, devices, threads and operator backends, as JSON values."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "bkd_fast": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
+        "cuda": {"torch_built_for": torch.version.cuda, "devices": gpus},
+        "operators": ops.describe(),
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """:func:`describe` as indented lines."""
+    lines: list[str] = []
+
+    def walk(value: Any, depth: int) -> None:
+        for name, item in value.items():
+            if isinstance(item, dict):
+                lines.append(f"{'  ' * depth}{name}")
+                walk(item, depth + 1)
+            else:
+                shown = ", ".join(map(str, item)) or "none" if isinstance(item, list) else item
+                lines.append(f"{'  ' * depth}{name}: {shown}")
+
+    walk(facts, 0)
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

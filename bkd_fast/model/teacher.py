@@ -1,0 +1,98 @@
+"""The frozen ImageNet teacher: three feature levels at strides 4, 8 and 16."""
+
+from __future__ import annotations
+
+import difflib
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bkd_fast.config import BKDConfig
+from bkd_fast.errors import BKDError
+from bkd_fast.model.folding import fold_batch_norm
+from bkd_fast.model.weights import load_weights
+
+STRIDES = (4, 8, 16)
+
+
+class Teacher(nn.Module):
+    """Any timm CNN with ``features_only``, frozen, batch normalisation folded, followed by pooling and standardising.
+
+    ``mean_l`` and ``deviation_l`` (per channel, over the training normals) are the identity until
+    :func:`bkd_fast.model.calibration.calibrate` sets them.
+
+    Args:
+        config: ``teacher``, ``weights``, ``pool`` and ``standardize`` are read.
+        load: False builds the architecture only, for a state dict that is loaded afterwards.
+
+    Raises:
+        BKDError: an unknown model name, a model without levels at strides 4, 8 and 16, or missing weights.
+    """
+
+    def __init__(self, config: BKDConfig, *, load: bool = True) -> None:
+        super().__init__()
+        self.pool = config.pool
+        self.network, self.channels, normalization = _build(config, load=load)
+        self.register_buffer("image_mean", torch.tensor(normalization[0]).view(1, 3, 1, 1))
+        self.register_buffer("image_deviation", torch.tensor(normalization[1]).view(1, 3, 1, 1))
+        for level, channels in enumerate(self.channels, start=1):
+            self.register_buffer(f"mean_{level}", torch.zeros(1, channels, 1, 1))
+            self.register_buffer(f"deviation_{level}", torch.ones(1, channels, 1, 1))
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """The teacher is never in training mode: its statistics are ImageNet's."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) in [0, 1] -> levels [(N, C_l, ceil(H / s_l), ceil(W / s_l))] for s = 4, 8, 16."""
+        normalized = (images - self.get_buffer("image_mean")) / self.get_buffer("image_deviation")
+        levels = self.network(normalized.contiguous(memory_format=torch.channels_last))
+        return [self._standardize(self._pooled(level), index) for index, level in enumerate(levels, start=1)]
+
+    def set_statistics(self, level: int, mean: Tensor, deviation: Tensor) -> None:
+        """Sets the standardisation of one level (1-3) from per-channel statistics of shape (C,)."""
+        self.get_buffer(f"mean_{level}").copy_(mean.view(1, -1, 1, 1))
+        # A channel that is constant on every normal image carries no scale: leave it as it is.
+        usable = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
+        self.get_buffer(f"deviation_{level}").copy_(usable.view(1, -1, 1, 1))
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        if self.pool == 1:
+            return features
+        # Border pixels average the neighbours they have; padding zeros in would make every border look odd.
+        return F.avg_pool2d(features, self.pool, stride=1, padding=self.pool // 2, count_include_pad=False)
+
+    def _standardize(self, features: Tensor, level: int) -> Tensor:
+        return (features - self.get_buffer(f"mean_{level}")) / self.get_buffer(f"deviation_{level}")
+
+
+def _build(
+    config: BKDConfig, *, load: bool
+) -> tuple[nn.Module, tuple[int, ...], tuple[tuple[float, ...], tuple[float, ...]]]:
+    name = config.teacher
+    if not timm.is_model(name.split(".")[0]):
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        hint = f"; close names: {', '.join(close)}" if close else ""
+        raise BKDError(f"teacher: timm has no model {name!r}{hint}. See timm.list_models() for all names.")
+    try:
+        whole = timm.create_model(name, pretrained=False, features_only=True)
+        reductions = whole.feature_info.reduction()
+    except (RuntimeError, AttributeError, ValueError) as error:
+        raise BKDError(f"teacher: {name!r} gives no feature levels (features_only): {error}") from error
+    if not set(STRIDES) <= set(reductions):
+        raise BKDError(f"teacher: {name!r} has levels at strides {reductions}; strides 4, 8 and 16 are needed")
+    indices = tuple(reductions.index(stride) for stride in STRIDES)
+    # Rebuilt with only the levels in use, so that the deepest stage is neither computed nor saved.
+    network = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
+    if load:
+        load_weights(network, name, config.weights)
+    network.eval().requires_grad_(False)
+    fold_batch_norm(network, torch.rand(1, 3, 64, 64))
+    pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    mean, deviation = (pretrained.mean, pretrained.std) if pretrained else ((0.5,) * 3, (0.5,) * 3)
+    return network.to(memory_format=torch.channels_last), tuple(network.feature_info.channels()), (mean, deviation)

@@ -1,0 +1,18 @@
+"""The fused operators: what a user calls, whichever backend computes it."""
+
+from bkd_fast.ops.anomaly_map import cosine_anomaly_map
+from bkd_fast.ops.backend import backend, describe
+from bkd_fast.ops.deform_conv import modulated_deform_conv2d, modulated_deform_gather, project_support
+from bkd_fast.ops.distillation_loss import distillation_loss
+from bkd_fast.ops.memory_attention import sparse_memory_attention
+
+__all__ = [
+    "backend",
+    "cosine_anomaly_map",
+    "describe",
+    "distillation_loss",
+    "modulated_deform_conv2d",
+    "modulated_deform_gather",
+    "project_support",
+    "sparse_memory_attention",
+]

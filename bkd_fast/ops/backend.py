@@ -1,0 +1,115 @@
+"""Which implementation of the operators runs: compiled kernels, Triton, or the plain PyTorch reference."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+OPERATORS = (
+    "modulated_deform_conv2d",
+    "modulated_deform_conv2d_backward",
+    "modulated_deform_gather",
+    "modulated_deform_gather_backward",
+    "sparse_memory_attention",
+    "sparse_memory_attention_backward",
+    "cosine_anomaly_map",
+    "cosine_anomaly_map_backward",
+    "distillation_loss",
+    "distillation_loss_backward",
+)
+VARIABLE = "BKD_FAST_BACKEND"
+# Each backend is a module of bkd_fast.ops with functions named as OPERATORS; ``DEVICES`` lists the device types it runs on.
+BACKENDS = ("native", "triton", "reference")
+
+_chosen: ContextVar[str | None] = ContextVar("bkd_fast_backend", default=None)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs the operators inside the ``with`` block on one backend.
+
+    Args:
+        name: ``native``, ``triton`` or ``reference``.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: a backend that is not there; the message says why.
+    """
+    _load(name)
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def implementation(operator: str, device: str) -> Callable[..., Any]:
+    """The function that computes ``operator`` on tensors of a device type.
+
+    Without a choice (:func:`backend`, or the environment variable BKD_FAST_BACKEND) that is the first backend which has it.
+
+    Raises:
+        RuntimeError: the chosen backend does not have the operator for this device.
+    """
+    name = _chosen.get() or os.environ.get(VARIABLE) or None
+    if name is not None:
+        found = _find(_load(name), operator, device)
+        if found is None:
+            raise RuntimeError(
+                f"the {name} backend has no {operator} for {device} tensors; choose another with bkd_fast.backend(…) or {VARIABLE}"
+            )
+        return found
+    for candidate in BACKENDS:
+        if available(candidate) is None:
+            found = _find(_load(candidate), operator, device)
+            if found is not None:
+                return found
+    raise RuntimeError(f"no backend has {operator} for {device} tensors")  # the reference runs everywhere
+
+
+def available(name: str) -> str | None:
+    """None where a backend can be used, otherwise the reason why not."""
+    try:
+        _load(name)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def describe() -> dict[str, Any]:
+    """For every backend whether it is there or why not; for every operator what runs on the CPU and on CUDA."""
+    state = {name: available(name) or "available" for name in BACKENDS}
+    runs = {}
+    for operator in OPERATORS:
+        places = {}
+        for device in ("cpu", "cuda"):
+            usable = [name for name in BACKENDS if available(name) is None and _find(_load(name), operator, device)]
+            places[device] = usable[0]
+        runs[operator] = f"cpu {places['cpu']}, cuda {places['cuda']}"
+    return {"chosen": _chosen.get() or os.environ.get(VARIABLE) or "automatic", "backends": state, "runs": runs}
+
+
+_loaded: dict[str, Any] = {}
+
+
+def _load(name: str) -> Any:
+    """The module of a backend, imported once; failures are remembered too."""
+    if name not in BACKENDS:
+        raise ValueError(f"there is no backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    if name not in _loaded:
+        try:
+            _loaded[name] = importlib.import_module(f"bkd_fast.ops.{name}")
+        except ImportError as error:
+            _loaded[name] = error
+    found = _loaded[name]
+    if isinstance(found, ImportError):
+        raise RuntimeError(f"the {name} backend is not available: {found}")
+    return found
+
+
+def _find(module: Any, operator: str, device: str) -> Callable[..., Any] | None:
+    return getattr(module, operator, None) if device in module.DEVICES else None

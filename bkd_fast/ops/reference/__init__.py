@@ -1,0 +1,32 @@
+"""The operators in plain PyTorch: what the kernels must compute."""
+
+from bkd_fast.ops.reference.anomaly_map import cosine_anomaly_map, cosine_anomaly_map_backward
+from bkd_fast.ops.reference.deform_conv import (
+    modulated_deform_conv2d,
+    modulated_deform_conv2d_backward,
+    modulated_deform_gather,
+    modulated_deform_gather_backward,
+)
+from bkd_fast.ops.reference.distillation_loss import distillation_loss, distillation_loss_backward
+from bkd_fast.ops.reference.memory_attention import (
+    memory_attention_weights,
+    sparse_memory_attention,
+    sparse_memory_attention_backward,
+)
+
+DEVICES = ("cpu", "cuda", "meta", "mps", "xpu")
+
+__all__ = [
+    "DEVICES",
+    "cosine_anomaly_map",
+    "cosine_anomaly_map_backward",
+    "distillation_loss",
+    "distillation_loss_backward",
+    "memory_attention_weights",
+    "modulated_deform_conv2d",
+    "modulated_deform_conv2d_backward",
+    "modulated_deform_gather",
+    "modulated_deform_gather_backward",
+    "sparse_memory_attention",
+    "sparse_memory_attention_backward",
+]

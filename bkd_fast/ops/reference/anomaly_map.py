@@ -1,0 +1,147 @@
+"""The anomaly map of Eq. 13 in plain PyTorch: the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-8  # least product of norms in a cosine
+
+
+def cosine_anomaly_map(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    size: Sequence[int],
+    fusion: str,
+    sigma: float,
+    weights: Sequence[float],
+    align_corners: bool,
+    value_share: float,
+) -> Tensor:
+    """See :func:`bkd_fast.ops.cosine_anomaly_map`."""
+    levels = _levels(teacher, student, size, weights, align_corners, value_share)
+    return _smooth(_fuse(levels, fusion), sigma)
+
+
+def cosine_anomaly_map_backward(
+    grad: Tensor,
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    size: Sequence[int],
+    fusion: str,
+    sigma: float,
+    weights: Sequence[float],
+    align_corners: bool,
+    value_share: float,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients by the teacher's levels, then the students'; empty tensors where ``needs`` says so."""
+    count = len(teacher)
+    by_fused = _smooth(grad, sigma, adjoint=True)
+    levels = _levels(teacher, student, size, weights, align_corners, value_share)
+    gradients: list[Tensor | None] = [None] * (count + len(student))
+    for level, t in enumerate(teacher):
+        by_level = by_fused
+        if fusion == "product":
+            for other in levels[:level] + levels[level + 1 :]:
+                by_level = by_level * other
+        by_distance = _upsample_adjoint(by_level, t.shape[-2:], align_corners)
+        for index in range(level, len(student), count):
+            scale = weights[index] if weights else 1.0
+            own = (needs[level], needs[count + index])
+            by_t, by_s = _distance_backward(by_distance * scale, t, student[index], value_share, own)
+            if by_t is not None:
+                earlier = gradients[level]
+                gradients[level] = by_t if earlier is None else earlier + by_t
+            gradients[count + index] = by_s
+    return [
+        like.new_empty(0) if value is None else value.to(like.dtype)
+        for value, like in zip(gradients, [*teacher, *student], strict=True)
+    ]
+
+
+def _levels(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    size: Sequence[int],
+    weights: Sequence[float],
+    align_corners: bool,
+    value_share: float,
+) -> list[Tensor]:
+    """Omega^n of every level, upsampled: (N, H, W)."""
+    levels = []
+    for level, t in enumerate(teacher):
+        total: Tensor | None = None
+        for index in range(level, len(student), len(teacher)):
+            part = _distance(t, student[index], value_share) * (weights[index] if weights else 1.0)
+            total = part if total is None else total + part
+        assert total is not None
+        levels.append(F.interpolate(total.unsqueeze(1), tuple(size), mode="bilinear", align_corners=align_corners).squeeze(1))
+    return levels
+
+
+def _fuse(levels: Sequence[Tensor], fusion: str) -> Tensor:
+    total = levels[0]
+    for level in levels[1:]:
+        total = total * level if fusion == "product" else total + level
+    return total
+
+
+def _distance(teacher: Tensor, student: Tensor, share: float) -> Tensor:
+    """(N, H, W): (1 - share) (1 - cos) + share * mean squared difference, in float32 at least."""
+    t, s = _wide(teacher), _wide(student)
+    norms = (t.square().sum(1) * s.square().sum(1)).sqrt().clamp_min(EPSILON)
+    return (1 - share) * (1 - (t * s).sum(1) / norms) + share * (t - s).square().mean(1)
+
+
+def _distance_backward(
+    grad: Tensor, teacher: Tensor, student: Tensor, share: float, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    t, s, grad = _wide(teacher), _wide(student), grad.unsqueeze(1)
+    dot, tt, ss = (t * s).sum(1, True), t.square().sum(1, True), s.square().sum(1, True)
+    norms = (tt * ss).sqrt()
+    slope = -(1 - share) * grad / norms.clamp_min(EPSILON)
+    value = share * 2 / t.shape[1] * grad * (t - s)
+    regular = norms > EPSILON  # a clamped norm is a constant
+
+    def along(square: Tensor) -> Tensor:
+        return torch.where(regular, dot / square.clamp_min(EPSILON**2), torch.zeros_like(dot))
+
+    by_teacher = slope * (s - along(tt) * t) + value if needs[0] else None
+    by_student = slope * (t - along(ss) * s) - value if needs[1] else None
+    return by_teacher, by_student
+
+
+def _upsample_adjoint(grad: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    input_size = [grad.shape[0], 1, *size]
+    upsampled = torch.ops.aten.upsample_bilinear2d_backward(
+        grad.unsqueeze(1).contiguous(), list(grad.shape[1:]), input_size, align_corners
+    )
+    return upsampled.squeeze(1)
+
+
+def _smooth(maps: Tensor, sigma: float, *, adjoint: bool = False) -> Tensor:
+    """Gaussian of (N, H, W), radius 4 sigma, mirrored at the border: scipy.ndimage.gaussian_filter's default."""
+    if sigma == 0:
+        return maps
+    rows, columns = (_smoothing_matrix(length, sigma, maps) for length in maps.shape[1:])
+    return rows.t() @ maps @ columns if adjoint else rows @ maps @ columns.t()
+
+
+def _smoothing_matrix(length: int, sigma: float, like: Tensor) -> Tensor:
+    """(length, length); mirroring is folded into it, so that a radius beyond the image needs no special case."""
+    radius = int(4 * sigma + 0.5)
+    steps = torch.arange(-radius, radius + 1, device=like.device)
+    kernel = torch.exp(-0.5 * (steps.to(like.dtype) / sigma) ** 2)
+    reached = torch.arange(length, device=like.device).unsqueeze(1) + steps
+    folded = reached.remainder(2 * length)
+    folded = torch.minimum(folded, 2 * length - 1 - folded)
+    matrix = torch.zeros(length, length, dtype=like.dtype, device=like.device)
+    return matrix.scatter_add(1, folded, (kernel / kernel.sum()).expand(length, -1))
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -1,0 +1,125 @@
+"""``bkd-fast predict``: scores, decisions, heat maps and masks of new images, in files."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bkd_fast.data import ImageError, image_files, load_image
+from bkd_fast.detector import BATCH, Detector
+from bkd_fast.errors import BKDError
+from bkd_fast.files import atomic_path, atomic_write
+from bkd_fast.report import HeatScale, render_panel, write_overlay
+
+log = logging.getLogger("bkd_fast")
+COLUMNS = ("file", "score", "threshold", "decision")
+
+
+def predict(
+    run: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    device: str = "auto",
+    threshold: float | None = None,
+    skip_unreadable: bool = False,
+) -> str:
+    """Judges images and writes ``scores.csv``, ``heatmaps/`` (PNG panels) and ``masks/`` (PNG) into ``out``.
+
+    Args:
+        run: folder of one trained category.
+        images: image files, or folders that are searched for them.
+        out: must be new or empty.
+        threshold: decides instead of the run's own.
+        skip_unreadable: unreadable images are reported and left out; otherwise the first one stops the work, and
+            what was judged before it is kept.
+
+    Returns:
+        One line for the user: how many images were judged and called anomalous.
+
+    Raises:
+        BKDError: no images, an occupied or unwritable ``out``, an unreadable image, an unusable run.
+    """
+    out = Path(out)
+    named = _names([Path(image) for image in images])
+    detector = Detector.load(run, device=device)
+    if threshold is not None:
+        detector.threshold = threshold
+    if out.exists() and any(out.iterdir()):
+        raise BKDError(f"the output folder {out} is not empty: choose another --out")
+    reach = detector.pixel_threshold / detector.calibration.normal_level
+    scale = HeatScale(1 / reach, reach)  # heat 1 is the threshold, as in the report
+    rows: list[dict[str, object]] = []
+    try:
+        for names, paths, arrays in _decoded(named, skip_unreadable):
+            predictions = detector(arrays)
+            assert isinstance(predictions, list)
+            for name, path, array, prediction in zip(names, paths, arrays, predictions, strict=True):
+                panel = render_panel(array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale)
+                write_overlay(out / "heatmaps" / f"{name}.png", panel)
+                with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:
+                    Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
+                decision = "anomalous" if prediction.label else "normal"
+                rows.append(dict(zip(COLUMNS, (str(path), prediction.score, detector.threshold, decision), strict=True)))
+    finally:
+        if rows:
+            with atomic_write(out / "scores.csv") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+    anomalous = sum(row["decision"] == "anomalous" for row in rows)
+    return f"{len(rows)} images judged, {anomalous} anomalous: {out / 'scores.csv'}"
+
+
+def _names(arguments: Sequence[Path]) -> dict[str, Path]:
+    """Output name -> image file; two files of the same name get numbers."""
+    named: dict[str, Path] = {}
+    for argument in arguments:
+        if argument.is_dir():
+            found = [(str(path.relative_to(argument).with_suffix("")), path) for path in image_files(argument)]
+            if not found:
+                raise BKDError(f"there are no images in the folder {argument}")
+        elif argument.is_file():
+            found = [(argument.stem, argument)]
+        else:
+            raise BKDError(f"there is no image or folder {argument}")
+        for name, path in found:
+            unique, number = name, 2
+            while unique in named:
+                unique, number = f"{name}_{number}", number + 1
+            named[unique] = path
+    return named
+
+
+def _decoded(
+    named: dict[str, Path], skip_unreadable: bool
+) -> Iterator[tuple[list[str], list[Path], list[np.ndarray]]]:
+    """Batches of (names, paths, images (H, W, 3) uint8)."""
+    batch: tuple[list[str], list[Path], list[np.ndarray]] = ([], [], [])
+    for name, path in named.items():
+        try:
+            image = load_image(path)
+        except ImageError as error:
+            if not skip_unreadable:
+                if batch[0]:
+                    yield batch
+                raise
+            log.warning("skipped: %s", error)
+            continue
+        for part, value in zip(batch, (name, path, image), strict=True):
+            part.append(value)  # type: ignore[arg-type]
+        if len(batch[0]) == BATCH:
+            yield batch
+            batch = ([], [], [])
+    if batch[0]:
+        yield batch
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,8 @@
+"""Pictures and the page that show what a detector found: overlays on one fixed colour scale, and ``report.html``."""
+
+from bkd_fast.report.heat import HeatScale
+from bkd_fast.report.overlays import render_panel, write_overlay
+from bkd_fast.report.page import write_report
+from bkd_fast.report.records import CategoryReport, ImageRecord
+
+__all__ = ["CategoryReport", "HeatScale", "ImageRecord", "render_panel", "write_overlay", "write_report"]

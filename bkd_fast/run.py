@@ -1,0 +1,184 @@
+"""The run folder: everything a trained model needs, checked when it is read.
+
+One category is one folder with ``config.json``, ``model.safetensors`` and ``support/``. ``config.json`` is written last and holds
+the checksums of the others, so a folder with it is whole. A run over several categories holds one such folder each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bkd_fast.config import BKDConfig
+from bkd_fast.data import load_support, save_support
+from bkd_fast.errors import BKDError
+from bkd_fast.files import atomic_path, write_json
+from bkd_fast.model import BKD
+
+FORMAT = 1
+CONFIG, MODEL, SUPPORT, CHECKPOINT, LOG = (
+    "config.json",
+    "model.safetensors",
+    "support",
+    "checkpoint.safetensors",
+    "log.csv",
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What held-out normal images say of a trained model; nothing here has seen a test image.
+
+    ``threshold``: an image whose score is above it is anomalous. ``pixel_threshold``: the same for pixels of the map.
+    ``normal_level``: median pixel of the maps, where heat maps begin.
+    ``map_scale``: mean distance per branch and level.
+    """
+
+    threshold: float
+    pixel_threshold: float
+    normal_level: float
+    map_scale: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the images of a run came from, so that ``evaluate`` finds them again."""
+
+    root: str
+    category: str
+    anomalous: str | None = None
+    masks: str | None = None
+    train_files: list[str] = field(default_factory=list)
+    held_out_files: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One category's trained model as read from its folder."""
+
+    folder: Path
+    config: BKDConfig
+    calibration: Calibration
+    source: DataSource
+    model: BKD
+    support: Tensor
+
+
+def save_trained(
+    folder: Path,
+    model: BKD,
+    calibration: Calibration,
+    source: DataSource,
+    support: Sequence[np.ndarray],
+    version: str,
+) -> None:
+    """Writes a category's folder, ``config.json`` last. ``support``: images (H, W, 3) uint8."""
+    save_support(folder / SUPPORT, list(support))
+    save_tensors(folder / MODEL, model.state_dict(), {})
+    files = [MODEL, *sorted(f"{SUPPORT}/{path.name}" for path in (folder / SUPPORT).iterdir())]
+    write_json(
+        folder / CONFIG,
+        {
+            "format": FORMAT,
+            "bkd_fast": version,
+            "config": model.config.to_dict(),
+            "calibration": asdict(calibration),
+            "source": asdict(source),
+            "files": {name: _checksum(folder / name) for name in files},
+        },
+    )
+
+
+def load_trained(folder: str | Path) -> Trained:
+    """Reads a category's folder.
+
+    Raises:
+        BKDError: not a run, half-written, from another format version, or altered since it was written.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if "categories" in manifest:
+        choices = ", ".join(str(folder / name) for name in manifest["categories"])
+        raise BKDError(f"{folder} holds several categories, each a model of its own: choose one of {choices}")
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise BKDError(f"{folder} is incomplete: {name} is missing. Restore it or train again.")
+        if _checksum(path) != expected:
+            raise BKDError(f"{path} was altered since the run was saved (its SHA-256 differs). Restore it or train again.")
+    config = BKDConfig.from_dict(manifest["config"])
+    model = BKD(config, load_teacher=False)
+    load_state(model, load_file(folder / MODEL), folder / MODEL)
+    calibration = Calibration(**manifest["calibration"])
+    model.map_scale = calibration.map_scale
+    support = load_support(folder / SUPPORT, config.image_size)
+    return Trained(folder, config, calibration, DataSource(**manifest["source"]), model.eval(), support)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a run folder, its format checked."""
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise BKDError(f"there is no run folder {folder}: expected one written by `bkd-fast train … --out {folder}`")
+    if not path.is_file():
+        unfinished = any(folder.rglob(CHECKPOINT))
+        hint = "its training did not finish: go on with `bkd-fast train … --resume`" if unfinished else "not a run"
+        raise BKDError(f"{folder} has no {CONFIG}: {hint}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BKDError(f"{path} is not valid JSON ({error}): the run was altered or half-copied") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise BKDError(
+            f"{path} has run format {found!r}, and this bkd_fast reads format {FORMAT}: train again, or install "
+            f"the bkd_fast that wrote it ({manifest.get('bkd_fast') if isinstance(manifest, dict) else None})"
+        )
+    needed = {"categories"} if "categories" in manifest else {"config", "calibration", "source", "files"}
+    missing = sorted(needed - manifest.keys())
+    if missing:
+        raise BKDError(f"{path} lacks {', '.join(missing)}: the run was altered")
+    return manifest
+
+
+def category_folders(run: str | Path) -> dict[str, Path]:
+    """Category name -> its folder, for a run of one category (the folder itself) or of several."""
+    run = Path(run)
+    manifest = read_manifest(run)
+    if "categories" in manifest:
+        return {name: run / name for name in manifest["categories"]}
+    return {manifest["source"]["category"]: run}
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file atomically; a failed write (a full disk) leaves the earlier file as it was."""
+    with atomic_path(path) as temporary:
+        try:
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, dict(metadata))
+        except (SafetensorError, OSError) as error:
+            raise BKDError(f"{path} could not be written ({error}); the file before it, if any, is as it was") from error
+
+
+def load_state(model: BKD, state: Mapping[str, Tensor], path: Path) -> None:
+    """Loads a state dict that must fit exactly."""
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise BKDError(f"{path} does not fit the configuration beside it: {error}") from error
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

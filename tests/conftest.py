@@ -1,0 +1,67 @@
+"""Fixtures for the whole suite: a tiny data set and a tiny configuration that train in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bkd_fast.config import BKDConfig
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> BKDConfig:
+    """ResNet-18 with random weights at 64 x 64: every part of the model, none of its cost."""
+    return BKDConfig(
+        teacher="resnet18",
+        weights="none",
+        image_size=(64, 64),
+        memory_items=16,
+        epochs=2,
+        batch_size=4,
+        holdout=0.2,
+    )
+
+
+def make_category(root: Path, *, train: int = 10, good: int = 3, bad: int = 3, size: tuple[int, int] = (72, 80)) -> Path:
+    """A category in the MVTec layout: noise on a gradient, defects are bright squares with exact masks."""
+    generator = np.random.default_rng(0)
+
+    def image() -> np.ndarray:
+        ramp = np.linspace(60, 140, size[1])[None, :, None] * np.ones((*size[:1], 1, 3))
+        return np.clip(ramp + generator.normal(0, 12, (*size, 3)), 0, 255).astype(np.uint8)
+
+    for folder, count in (("train/good", train), ("test/good", good)):
+        for index in range(count):
+            path = root / folder / f"{index:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image()).save(path)
+    for index in range(bad):
+        picture, mask = image(), np.zeros(size, np.uint8)
+        top = 10 + 10 * index
+        picture[top : top + 16, 20:40] = 250
+        mask[top : top + 16, 20:40] = 255
+        for folder, name, array in (("test/hole", f"{index:03}.png", picture), ("ground_truth/hole", f"{index:03}_mask.png", mask)):
+            path = root / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """One category, ``tile``."""
+    return make_category(tmp_path_factory.mktemp("data") / "tile")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tiny_config, tmp_path_factory) -> Path:
+    """A trained run of the tiny category."""
+    from bkd_fast.training import train
+
+    return train(tiny_data, tmp_path_factory.mktemp("runs") / "tile", tiny_config, progress=False)

@@ -1,0 +1,116 @@
+import pytest
+import timm
+import torch
+
+from bkd_fast.config import BKDConfig
+from bkd_fast.errors import BKDError
+from bkd_fast.model.teacher import Teacher
+from bkd_fast.model.weights import PACKAGES
+
+
+def raw(**changes) -> BKDConfig:
+    return BKDConfig(weights="none", standardize=False, pool=1, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("wide_resnet50_2.tv_in1k", (256, 512, 1024)),
+        ("resnet18", (64, 128, 256)),
+        ("tf_efficientnet_lite0", (24, 40, 112)),
+    ],
+)
+def test_levels_are_strides_4_8_16(name, channels):
+    teacher = Teacher(raw(teacher=name))
+    assert teacher.channels == channels
+    shapes = [tuple(level.shape) for level in teacher(torch.rand(2, 3, 64, 96))]
+    assert shapes == [(2, width, 64 // s, 96 // s) for width, s in zip(channels, (4, 8, 16), strict=True)]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_folded_equals_timm(name, tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False).eval()
+    for module in network.modules():  # statistics as a trained network has them
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    teacher = Teacher(BKDConfig(teacher=name, weights=str(tmp_path / "weights.pth"), standardize=False, pool=1))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in teacher.modules())
+
+    plain = timm.create_model(name, pretrained=False, features_only=True).eval()
+    plain.load_state_dict(network.state_dict(), strict=False)
+    images = torch.rand(2, 3, 64, 64)
+    normalized = (images - teacher.image_mean) / teacher.image_deviation
+    with torch.no_grad():
+        wanted = [
+            level
+            for level, stride in zip(plain(normalized), plain.feature_info.reduction(), strict=True)
+            if stride in (4, 8, 16)
+        ]
+    for level, expected in zip(teacher(images), wanted, strict=True):
+        torch.testing.assert_close(level, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_lite0_package_weights_are_imagenet_weights():
+    pytest.importorskip(PACKAGES["tf_efficientnet_lite0"][1], reason="the demo extra is not installed")
+    random = Teacher(BKDConfig(teacher="tf_efficientnet_lite0", weights="none"))
+    loaded = Teacher(BKDConfig(teacher="tf_efficientnet_lite0"))
+    name, weight = next(iter(loaded.network.named_parameters()))
+    assert not torch.equal(weight, dict(random.network.named_parameters())[name])
+    assert loaded.image_mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    # Trained filters answer to structure: an edge excites the first level more than a flat image does.
+    flat, edge = torch.full((1, 3, 64, 64), 0.5), torch.full((1, 3, 64, 64), 0.2)
+    edge[..., 32:] = 0.8
+    assert loaded(edge)[0].std() > 1.5 * loaded(flat)[0][:, :, 4:-4, 4:-4].std()
+
+
+def test_stays_frozen_and_in_eval():
+    teacher = Teacher(raw(teacher="resnet18")).train()
+    assert not teacher.training
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not teacher(torch.rand(1, 3, 64, 64, requires_grad=True))[0].requires_grad
+
+
+def test_unknown_model_is_named():
+    with pytest.raises(BKDError, match="no model 'resnt18'"):
+        Teacher(raw(teacher="resnt18"))
+
+
+def test_model_without_the_strides_is_refused():
+    with pytest.raises(BKDError, match="vit_tiny_patch16_224"):
+        Teacher(raw(teacher="vit_tiny_patch16_224"))
+
+
+def test_missing_weights_name_all_three_sources(monkeypatch):
+    original = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            raise ConnectionError("no route to the hub")
+        return original(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(BKDError, match=r"(?s)local file.*installed package.*hub.*no route") as caught:
+        Teacher(BKDConfig(teacher="resnet18"))
+    assert "weights=PATH" in str(caught.value)
+
+
+@pytest.mark.parametrize("teacher", ["wide_resnet50_2", "resnet18"])
+def test_weights_of_another_architecture_are_refused(teacher, tmp_path):
+    path = tmp_path / "resnet34.pth"
+    torch.save(timm.create_model("resnet34", pretrained=False).state_dict(), path)
+    with pytest.raises(BKDError, match=f"does not fit the teacher {teacher}"):
+        Teacher(BKDConfig(teacher=teacher, weights=str(path)))
+
+
+def test_weights_file_problems(tmp_path):
+    with pytest.raises(BKDError, match="there is no file"):
+        Teacher(BKDConfig(teacher="resnet18", weights=str(tmp_path / "none.pth")))
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(BKDError, match="cannot be read"):
+        Teacher(BKDConfig(teacher="resnet18", weights=str(tmp_path / "broken.pth")))

@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from bkd_fast.config import PRESETS, BKDConfig
+from bkd_fast.errors import BKDError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name):
+    config = BKDConfig.preset(name)
+    assert BKDConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_paper_preset_is_the_paper():
+    paper = BKDConfig.preset("paper")
+    assert (paper.memory_items, paper.memory_threshold, paper.memory_temperature) == (200, 0.002, 1.0)
+    assert (paper.offset_activation, paper.cascade, paper.fusion) == ("softmax", "product", "product")
+    assert (paper.learning_rate, paper.betas, paper.epochs, paper.batch_size) == (0.005, (0.5, 0.999), 200, 16)
+    assert not paper.modulated
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shot": 3}, "did you mean 'shots'"),
+        ({"fusion": "max"}, "expected one of 'product', 'sum'"),
+        ({"epochs": 0}, "epochs is 0: expected a value from 1"),
+        ({"epochs": "many"}, "epochs is 'many': expected a value of type int"),
+        ({"epochs": True}, "expected a value of type int"),
+        ({"image_size": (256,)}, "image_size is .*expected 2 values"),
+        ({"image_size": (16, 256)}, "at least 32 pixels"),
+        ({"pool": 2}, "odd number"),
+        ({"forward_branch": False, "reverse_branch": False}, "keep at least one"),
+        ({"student_output": "relu"}, "standardised features"),
+        ({"memory_items": 0}, "needs a memory"),
+        ({"betas": (0.5, 1.5)}, "betas"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_unusable_values_are_named(changes, words):
+    with pytest.raises(BKDError, match=words):
+        BKDConfig().with_changes(**changes)
+
+
+def test_unknown_preset_lists_presets():
+    with pytest.raises(BKDError, match="default, paper, rd4ad"):
+        BKDConfig.preset("best")

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bkd_fast.data import load_image, to_tensor
+from bkd_fast.detector import Detector, Prediction
+from bkd_fast.errors import BKDError
+from bkd_fast.run import load_trained
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_run):
+    return Detector.load(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def picture(tiny_data):
+    return tiny_data / "test/hole/000.png"
+
+
+def same(first: Prediction, second: Prediction) -> None:
+    assert first.score == pytest.approx(second.score, rel=1e-4)
+    np.testing.assert_allclose(first.anomaly_map, second.anomaly_map, rtol=1e-3, atol=1e-6)
+
+
+def test_every_kind_of_input_gives_the_same_prediction(detector, picture):
+    array = load_image(picture)
+    expected = detector(picture)
+    same(detector(str(picture)), expected)
+    same(detector(Image.open(picture)), expected)
+    same(detector(array), expected)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    same(detector(tensor), expected)
+    same(detector(tensor.float() / 255), expected)
+    for batch in ([picture, array], torch.stack([tensor, tensor])):
+        predictions = detector(batch)
+        assert len(predictions) == 2
+        same(predictions[1], expected)
+
+
+def test_grey_arrays_are_grey_images(detector):
+    grey = np.random.default_rng(0).integers(0, 256, (70, 90), dtype=np.uint8)
+    same(detector(grey), detector(np.repeat(grey[:, :, None], 3, axis=2)))
+
+
+def test_a_prediction_is_at_the_size_of_its_image(detector):
+    sizes = [(50, 200), (64, 64), (333, 41)]
+    predictions = detector([np.full((*size, 3), 100, np.uint8) for size in sizes])
+    assert [p.anomaly_map.shape for p in predictions] == sizes
+    assert all(p.mask.dtype == bool and p.mask.shape == p.anomaly_map.shape for p in predictions)
+
+
+def test_a_large_batch_is_the_images_one_by_one(detector, tiny_data):
+    paths = sorted((tiny_data / "train/good").iterdir())
+    assert len(paths) > 8
+    for prediction, path in zip(detector(paths), paths, strict=True):
+        same(prediction, detector(path))
+
+
+def test_thresholds_decide_and_can_be_changed(tiny_run, picture):
+    detector = Detector.load(tiny_run)
+    score = detector(picture).score
+    detector.threshold = score * 1.01
+    assert not detector(picture).label
+    detector.threshold = score * 0.99
+    assert detector(picture).label
+    detector.pixel_threshold = float("inf")
+    assert not detector(picture).mask.any()
+
+
+def test_held_out_normals_are_under_the_threshold(detector, tiny_run, tiny_data):
+    held_out = load_trained(tiny_run).source.held_out_files
+    assert held_out
+    scores = [detector(tiny_data / "train/good" / name).score for name in held_out]
+    assert max(scores) == pytest.approx(detector.threshold, rel=1e-3)
+
+
+def test_the_support_can_be_replaced(tiny_run, tiny_data, picture):
+    detector = Detector.load(tiny_run)
+    before = detector(picture)
+    files = sorted((tiny_data / "train/good").iterdir())
+    detector.set_support(files[3:8])
+    assert detector(picture).score != before.score
+    detector.set_support(sorted((tiny_run / "support").iterdir()))
+    same(detector(picture), before)
+    with pytest.raises(BKDError, match="at least one image"):
+        detector.set_support([])
+
+
+def test_branches_are_judged_apart(detector, picture):
+    image = to_tensor(load_image(picture), detector.config.image_size)[None]
+    both, forward, reverse = (
+        detector.score(image, branches)[1] for branches in (("forward", "reverse"), ["forward"], ["reverse"])
+    )
+    assert not torch.allclose(forward, reverse)
+    assert not torch.allclose(both, forward)
+
+
+def test_unknown_devices_are_refused(tiny_run):
+    if not torch.cuda.is_available():
+        with pytest.raises(BKDError, match="no CUDA device"):
+            Detector.load(tiny_run, device="cuda")
+
+
+def test_a_detector_needs_no_training_stack(tiny_run):
+    """The production program does not pay for what only training uses."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from bkd_fast import Detector; "
+        f"Detector.load({str(tiny_run)!r}); "
+        "print([name for name in ('lightning_fabric', 'sklearn', 'skimage', 'bkd_fast.training') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

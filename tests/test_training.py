@@ -1,0 +1,216 @@
+"""Training: learning, exact resume, interruption, failure, and processes side by side."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bkd_fast import training
+from bkd_fast.batches import Schedule
+from bkd_fast.checkpoint import Progress, load_checkpoint
+from bkd_fast.config import BKDConfig
+from bkd_fast.errors import BKDError
+from bkd_fast.files import atomic_path
+from bkd_fast.model import BKD
+from bkd_fast.training import train
+
+
+def weights(run):
+    return load_file(run / "model.safetensors")
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+class StopAt:
+    """Makes the training believe that Ctrl-C was pressed at a given step."""
+
+    def __init__(self, monkeypatch, step):
+        self.left = step
+        original = training.TrainingStep.forward
+
+        def forward(module, *arguments):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), 2)
+            return original(module, *arguments)
+
+        monkeypatch.setattr(training.TrainingStep, "forward", forward)
+
+
+def test_the_run_folder_holds_what_it_should(tiny_run, tiny_config):
+    names = {path.name for path in tiny_run.iterdir()}
+    assert {"config.json", "model.safetensors", "support", "log.csv"} <= names
+    assert "checkpoint.safetensors" not in names
+    assert len(list((tiny_run / "support").iterdir())) == tiny_config.shots
+    manifest = json.loads((tiny_run / "config.json").read_text())
+    assert BKDConfig.from_dict(manifest["config"]) == tiny_config
+    assert not set(manifest["source"]["train_files"]) & set(manifest["source"]["held_out_files"])
+    with (tiny_run / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in rows] == [1, 2]
+    assert float(rows[1]["total"]) < float(rows[0]["total"])
+    assert {"forward", "reverse", "offset_1", "max_offset_3", "learning_rate"} <= rows[0].keys()
+
+
+def test_training_twice_gives_the_same_bits(tiny_data, tiny_config, tiny_run, tmp_path):
+    assert_same_weights(train(tiny_data, tmp_path / "again", tiny_config), tiny_run)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_an_interrupted_run_resumes_exactly(tiny_data, tiny_config, tiny_run, tmp_path, monkeypatch, step):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        StopAt(patch, step)
+        train(tiny_data, out, tiny_config)
+    assert (out / "checkpoint.safetensors").is_file()
+    assert not (out / "config.json").exists()
+    assert_same_weights(train(tiny_data, out, tiny_config, resume=True), tiny_run)
+    assert not (out / "checkpoint.safetensors").exists()
+    # Both logs hold the same means over whole epochs.
+    logs = [[row for row in csv.DictReader((run / "log.csv").open())] for run in (out, tiny_run)]
+    assert [row["total"] for row in logs[0]] == [row["total"] for row in logs[1]]
+
+
+def test_resuming_with_another_configuration_names_the_field(tiny_data, tiny_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        StopAt(patch, 2)
+        train(tiny_data, tmp_path / "run", tiny_config)
+    with pytest.raises(BKDError, match="learning_rate"):
+        train(tiny_data, tmp_path / "run", tiny_config.with_changes(learning_rate=0.001), resume=True)
+
+
+def test_a_query_support_per_query_trains_too(tiny_data, tiny_config, tmp_path):
+    config = tiny_config.with_changes(support_draw="query", epochs=1)
+    assert (train(tiny_data, tmp_path / "run", config) / "model.safetensors").is_file()
+
+
+def test_features_beyond_the_cache_give_the_same_loss(tiny_data, tiny_config, tiny_run, tmp_path):
+    uncached = train(tiny_data, tmp_path / "run", tiny_config, cache_gb=0)
+    first, second = ([float(row["total"]) for row in csv.DictReader((run / "log.csv").open())] for run in (uncached, tiny_run))
+    assert first == pytest.approx(second, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_offset(tiny_data, tiny_config, tmp_path, monkeypatch):
+    original = BKD.losses
+
+    def losses(model, result):
+        values = original(model, result)
+        losses.calls += 1
+        return {name: value * (float("nan") if losses.calls == 3 else 1) for name, value in values.items()}
+
+    losses.calls = 0
+    monkeypatch.setattr(BKD, "losses", losses)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    with pytest.raises(BKDError, match=r"epoch 2, step 1.*largest offset .* feature pixels.*checkpoint.safetensors"):
+        train(tiny_data, tmp_path / "run", tiny_config)
+    model = BKD(tiny_config)
+    progress = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors", model, training._optimizer(model, tiny_config))
+    assert (progress.epoch, progress.step) == (1, 0)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tiny_config, tmp_path, monkeypatch):
+    from bkd_fast import run as run_module
+    from bkd_fast.checkpoint import save_checkpoint
+
+    model = BKD(tiny_config)
+    optimizer = training._optimizer(model, tiny_config)
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, model, optimizer, Progress(epoch=1))
+    before = path.read_bytes()
+
+    def full(tensors, name, metadata):
+        with open(name, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "save_file", full)
+    with pytest.raises(BKDError, match="No space left"):
+        save_checkpoint(path, model, optimizer, Progress(epoch=2))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_optimizer_gives_offsets_their_own_rate(tiny_config):
+    model = BKD(tiny_config.with_changes(offset_lr_scale=0.1))
+    groups = training._optimizer(model, model.config).param_groups
+    scales = {id(p): group["scale"] for group in groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert all(scales[id(p)] == (0.1 if "predictors" in name else 1.0) for name, p in named.items() if p.requires_grad)
+    assert not any(id(p) in scales for p in model.teacher.parameters())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("count", [5, 16, 33])
+def test_no_image_twice_in_an_epoch_and_no_support_among_queries(world, count):
+    config = BKDConfig(batch_size=8, shots=2)
+    schedules = [Schedule(count, config, rank=rank, world=world) for rank in range(world)]
+    for epoch in range(3):
+        seen: list[int] = []
+        for steps in zip(*(schedule.epoch(epoch) for schedule in schedules), strict=True):
+            queries = [query for step in steps for query in step.queries]
+            assert len({len(step.queries) for step in steps}) == 1
+            assert len({str(step.supports) for step in steps}) == 1
+            assert not set(queries) & set(steps[0].supports[0])
+            seen += queries
+        assert len(seen) == len(set(seen))
+        assert len(seen) > count - max(8, world + 2)
+
+
+def test_a_schedule_resumes_in_the_middle_of_an_epoch():
+    schedule = Schedule(40, BKDConfig(batch_size=8))
+    assert list(schedule.epoch(1, 2)) == list(schedule.epoch(1))[2:]
+    assert list(schedule.epoch(1)) != list(schedule.epoch(2))
+
+
+def test_supports_of_a_query_are_never_the_query():
+    schedule = Schedule(6, BKDConfig(batch_size=6, shots=3, support_draw="query"))
+    for step in schedule.epoch(0):
+        for query, supports in zip(step.queries, step.supports, strict=True):
+            assert query not in supports
+            assert len(set(supports)) == 3
+
+
+TWO_PROCESSES = """
+import json, sys, torch
+from bkd_fast import training
+from bkd_fast.config import BKDConfig
+rank = int(__import__("os").environ["RANK"])
+original = training._Trainer._finish
+def finish(self):
+    named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+    torch.save({"weights": {n: p.detach() for n, p in named}, "grads": {n: p.grad for n, p in named}}, f"{sys.argv[3]}/rank{rank}.pt")
+    original(self)
+training._Trainer._finish = finish
+training.train(sys.argv[1], sys.argv[2], BKDConfig(**json.loads(sys.argv[4])), devices=2, accelerator="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_average_gradients_and_agree(tiny_data, tiny_config, tmp_path):
+    config = tiny_config.with_changes(epochs=1)
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731", str(script),
+         str(tiny_data), str(tmp_path / "run"), str(tmp_path), json.dumps(config.to_dict())],
+        check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
+    # The gradients are averages: each process saw half of the images, and both hold the same sum.
+    assert any(gradient.any() for gradient in first["grads"].values())
+    for name, value in first["grads"].items():
+        assert torch.equal(value, second["grads"][name]), name
+    assert (tmp_path / "run" / "config.json").is_file()
