@@ -1,6 +1,7 @@
 """Fast bidirectional knowledge distillation: defects found after seeing good parts only.
 
-The public names are imported when they are first used, so that a program that only detects does not load what training needs.
+The public names are imported when they are first used, so that a program that only detects does not load what
+training needs.
 """
 
 from __future__ import annotations

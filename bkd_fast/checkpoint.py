@@ -24,7 +24,7 @@ MODEL_PREFIX, OPTIMIZER_PREFIX = "model/", "optimizer/"
 
 @dataclass
 class Progress:
-    """How far a training has come: ``step`` steps of ``epoch`` are done, with their sums, after ``rows`` whole epochs."""
+    """How far a training has come: whole epochs as ``rows``, then ``step`` steps of ``epoch`` with their ``sums``."""
 
     epoch: int = 0
     step: int = 0
@@ -35,7 +35,7 @@ class Progress:
 
 def save_checkpoint(path: Path, model: BKD, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Writes the checkpoint atomically. Order and randomness need no saving: they follow from seed, epoch and step."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {MODEL_PREFIX + name: value for name, value in model.state_dict().items()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -65,7 +65,8 @@ def load_checkpoint(path: Path, model: BKD, optimizer: torch.optim.Optimizer) ->
         state = _under(saved, f"{name}/")
         if state:
             optimizer.state[parameter] = {
-                key: value if key == "step" else torch.empty_like(parameter).copy_(value) for key, value in state.items()
+                key: value if key == "step" else torch.empty_like(parameter).copy_(value)
+                for key, value in state.items()
             }
     return Progress(**meta["progress"])
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bkd-fast: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = f"; go on with the same command and --resume" if arguments.command == "train" else ""
+        hint = "; go on with the same command and --resume" if arguments.command == "train" else ""
         print(f"bkd-fast: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
@@ -87,10 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     predict = _command(commands, "predict", _predict, "judge images with a trained run")
     predict.add_argument("run_folder", type=Path, metavar="RUN")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files or folders of images")
-    predict.add_argument("--out", type=Path, required=True, help="folder for scores.csv, heat maps and masks; new or empty")
+    predict.add_argument(
+        "--out", type=Path, required=True, help="folder for scores.csv, heat maps and masks; new or empty"
+    )
     predict.add_argument("--device", default="auto")
     predict.add_argument("--threshold", type=float, help="decide with this threshold instead of the run's")
-    predict.add_argument("--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on")
+    predict.add_argument(
+        "--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on"
+    )
 
     info = _command(commands, "info", _info, "versions, devices and which kernels are built")
     info.add_argument("--json", action="store_true", help="as JSON")

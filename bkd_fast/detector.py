@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from bkd_fast.errors import BKDError
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.run import Trained, load_trained
 
-ImageLike = Union[str, Path, Image.Image, np.ndarray, Tensor]
+ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 BATCH = 8  # images that go through the network together
 
 
@@ -28,7 +28,8 @@ class Prediction:
     """What the detector says of one image.
 
     ``score``: raw and unbounded, higher is more anomalous. ``label``: True where it is above the threshold.
-    ``anomaly_map``: (H, W) float32, raw, at the image's own size. ``mask``: (H, W) bool, pixels above the pixel threshold.
+    ``anomaly_map``: (H, W) float32, raw, at the image's own size. ``mask``: (H, W) bool, pixels above the pixel
+    threshold.
     """
 
     score: float
@@ -86,7 +87,9 @@ class Detector:
         Raises:
             BKDError: something that is not an image; the message says what it was.
         """
-        if isinstance(images, (str, Path, Image.Image, np.ndarray)) or (isinstance(images, Tensor) and images.ndim != 4):
+        if isinstance(images, (str, Path, Image.Image, np.ndarray)) or (
+            isinstance(images, Tensor) and images.ndim != 4
+        ):
             return self._predict([images])[0]
         return self._predict(list(images))
 
@@ -133,18 +136,24 @@ class Detector:
         elif isinstance(image, np.ndarray):
             array = _checked_array(image)
         else:
-            raise BKDError(f"an image of type {type(image).__name__}: expected a path, a PIL image, an array or a tensor")
+            raise BKDError(
+                f"an image of type {type(image).__name__}: expected a path, a PIL image, an array or a tensor"
+            )
         return to_tensor(array, self.config.image_size), (array.shape[0], array.shape[1])
 
     def _from_tensor(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise BKDError(f"an image tensor of shape {tuple(image.shape)}: expected (3, H, W), or (N, 3, H, W) for a batch")
+            raise BKDError(
+                f"an image tensor of shape {tuple(image.shape)}: expected (3, H, W), or (N, 3, H, W) for a batch"
+            )
         if image.dtype == torch.uint8:
             image = image.float() / 255
         elif not image.is_floating_point():
             raise BKDError(f"an image tensor of {image.dtype}: expected uint8, or floating point in [0, 1]")
         if not (torch.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-            raise BKDError("an image tensor with values outside [0, 1] or NaN: divide 8-bit values by 255; do not normalise")
+            raise BKDError(
+                "an image tensor with values outside [0, 1] or NaN: divide 8-bit values by 255; do not normalise"
+            )
         size = (image.shape[1], image.shape[2])
         if size != self.config.image_size:
             image = F.interpolate(image[None].float(), size=self.config.image_size, mode="bilinear", antialias=True)[0]
@@ -152,8 +161,15 @@ class Detector:
 
 
 def _checked_array(array: np.ndarray) -> np.ndarray:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] != 3):
-        raise BKDError(f"an image array of shape {array.shape}, {array.dtype}: expected uint8 of shape (H, W) or (H, W, 3) RGB")
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or 0 in array.shape
+        or (array.ndim == 3 and array.shape[2] != 3)
+    ):
+        raise BKDError(
+            f"an image array of shape {array.shape}, {array.dtype}: expected uint8 of shape (H, W) or (H, W, 3) RGB"
+        )
     return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
 
 

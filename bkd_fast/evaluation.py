@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +86,13 @@ def evaluate(
         reports.append(report)
         metrics["categories"][name] = figures
         rows += [
-            dict(zip(SCORE_COLUMNS, (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision), strict=True))
+            dict(
+                zip(
+                    SCORE_COLUMNS,
+                    (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision),
+                    strict=True,
+                )
+            )
             for image in report.images
         ]
     metrics["mean"] = mean_metrics(metrics["categories"].values())
@@ -110,7 +115,7 @@ def evaluate(
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """The figures of :func:`evaluate` as text, in percent: a line a category, the branches under each, the mean last."""
+    """The figures of :func:`evaluate` in percent: a line a category, its branches under it, the mean last."""
     names = [name.replace("_", " ") for name in METRIC_NAMES]
     rows: list[tuple[str, Mapping[str, float | None]]] = []
     for category, figures in metrics["categories"].items():
@@ -122,8 +127,11 @@ def table(metrics: Mapping[str, Any]) -> str:
     width = max(len(label) for label, _ in rows)
     lines = [" " * width + "  " + "  ".join(names)]
     for label, figures in rows:
-        cells = ["–" if figures[name] is None else f"{100 * figures[name]:.1f}" for name in METRIC_NAMES]
-        lines.append(f"{label:<{width}}  " + "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, names, strict=True)))
+        values = [figures[name] for name in METRIC_NAMES]
+        cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
+        lines.append(
+            f"{label:<{width}}  " + "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, names, strict=True))
+        )
     return "\n".join(lines)
 
 
@@ -137,11 +145,17 @@ def _measure(
     progress: bool | None,
 ) -> tuple[CategoryReport, dict[str, Any]]:
     size = detector.config.image_size
-    branches = {BOTH: BRANCHES, **{branch: (branch,) for branch in BRANCHES}} if len(detector.model.branches()) > 1 else {BOTH: BRANCHES}
+    branches = (
+        {BOTH: BRANCHES, **{branch: (branch,) for branch in BRANCHES}}
+        if len(detector.model.branches()) > 1
+        else {BOTH: BRANCHES}
+    )
     gathered = {branch: _Branch(PixelMetrics()) for branch in branches}
     records: list[ImageRecord] = []
     unmasked = [sample for sample in samples if sample.label and sample.mask is None]
-    bar = tqdm(total=len(samples), desc=f"evaluating {name}", unit="image", disable=None if progress is None else not progress)
+    bar = tqdm(
+        total=len(samples), desc=f"evaluating {name}", unit="image", disable=None if progress is None else not progress
+    )
     with bar:
         for part, images in _batches(samples, size):
             result = detector.distill(images)
@@ -192,7 +206,7 @@ def _record(
     category: str,
     scale: HeatScale,
 ) -> ImageRecord:
-    overlay = run / "overlays" / category / sample.defect / f"{sample.path.stem}.png"
+    overlay = run / "overlays" / category / sample.defect / f"{sample.path.name}.png"
     picture = resize_image(load_image(sample.path), detector.config.image_size)
     # Heat is shown in units of the category's own threshold, so that one scale serves the whole run.
     panel = render_panel(
@@ -216,7 +230,7 @@ def _record(
 def _heat_scale(detectors: list[Detector]) -> HeatScale:
     """Logarithmic, around the threshold (1): from the plainest category's median normal pixel to as far above."""
     reach = max(detector.pixel_threshold / detector.calibration.normal_level for detector in detectors)
-    return HeatScale(1 / reach, reach)
+    return HeatScale(1 / reach, reach, unit="times the pixel threshold")
 
 
 def _batches(samples: list[Sample], size: tuple[int, int]) -> Iterator[tuple[list[Sample], Tensor]]:
@@ -242,11 +256,15 @@ def _test_samples(folder: Path, data: str | Path | None, name: str, skip_unreada
     source = load_source(folder)
     root = Path(data) if data is not None else Path(source["root"])
     if data is None and not root.exists():
-        raise BKDError(f"the data of {folder} is no longer at {root}: name its place, `bkd-fast evaluate {folder} DATA`")
+        raise BKDError(
+            f"the data of {folder} is no longer at {root}: name its place, `bkd-fast evaluate {folder} DATA`"
+        )
     extra = {key: Path(source[key]) for key in ("anomalous", "masks") if source[key] is not None and data is None}
     categories: list[Category] = find_categories(root, None, **extra)
     # A data set of one category is that category, whatever its folder is called.
-    matching = [category for category in categories if category.name == name] or (categories if len(categories) == 1 else [])
+    matching = [category for category in categories if category.name == name] or (
+        categories if len(categories) == 1 else []
+    )
     if not matching:
         found = ", ".join(category.name for category in categories)
         raise BKDError(f"{root} has no category {name!r}, which the run was trained on; it has {found}")

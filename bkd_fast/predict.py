@@ -53,19 +53,23 @@ def predict(
     if out.exists() and any(out.iterdir()):
         raise BKDError(f"the output folder {out} is not empty: choose another --out")
     reach = detector.pixel_threshold / detector.calibration.normal_level
-    scale = HeatScale(1 / reach, reach)  # heat 1 is the threshold, as in the report
+    scale = HeatScale(1 / reach, reach, unit="times the pixel threshold")  # heat 1 is the threshold, as in the report
     rows: list[dict[str, object]] = []
     try:
         for names, paths, arrays in _decoded(named, skip_unreadable):
             predictions = detector(arrays)
             assert isinstance(predictions, list)
             for name, path, array, prediction in zip(names, paths, arrays, predictions, strict=True):
-                panel = render_panel(array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale)
+                panel = render_panel(
+                    array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale
+                )
                 write_overlay(out / "heatmaps" / f"{name}.png", panel)
                 with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:
                     Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
                 decision = "anomalous" if prediction.label else "normal"
-                rows.append(dict(zip(COLUMNS, (str(path), prediction.score, detector.threshold, decision), strict=True)))
+                rows.append(
+                    dict(zip(COLUMNS, (str(path), prediction.score, detector.threshold, decision), strict=True))
+                )
     finally:
         if rows:
             with atomic_write(out / "scores.csv") as file:
@@ -96,28 +100,29 @@ def _names(arguments: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _decoded(
-    named: dict[str, Path], skip_unreadable: bool
-) -> Iterator[tuple[list[str], list[Path], list[np.ndarray]]]:
+def _decoded(named: dict[str, Path], skip_unreadable: bool) -> Iterator[tuple[list[str], list[Path], list[np.ndarray]]]:
     """Batches of (names, paths, images (H, W, 3) uint8)."""
-    batch: tuple[list[str], list[Path], list[np.ndarray]] = ([], [], [])
+    names: list[str] = []
+    paths: list[Path] = []
+    arrays: list[np.ndarray] = []
     for name, path in named.items():
         try:
             image = load_image(path)
         except ImageError as error:
             if not skip_unreadable:
-                if batch[0]:
-                    yield batch
+                if names:
+                    yield names, paths, arrays
                 raise
             log.warning("skipped: %s", error)
             continue
-        for part, value in zip(batch, (name, path, image), strict=True):
-            part.append(value)  # type: ignore[arg-type]
-        if len(batch[0]) == BATCH:
-            yield batch
-            batch = ([], [], [])
-    if batch[0]:
-        yield batch
+        names.append(name)
+        paths.append(path)
+        arrays.append(image)
+        if len(names) == BATCH:
+            yield names, paths, arrays
+            names, paths, arrays = [], [], []
+    if names:
+        yield names, paths, arrays
 
 
 def _made(path: Path) -> Path:

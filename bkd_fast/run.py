@@ -1,6 +1,7 @@
 """The run folder: everything a trained model needs, checked when it is read.
 
-One category is one folder with ``config.json``, ``model.safetensors`` and ``support/``. ``config.json`` is written last and holds
+One category is one folder with ``config.json``, ``model.safetensors`` and ``support/``. ``config.json`` is written
+last and holds
 the checksums of the others, so a folder with it is whole. A run over several categories holds one such folder each.
 """
 
@@ -114,7 +115,9 @@ def load_trained(folder: str | Path) -> Trained:
         if not path.is_file():
             raise BKDError(f"{folder} is incomplete: {name} is missing. Restore it or train again.")
         if _checksum(path) != expected:
-            raise BKDError(f"{path} was altered since the run was saved (its SHA-256 differs). Restore it or train again.")
+            raise BKDError(
+                f"{path} was altered since the run was saved (its SHA-256 differs). Restore it or train again."
+            )
     config = BKDConfig.from_dict(manifest["config"])
     model = BKD(config, load_teacher=False)
     load_state(model, load_file(folder / MODEL), folder / MODEL)
@@ -163,9 +166,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Writes a safetensors file atomically; a failed write (a full disk) leaves the earlier file as it was."""
     with atomic_path(path) as temporary:
         try:
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, dict(metadata))
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, dict(metadata)
+            )
         except (SafetensorError, OSError) as error:
-            raise BKDError(f"{path} could not be written ({error}); the file before it, if any, is as it was") from error
+            raise BKDError(
+                f"{path} could not be written ({error}); the file before it, if any, is as it was"
+            ) from error
 
 
 def load_state(model: BKD, state: Mapping[str, Tensor], path: Path) -> None:

@@ -23,8 +23,16 @@ from tqdm import tqdm
 from bkd_fast.batches import FeatureSource, Schedule
 from bkd_fast.checkpoint import Progress, load_checkpoint, save_checkpoint, write_log
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import Category, ImageDataset, Sample, check_samples, draw_support, find_categories, load_image
-from bkd_fast.data import split_normals
+from bkd_fast.data import (
+    Category,
+    ImageDataset,
+    Sample,
+    check_samples,
+    draw_support,
+    find_categories,
+    load_image,
+    split_normals,
+)
 from bkd_fast.errors import BKDError
 from bkd_fast.files import write_json
 from bkd_fast.model import BKD
@@ -87,10 +95,10 @@ def train(
     """
     config = config or BKDConfig()
     out = Path(out)
-    found = find_categories(
-        Path(data), categories, anomalous=_path(anomalous), masks=_path(masks)
-    )
-    jobs = [_job(category, config, out if len(found) == 1 else out / category.name, skip_unreadable) for category in found]
+    found = find_categories(Path(data), categories, anomalous=_path(anomalous), masks=_path(masks))
+    jobs = [
+        _job(category, config, out if len(found) == 1 else out / category.name, skip_unreadable) for category in found
+    ]
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _claim(out, resume)
     fabric = Fabric(
@@ -167,7 +175,11 @@ class _Trainer:
         total = self.config.epochs * self.schedule.steps
         done = state.epoch * self.schedule.steps + state.step
         bar = tqdm(
-            total=total, initial=done, desc=self.job.name, unit="step", dynamic_ncols=True,
+            total=total,
+            initial=done,
+            desc=self.job.name,
+            unit="step",
+            dynamic_ncols=True,
             disable=None if self.show is None else not self.show,
         )
         with bar, _interruptible() as interrupted:
@@ -180,8 +192,11 @@ class _Trainer:
         for part in self.schedule.epoch(state.epoch, state.step):
             rate = self._set_rate(optimizer, state)
             query = self.features.levels(part.queries)
-            support = self.model.support_levels(self.features.supports(part, self.config.support_augmentation)) \
-                if part.supports else []
+            support = (
+                self.model.support_levels(self.features.supports(part, self.config.support_augmentation))
+                if part.supports
+                else []
+            )
             losses, moves = step(query, support)
             values = {name: float(loss) for name, loss in losses.items()}
             largest = [float(move[0]) for move in moves]
@@ -239,8 +254,9 @@ class _Trainer:
         kept = f"the last good weights are in {self.checkpoint}" if self.checkpoint.is_file() else "no checkpoint yet"
         parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
         return BKDError(
-            f"the loss of {self.job.name} is not finite in epoch {state.epoch + 1}, step {state.step + 1}: {parts}; {offsets}; "
-            f"{kept}. Lower learning_rate or offset_lr_scale, bound the offsets (offset_activation='tanh'), or set clip_norm."
+            f"the loss of {self.job.name} is not finite in epoch {state.epoch + 1}, step {state.step + 1}: {parts}; "
+            f"{offsets}; {kept}. Lower learning_rate or offset_lr_scale, bound the offsets "
+            "(offset_activation='tanh'), or set clip_norm."
         )
 
     def _finish(self) -> None:

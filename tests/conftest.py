@@ -28,7 +28,9 @@ def tiny_config() -> BKDConfig:
     )
 
 
-def make_category(root: Path, *, train: int = 10, good: int = 3, bad: int = 3, size: tuple[int, int] = (72, 80)) -> Path:
+def make_category(
+    root: Path, *, train: int = 10, good: int = 3, bad: int = 3, size: tuple[int, int] = (72, 80)
+) -> Path:
     """A category in the MVTec layout: noise on a gradient, defects are bright squares with exact masks."""
     generator = np.random.default_rng(0)
 
@@ -46,7 +48,10 @@ def make_category(root: Path, *, train: int = 10, good: int = 3, bad: int = 3, s
         top = 10 + 10 * index
         picture[top : top + 16, 20:40] = 250
         mask[top : top + 16, 20:40] = 255
-        for folder, name, array in (("test/hole", f"{index:03}.png", picture), ("ground_truth/hole", f"{index:03}_mask.png", mask)):
+        for folder, name, array in (
+            ("test/hole", f"{index:03}.png", picture),
+            ("ground_truth/hole", f"{index:03}_mask.png", mask),
+        ):
             path = root / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(path)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from bkd_fast.data import load_image, to_tensor
 from PIL import Image
 
-from bkd_fast.data import load_image, to_tensor
 from bkd_fast.detector import Detector, Prediction
 from bkd_fast.errors import BKDError
 from bkd_fast.run import load_trained
@@ -111,7 +111,8 @@ def test_a_detector_needs_no_training_stack(tiny_run):
     code = (
         "import sys; from bkd_fast import Detector; "
         f"Detector.load({str(tiny_run)!r}); "
-        "print([name for name in ('lightning_fabric', 'sklearn', 'skimage', 'bkd_fast.training') if name in sys.modules])"
+        "heavy = ('lightning_fabric', 'sklearn', 'skimage', 'bkd_fast.training'); "
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,9 +10,14 @@ from bkd_fast.files import atomic_path, atomic_write, write_json
 def test_a_failed_write_leaves_the_earlier_file(tmp_path):
     path = tmp_path / "state.txt"
     path.write_text("before")
-    with pytest.raises(OSError, match="No space"), atomic_write(path) as file:
-        file.write("half of what was to be wri")
-        raise OSError(28, "No space left on device")
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            file.write("half of what was to be wri")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 

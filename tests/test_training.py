@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,16 +13,19 @@ from safetensors.torch import load_file
 
 from bkd_fast import training
 from bkd_fast.batches import Schedule
-from bkd_fast.checkpoint import Progress, load_checkpoint
+from bkd_fast.checkpoint import Progress, load_checkpoint, read_log
 from bkd_fast.config import BKDConfig
 from bkd_fast.errors import BKDError
-from bkd_fast.files import atomic_path
 from bkd_fast.model import BKD
 from bkd_fast.training import train
 
 
 def weights(run):
     return load_file(run / "model.safetensors")
+
+
+def losses_of(run):
+    return [row["total"] for row in read_log(run / "log.csv")]
 
 
 def assert_same_weights(first, second):
@@ -31,20 +35,21 @@ def assert_same_weights(first, second):
         assert torch.equal(value, second[name]), name
 
 
-class StopAt:
-    """Makes the training believe that Ctrl-C was pressed at a given step."""
+def train_until(step, monkeypatch, *arguments):
+    """Trains until Ctrl-C arrives in the given step."""
+    left = [step]
+    original = training.TrainingStep.forward
 
-    def __init__(self, monkeypatch, step):
-        self.left = step
-        original = training.TrainingStep.forward
+    def forward(module, *levels):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(module, *levels)
 
-        def forward(module, *arguments):
-            self.left -= 1
-            if self.left == 0:
-                os.kill(os.getpid(), 2)
-            return original(module, *arguments)
-
-        monkeypatch.setattr(training.TrainingStep, "forward", forward)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.TrainingStep, "forward", forward)
+        with pytest.raises(KeyboardInterrupt):
+            train(*arguments)
 
 
 def test_the_run_folder_holds_what_it_should(tiny_run, tiny_config):
@@ -69,22 +74,17 @@ def test_training_twice_gives_the_same_bits(tiny_data, tiny_config, tiny_run, tm
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_an_interrupted_run_resumes_exactly(tiny_data, tiny_config, tiny_run, tmp_path, monkeypatch, step):
     out = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        StopAt(patch, step)
-        train(tiny_data, out, tiny_config)
+    train_until(step, monkeypatch, tiny_data, out, tiny_config)
     assert (out / "checkpoint.safetensors").is_file()
     assert not (out / "config.json").exists()
     assert_same_weights(train(tiny_data, out, tiny_config, resume=True), tiny_run)
     assert not (out / "checkpoint.safetensors").exists()
     # Both logs hold the same means over whole epochs.
-    logs = [[row for row in csv.DictReader((run / "log.csv").open())] for run in (out, tiny_run)]
-    assert [row["total"] for row in logs[0]] == [row["total"] for row in logs[1]]
+    assert losses_of(out) == losses_of(tiny_run)
 
 
 def test_resuming_with_another_configuration_names_the_field(tiny_data, tiny_config, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        StopAt(patch, 2)
-        train(tiny_data, tmp_path / "run", tiny_config)
+    train_until(2, monkeypatch, tiny_data, tmp_path / "run", tiny_config)
     with pytest.raises(BKDError, match="learning_rate"):
         train(tiny_data, tmp_path / "run", tiny_config.with_changes(learning_rate=0.001), resume=True)
 
@@ -96,8 +96,7 @@ def test_a_query_support_per_query_trains_too(tiny_data, tiny_config, tmp_path):
 
 def test_features_beyond_the_cache_give_the_same_loss(tiny_data, tiny_config, tiny_run, tmp_path):
     uncached = train(tiny_data, tmp_path / "run", tiny_config, cache_gb=0)
-    first, second = ([float(row["total"]) for row in csv.DictReader((run / "log.csv").open())] for run in (uncached, tiny_run))
-    assert first == pytest.approx(second, rel=1e-3)
+    assert losses_of(uncached) == pytest.approx(losses_of(tiny_run), rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_offset(tiny_data, tiny_config, tmp_path, monkeypatch):
@@ -114,7 +113,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_offset(tiny_data, tiny_co
     with pytest.raises(BKDError, match=r"epoch 2, step 1.*largest offset .* feature pixels.*checkpoint.safetensors"):
         train(tiny_data, tmp_path / "run", tiny_config)
     model = BKD(tiny_config)
-    progress = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors", model, training._optimizer(model, tiny_config))
+    progress = load_checkpoint(
+        tmp_path / "run" / "checkpoint.safetensors", model, training._optimizer(model, tiny_config)
+    )
     assert (progress.epoch, progress.step) == (1, 0)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
@@ -189,7 +190,8 @@ rank = int(__import__("os").environ["RANK"])
 original = training._Trainer._finish
 def finish(self):
     named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-    torch.save({"weights": {n: p.detach() for n, p in named}, "grads": {n: p.grad for n, p in named}}, f"{sys.argv[3]}/rank{rank}.pt")
+    torch.save({"weights": {n: p.detach() for n, p in named}, "grads": {n: p.grad for n, p in named}},
+    f"{sys.argv[3]}/rank{rank}.pt")
     original(self)
 training._Trainer._finish = finish
 training.train(sys.argv[1], sys.argv[2], BKDConfig(**json.loads(sys.argv[4])), devices=2, accelerator="cpu")

@@ -96,7 +96,9 @@ class AlignmentPyramid(nn.Module):
         for level, features in enumerate(support):
             batch, shots = features.shape[:2]
             flat = features.flatten(0, 1)
-            fused = self.predictors[level].support(flat).unflatten(0, (batch, shots))
+            predictor = self.predictors[level]
+            assert isinstance(predictor, OffsetPredictor)
+            fused = predictor.support(flat).unflatten(0, (batch, shots))
             projected = None
             if batch == 1:
                 kernel = self._kernel(level)
@@ -147,9 +149,7 @@ class AlignmentPyramid(nn.Module):
     def _kernel(self, level: int) -> Tensor | None:
         return self.kernels[level] if len(self.kernels) else None
 
-    def _warp(
-        self, level: int, query: Tensor, prepared: PreparedLevel, offset: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def _warp(self, level: int, query: Tensor, prepared: PreparedLevel, offset: Tensor, mask: Tensor | None) -> Tensor:
         """Eq. 2 and the aggregation of the k shots -> (N, C, H, W)."""
         count, shots = query.shape[0], prepared.features.shape[1]
         if prepared.projected is not None and self.config.shot_aggregation == "mean":

@@ -111,9 +111,7 @@ class BKD(nn.Module):
         losses["total"] = torch.stack([weights[branch] * loss for branch, loss in losses.items()]).sum()
         return losses
 
-    def anomaly_map(
-        self, result: Distillation, size: tuple[int, int], branches: Sequence[str] = BRANCHES
-    ) -> Tensor:
+    def anomaly_map(self, result: Distillation, size: tuple[int, int], branches: Sequence[str] = BRANCHES) -> Tensor:
         """Eq. 13 over the given branches that this model has -> (N, H, W) of ``size``, raw and unbounded, float32."""
         levels: list[Tensor] = []
         weights: list[float] = []

@@ -13,7 +13,8 @@ Direction = Literal["down", "same", "up"]
 class ResidualBlock(nn.Module):
     """A ResNet block, ``basic`` (two 3 x 3) or ``bottleneck`` (1 x 1, 3 x 3, 1 x 1 at half the output width).
 
-    ``down`` halves the size by stride in the 3 x 3 and the shortcut; ``up`` doubles it by 2 x 2 transposed convolutions in
+    ``down`` halves the size by stride in the 3 x 3 and the shortcut; ``up`` doubles it by 2 x 2 transposed
+    convolutions in
     their place (RD4AD's encoder and decoder blocks, of which one is the mirror of the other).
     """
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bkd_fast.model.alignment import PreparedLevel
 from bkd_fast.model.bkd import BKD
+from bkd_fast.model.memory import SparseMemory
 from bkd_fast.ops import cosine_anomaly_map
 
 CANDIDATES = 20_000  # features a level that the coreset is chosen from
@@ -51,7 +52,9 @@ def calibrate(model: BKD, batches: Iterable[Tensor], count: int, generator: torc
                 model.teacher.get_buffer(f"deviation_{level + 1}").flatten()
             )
         if coreset:
-            items = model.memories[level].items
+            memory = model.memories[level]
+            assert isinstance(memory, SparseMemory)
+            items = memory.items
             chosen = greedy_coreset(features, items.shape[0])
             # With fewer features than items the remaining items keep their random start.
             items[: len(chosen)] = features[chosen]

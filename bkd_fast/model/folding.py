@@ -52,7 +52,8 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
     for name, convolution in pairs.items():
         norm = network.get_submodule(name)
         assert isinstance(norm, _BatchNorm)
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )

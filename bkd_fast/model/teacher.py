@@ -7,6 +7,7 @@ import difflib
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from bkd_fast.config import BKDConfig
@@ -81,7 +82,7 @@ def _build(
         raise BKDError(f"teacher: timm has no model {name!r}{hint}. See timm.list_models() for all names.")
     try:
         whole = timm.create_model(name, pretrained=False, features_only=True)
-        reductions = whole.feature_info.reduction()
+        reductions = _info(whole).reduction()
     except (RuntimeError, AttributeError, ValueError) as error:
         raise BKDError(f"teacher: {name!r} gives no feature levels (features_only): {error}") from error
     if not set(STRIDES) <= set(reductions):
@@ -95,4 +96,10 @@ def _build(
     fold_batch_norm(network, torch.rand(1, 3, 64, 64))
     pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
     mean, deviation = (pretrained.mean, pretrained.std) if pretrained else ((0.5,) * 3, (0.5,) * 3)
-    return network.to(memory_format=torch.channels_last), tuple(network.feature_info.channels()), (mean, deviation)
+    return network.to(memory_format=torch.channels_last), tuple(_info(network).channels()), (mean, deviation)
+
+
+def _info(network: nn.Module) -> FeatureInfo:
+    info = network.feature_info
+    assert isinstance(info, FeatureInfo)
+    return info

@@ -113,7 +113,8 @@ def _assign(network: nn.Module, name: str, state: Mapping[str, Tensor], source: 
         found = tuple(state[first].shape) if first in state else "nothing"
         expected = tuple(wanted[first].shape) if first in wanted else "no such tensor"
         raise BKDError(
-            f"weights: {source} does not fit the teacher {name}: {len(wrong)} tensors are missing, unknown or of another "
-            f"shape, first {first} (expected {expected}, found {found}). Pass the weights of the same timm architecture."
+            f"weights: {source} does not fit the teacher {name}: {len(wrong)} tensors are missing, unknown or of "
+            f"another shape, first {first} (expected {expected}, found {found}). "
+            "Pass the weights of the same timm architecture."
         )
     network.load_state_dict({key: state[key] for key in wanted}, strict=False)

@@ -27,16 +27,19 @@ def cosine_anomaly_map(
 ) -> Tensor:
     """How far students are from their teacher at each pixel, over all levels and branches (BKD Eq. 13).
 
-    At each position of a level d = (1 - value_share) (1 - cos(t, s)) + value_share mean((t - s)^2) over the channels; the branches'
+    At each position of a level d = (1 - value_share) (1 - cos(t, s)) + value_share mean((t - s)^2) over the
+    channels; the branches'
     distances are added with their weights, upsampled bilinearly, fused over the levels, and smoothed by a Gaussian. The
-    cosine is dot / max(|t| |s|, 1e-8). Arithmetic is float32 for half precision, in which a product of small distances is zero.
+    cosine is dot / max(|t| |s|, 1e-8). Arithmetic is float32 for half precision, in which a product of small
+    distances is zero.
 
     Args:
         teacher: L levels (N, C_l, H_l, W_l), of any sizes.
         student: B L tensors of the teacher's shapes, all levels of one branch after those of another.
         size: (H, W) of the map in pixels, or one number for both.
         fusion: ``product`` (Eq. 13) or ``sum`` over the levels.
-        sigma: of the smoothing, in pixels of the map; 0 = none. Borders are mirrored (scipy's ``reflect``), radius 4 sigma.
+        sigma: of the smoothing, in pixels of the map; 0 = none. Borders are mirrored (scipy's ``reflect``), radius
+            4 sigma.
         weights: B L factors, ordered as ``student``; None = ones.
         align_corners: of the upsampling.
         value_share: 0 to 1; 0 = the cosine alone.
@@ -58,10 +61,10 @@ def cosine_anomaly_map(
         raise ValueError(f"{name}: value_share is {value_share}, expected 0 to 1")
     factors = [float(weight) for weight in weights] if weights is not None else []
     if weights is not None and len(factors) != len(student):
-        raise ValueError(f"{name}: weights has {len(factors)} numbers, expected {len(student)}, one for each student level")
-    return _map(
-        list(teacher), list(student), target, fusion, float(sigma), factors, align_corners, float(value_share)
-    )
+        raise ValueError(
+            f"{name}: weights has {len(factors)} numbers, expected {len(student)}, one for each student level"
+        )
+    return _map(list(teacher), list(student), target, fusion, float(sigma), factors, align_corners, float(value_share))
 
 
 def _fake(teacher: Any, student: Any, size: Any, *_: Any) -> Tensor:

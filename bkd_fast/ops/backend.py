@@ -22,7 +22,7 @@ OPERATORS = (
     "distillation_loss_backward",
 )
 VARIABLE = "BKD_FAST_BACKEND"
-# Each backend is a module of bkd_fast.ops with functions named as OPERATORS; ``DEVICES`` lists the device types it runs on.
+# Each backend is a module of bkd_fast.ops with functions named as OPERATORS, and the DEVICES it runs on.
 BACKENDS = ("native", "triton", "reference")
 
 _chosen: ContextVar[str | None] = ContextVar("bkd_fast_backend", default=None)
@@ -50,7 +50,8 @@ def backend(name: str) -> Iterator[None]:
 def implementation(operator: str, device: str) -> Callable[..., Any]:
     """The function that computes ``operator`` on tensors of a device type.
 
-    Without a choice (:func:`backend`, or the environment variable BKD_FAST_BACKEND) that is the first backend which has it.
+    Without a choice (:func:`backend`, or the environment variable BKD_FAST_BACKEND) that is the first backend
+    which has it.
 
     Raises:
         RuntimeError: the chosen backend does not have the operator for this device.
@@ -60,7 +61,8 @@ def implementation(operator: str, device: str) -> Callable[..., Any]:
         found = _find(_load(name), operator, device)
         if found is None:
             raise RuntimeError(
-                f"the {name} backend has no {operator} for {device} tensors; choose another with bkd_fast.backend(…) or {VARIABLE}"
+                f"the {name} backend has no {operator} for {device} tensors; "
+                f"choose another with bkd_fast.backend(…) or {VARIABLE}"
             )
         return found
     for candidate in BACKENDS:

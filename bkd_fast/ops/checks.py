@@ -57,7 +57,9 @@ def pair(function: str, name: str, value: int | Sequence[int], least: int) -> li
     """
     values = [value, value] if isinstance(value, int) else list(value)
     if len(values) != 2 or any(not isinstance(part, (int, torch.SymInt)) or part < least for part in values):
-        raise ValueError(f"{function}: {name} is {value!r}, expected an integer or a pair of integers, at least {least}")
+        raise ValueError(
+            f"{function}: {name} is {value!r}, expected an integer or a pair of integers, at least {least}"
+        )
     return values
 
 
@@ -83,6 +85,8 @@ def check_levels(function: str, teacher: Sequence[Tensor], student: Sequence[Ten
     for index, level in enumerate(teacher):
         check_shape(function, f"teacher[{index}]", level, (teacher[0].shape[0], "C", "H", "W"))
         if 0 in level.shape[1:]:
-            raise ValueError(f"{function}: teacher[{index}] has shape {tuple(level.shape)}, expected no size 0 but the batch")
+            raise ValueError(
+                f"{function}: teacher[{index}] has shape {tuple(level.shape)}, expected no size 0 but the batch"
+            )
     for index, level in enumerate(student):
         check_shape(function, f"student[{index}]", level, tuple(teacher[index % count].shape))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,13 +24,16 @@ def modulated_deform_conv2d(
 ) -> Tensor:
     """Deformable convolution v2 (Zhu et al. 2019; BKD Eq. 2 and 5), a drop-in for ``torchvision.ops.deform_conv2d``.
 
-    Each tap of the kernel samples the input bilinearly at its own place plus an offset and is scaled by its mask. Samples
-    outside the image are zero, and so is the part of a border sample that reaches outside. Positions and sums are float32 for
+    Each tap of the kernel samples the input bilinearly at its own place plus an offset and is scaled by its mask.
+    Samples
+    outside the image are zero, and so is the part of a border sample that reaches outside. Positions and sums are
+    float32 for
     half-precision input.
 
     Args:
         input: (N, C, H, W).
-        offset: (N, 2 G K, Ho, Wo), (y, x) per tap in input pixels; K = kh kw, G offset groups of channels, read off the shape.
+        offset: (N, 2 G K, Ho, Wo), (y, x) per tap in input pixels; K = kh kw, G offset groups of channels, read
+            off the shape.
         weight: (O, C / groups, kh, kw); groups are read off the shape.
         bias: (O,) or None.
         stride, padding, dilation: an integer or a (vertical, horizontal) pair.
@@ -53,8 +55,8 @@ def modulated_deform_conv2d(
     channels, outputs, part = input.shape[1], weight.shape[0], weight.shape[1]
     if channels % part or outputs % (channels // part) or not channels:
         raise ValueError(
-            f"{name}: weight has shape {tuple(weight.shape)} and input {channels} channels; expected weight.shape[1] to divide the "
-            "input's channels into groups, and the groups to divide weight.shape[0]"
+            f"{name}: weight has shape {tuple(weight.shape)} and input {channels} channels; expected weight.shape[1] "
+            "to divide the input's channels into groups, and the groups to divide weight.shape[0]"
         )
     rows, columns = _output_size(name, input, list(weight.shape[2:]), strides, paddings, dilations)
     taps = weight.shape[2] * weight.shape[3]
@@ -62,8 +64,8 @@ def modulated_deform_conv2d(
     groups = offset.shape[1] // (2 * taps)
     if not groups or offset.shape[1] % (2 * taps) or channels % groups:
         raise ValueError(
-            f"{name}: offset has {offset.shape[1]} channels, expected 2 * G * {taps} with a number of offset groups G that "
-            f"divides the input's {channels} channels"
+            f"{name}: offset has {offset.shape[1]} channels, expected 2 * G * {taps} with a number of offset groups G "
+            f"that divides the input's {channels} channels"
         )
     if mask is not None:
         check_shape(name, "mask", mask, (input.shape[0], groups * taps, rows, columns))
@@ -81,15 +83,19 @@ def modulated_deform_gather(
     padding: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
 ) -> Tensor:
-    """Deformable convolution of an input whose products with the weights are known: it samples and sums, without a GEMM.
+    """Deformable convolution of an input whose products with the weights are known: it samples and sums, without a
+    GEMM.
 
-    ``modulated_deform_gather(project_support(x, w), offset, mask, …)`` equals ``modulated_deform_conv2d(x, offset, w, mask=mask, …)``
-    with one offset group, since the convolution is linear in its input (BKD Eq. 2). The projection of a support is computed
+    ``modulated_deform_gather(project_support(x, w), offset, mask, …)`` equals ``modulated_deform_conv2d(x, offset,
+    w, mask=mask, …)``
+    with one offset group, since the convolution is linear in its input (BKD Eq. 2). The projection of a support is
+    computed
     once for all queries. ``kernel_size=1, padding=0`` is a plain warp.
 
     Args:
         projected: (B, T C, H, W), channels t C to (t + 1) C for tap t; B = N, or 1 for the same input in every image.
-        offset: (N, 2 T, Ho, Wo), (y, x) per tap in pixels; T a multiple of kh kw: further groups of taps (k support images,
+        offset: (N, 2 T, Ho, Wo), (y, x) per tap in pixels; T a multiple of kh kw: further groups of taps (k
+            support images,
             say, each with its own C channels) are summed too.
         mask: (N, T, Ho, Wo) or None.
         kernel_size, stride, padding, dilation: of the convolution.
@@ -109,11 +115,15 @@ def modulated_deform_gather(
     check_shape(name, "offset", offset, ("N", "2 * T", rows, columns))
     taps = offset.shape[1] // 2
     if not taps or offset.shape[1] % (2 * kernel[0] * kernel[1]):
-        raise ValueError(f"{name}: offset has {offset.shape[1]} channels, expected a multiple of 2 * {kernel[0]} * {kernel[1]}")
+        raise ValueError(
+            f"{name}: offset has {offset.shape[1]} channels, expected a multiple of 2 * {kernel[0]} * {kernel[1]}"
+        )
     if projected.shape[0] not in (1, offset.shape[0]):
         raise ValueError(f"{name}: projected has batch {projected.shape[0]}, expected 1 or offset's {offset.shape[0]}")
     if projected.shape[1] % taps or not projected.shape[1]:
-        raise ValueError(f"{name}: projected has {projected.shape[1]} channels, expected a multiple of the {taps} taps of offset")
+        raise ValueError(
+            f"{name}: projected has {projected.shape[1]} channels, expected a multiple of the {taps} taps of offset"
+        )
     if mask is not None:
         check_shape(name, "mask", mask, (offset.shape[0], taps, rows, columns))
     return _gather(projected, offset, mask, kernel, strides, paddings, dilations)

@@ -19,7 +19,8 @@ def distillation_loss(
 ) -> Tensor:
     """Direction and value loss, summed over the levels (BKD Eq. 11-12; Salehi et al., MKD).
 
-    L_dir is the mean of 1 - cos, over images with all of a level flattened (``flat``) or over positions (``pixel``); L_val the mean
+    L_dir is the mean of 1 - cos, over images with all of a level flattened (``flat``) or over positions
+    (``pixel``); L_val the mean
     squared difference of all elements. The cosine is dot / max(|t| |s|, 1e-8). Sums are float32 for half precision.
 
     Args:
@@ -65,7 +66,8 @@ _loss = register(
 )
 _loss_backward = register(
     "distillation_loss_backward",
-    "(Tensor grad, Tensor[] teacher, Tensor[] student, Tensor statistics, str direction, float value_weight, bool[] needs) -> Tensor[]",
+    "(Tensor grad, Tensor[] teacher, Tensor[] student, Tensor statistics, str direction, float value_weight, "
+    "bool[] needs) -> Tensor[]",
     _backward_fake,
 )
 

@@ -15,8 +15,10 @@ def sparse_memory_attention(
 ) -> Tensor:
     """Replaces each query by its sparse, attention-weighted sum of memory items (BKD Eq. 6-10; Gong et al., MemAE).
 
-    w = softmax(cos(query, items) / temperature), w' = relu(w - threshold) w / (|w - threshold| + 1e-12), result = w' memory. The
-    cosine is dot / max(|a| |b|, 1e-8), so that a zero vector is similar to nothing. Arithmetic is float32 for half precision.
+    w = softmax(cos(query, items) / temperature), w' = relu(w - threshold) w / (|w - threshold| + 1e-12), result =
+    w' memory. The
+    cosine is dot / max(|a| |b|, 1e-8), so that a zero vector is similar to nothing. Arithmetic is float32 for half
+    precision.
 
     Args:
         query: (..., N).
@@ -49,7 +51,9 @@ def _fake(query: Any, *_: Any) -> Tensor:
     return query.new_empty(query.shape)
 
 
-def _backward_fake(grad: Any, query: Any, memory: Any, threshold: Any, temperature: Any, renormalize: Any, needs: Any) -> Any:
+def _backward_fake(
+    grad: Any, query: Any, memory: Any, threshold: Any, temperature: Any, renormalize: Any, needs: Any
+) -> Any:
     return query.new_empty(query.shape if needs[0] else 0), empty_like(memory, needs[1])
 
 

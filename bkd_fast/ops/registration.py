@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from bkd_fast.ops.backend import implementation
 
 
-def register(name: str, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+def register(name: str, schema: str, fake: Callable[..., Any]) -> CustomOpDef:
     """Defines ``bkd_fast::name`` with a kernel that asks the backend, and its fake kernel.
 
     The results get the layout that the fake kernel promises, whichever backend computed them.
@@ -34,7 +35,7 @@ def register(name: str, schema: str, fake: Callable[..., Any]) -> Callable[..., 
     return operator
 
 
-def refuse_double_backward(operator: Any, name: str) -> None:
+def refuse_double_backward(operator: CustomOpDef, name: str) -> None:
     """Second derivatives are an error that says so."""
 
     def backward(*_: Any) -> None:

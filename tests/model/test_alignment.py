@@ -12,9 +12,7 @@ SIZES = ((16, 12), (8, 6), (4, 3))
 
 def levels(count: int, seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(count, width, *size, generator=generator) for width, size in zip(CHANNELS, SIZES, strict=True)
-    ]
+    return [torch.randn(count, width, *size, generator=generator) for width, size in zip(CHANNELS, SIZES, strict=True)]
 
 
 def pyramid(seed: int = 0, **changes) -> AlignmentPyramid:
@@ -59,7 +57,7 @@ def test_shared_support_equals_the_same_support_per_query(cascade, modulated, ag
 
 
 def test_equations_1_to_5_written_out():
-    """Concatenation, activation, doubled additive cascade and deformable convolution, level by level, one pair at a time."""
+    """Concatenation, activation, doubled additive cascade, deformable convolution; one pair, level by level."""
     module = pyramid(max_offset=1.5, kernel_init="default")
     query, support = doubled(levels(1, 0)), doubled(levels(1, 1))
     result = module(query, module.prepare(grouped(support, 1)))

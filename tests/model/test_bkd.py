@@ -135,9 +135,7 @@ def test_exports_with_any_batch(model):
     with torch.no_grad():
         for count in (1, 3, 5):
             images = torch.rand(count, 3, 64, 64)
-            torch.testing.assert_close(
-                program.module()(images, SUPPORT), whole(images, SUPPORT), rtol=1e-3, atol=1e-5
-            )
+            torch.testing.assert_close(program.module()(images, SUPPORT), whole(images, SUPPORT), rtol=1e-3, atol=1e-5)
 
 
 def test_calibration_standardises_and_fills_the_memory():

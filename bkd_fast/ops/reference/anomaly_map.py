@@ -79,7 +79,9 @@ def _levels(
             part = _distance(t, student[index], value_share) * (weights[index] if weights else 1.0)
             total = part if total is None else total + part
         assert total is not None
-        levels.append(F.interpolate(total.unsqueeze(1), tuple(size), mode="bilinear", align_corners=align_corners).squeeze(1))
+        levels.append(
+            F.interpolate(total.unsqueeze(1), tuple(size), mode="bilinear", align_corners=align_corners).squeeze(1)
+        )
     return levels
 
 

@@ -1,4 +1,4 @@
-"""Modulated deformable convolution (Eq. 2 and 5; Zhu et al., Deformable ConvNets v2) in plain PyTorch: the specification."""
+"""Modulated deformable convolution (BKD Eq. 2 and 5, DCNv2) in plain PyTorch: the specification."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def modulated_deform_conv2d_backward(
     """Gradients by input, offset, weight, bias and mask; empty tensors where ``needs`` says so."""
     table, grid, kernel = _convolution(input, offset, weight, stride, padding, dilation)
     wide = grad.to(kernel.dtype)
-    by_input, by_offset, by_mask = [], [], []
+    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])  # by input, offset and mask
     by_kernel = torch.zeros_like(kernel)
     for images in _chunks(offset, input.shape[1]):
         outputs = wide[images].unflatten(1, kernel.shape[:2])
@@ -62,15 +62,15 @@ def modulated_deform_conv2d_backward(
             parts = sample_backward(
                 by_samples, table[images], offset[images], _of(mask, images), grid, (needs[0], needs[1], needs[4])
             )
-            for kept, part in zip((by_input, by_offset, by_mask), parts, strict=True):
+            for kept, part in zip(found, parts, strict=True):
                 if part is not None:
                     kept.append(part)
     return (
-        _joined(by_input, input, needs[0], lambda value: value.flatten(3).permute(0, 3, 1, 2)),
-        _joined(by_offset, offset, needs[1]),
+        _joined(found[0], input, needs[0], lambda value: value.flatten(3).permute(0, 3, 1, 2)),
+        _joined(found[1], offset, needs[1]),
         _joined([by_kernel.flatten(0, 1).unflatten(2, weight.shape[2:])], weight, needs[2]),
         _joined([wide.sum((0, 2, 3))], grad, needs[3]),
-        _joined(by_mask, grad if mask is None else mask, needs[4]),
+        _joined(found[2], grad if mask is None else mask, needs[4]),
     )
 
 
@@ -106,20 +106,19 @@ def modulated_deform_gather_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by projected, offset and mask; empty tensors where ``needs`` says so."""
     table, grid = _gathering(projected, offset, kernel_size, stride, padding, dilation)
-    by_table, by_offset, by_mask = [], [], []
+    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])  # by projected, offset and mask
     for images in _chunks(offset, table.shape[4]):
         outputs = grad[images].permute(0, 2, 3, 1).unsqueeze(3).expand(-1, -1, -1, len(grid.slots), -1)
         part = table if len(table) == 1 else table[images]
         parts = sample_backward(outputs, part, offset[images], _of(mask, images), grid, needs)
-        for kept, value in zip((by_table, by_offset, by_mask), parts, strict=True):
+        for kept, value in zip(found, parts, strict=True):
             if value is not None:
                 kept.append(value)
-    if len(table) == 1 and by_table:
-        by_table = [torch.stack(by_table).sum(0)]
+    by_table = [torch.stack(found[0]).sum(0)] if len(table) == 1 and found[0] else found[0]
     return (
         _joined(by_table, projected, needs[0], lambda value: value.flatten(3).permute(0, 3, 1, 2)),
-        _joined(by_offset, offset, needs[1]),
-        _joined(by_mask, grad if mask is None else mask, needs[2]),
+        _joined(found[1], offset, needs[1]),
+        _joined(found[2], grad if mask is None else mask, needs[2]),
     )
 
 

@@ -15,7 +15,8 @@ def distillation_loss(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`bkd_fast.ops.distillation_loss`; also the flat statistics that the backward needs.
 
-    Statistics: per level and, after "flat" or "pixel", per image or pixel: dot product, squared norm of teacher, of student.
+    Statistics: per level and, after "flat" or "pixel", per image or pixel: dot product, squared norm of teacher,
+    of student.
     """
     dtype = _sum_dtype(teacher[0])
     total = torch.zeros((), dtype=dtype, device=teacher[0].device)
@@ -41,7 +42,8 @@ def distillation_loss_backward(
 ) -> list[Tensor]:
     """Gradients by the teacher's levels, then the student's; empty tensors where ``needs`` says so."""
     dtype = _sum_dtype(teacher[0])
-    by_teacher, by_student = [], []
+    by_teacher: list[Tensor] = []
+    by_student: list[Tensor] = []
     start = 0
     for level, (t, s) in enumerate(zip(teacher, student, strict=True)):
         shape = (t.shape[0], 1, 1, 1) if direction == "flat" else (t.shape[0], 1, *t.shape[2:])

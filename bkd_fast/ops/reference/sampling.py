@@ -12,11 +12,11 @@ from torch import Tensor
 class Corner(NamedTuple):
     """One of the four neighbours of every sample; all of shape (N, Ho, Wo, T).
 
-    ``index``: row y * W + x, clamped into the image. ``weight``: bilinear weight, 0 outside the image.
+    ``pixel``: y * W + x, clamped into the image. ``weight``: bilinear weight, 0 outside the image.
     ``by_y``, ``by_x``: derivative of the weight by the sample's position.
     """
 
-    index: Tensor
+    pixel: Tensor
     weight: Tensor
     by_y: Tensor
     by_x: Tensor
@@ -91,7 +91,7 @@ def sample(table: Tensor, offset: Tensor, mask: Tensor | None, grid: Grid) -> Te
     modulation = None if mask is None else mask.permute(0, 2, 3, 1)
     for corner in corners(offset, (table.shape[1], table.shape[2]), *grid[:4]):
         weight = corner.weight if modulation is None else corner.weight * modulation
-        part = rows[base + corner.index * table.shape[3]] * weight.unsqueeze(-1)
+        part = rows[base + corner.pixel * table.shape[3]] * weight.unsqueeze(-1)
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -110,7 +110,7 @@ def sample_backward(
     modulation = None if mask is None else mask.permute(0, 2, 3, 1)
     moves = by_mask = None
     for corner in corners(offset, (table.shape[1], table.shape[2]), *grid[:4]):
-        index = base + corner.index * table.shape[3]
+        index = base + corner.pixel * table.shape[3]
         if grad_rows is not None:
             weight = corner.weight if modulation is None else corner.weight * modulation
             grad_rows.index_add_(0, index.flatten(), (grad * weight.unsqueeze(-1)).flatten(0, -2).to(grad_rows.dtype))

@@ -1,0 +1,39 @@
+"""Images, data sets, the support set and the built-in demo data."""
+
+from bkd_fast.data.augment import MODES, augment
+from bkd_fast.data.dataset import Category, ImageDataset, Sample, check_samples, find_categories, split_normals
+from bkd_fast.data.demo import make_demo
+from bkd_fast.data.image import (
+    ImageError,
+    from_pil,
+    image_files,
+    load_image,
+    load_mask,
+    resize_image,
+    resize_mask,
+    to_tensor,
+)
+from bkd_fast.data.support import draw_support, load_support, save_support
+
+__all__ = [
+    "MODES",
+    "Category",
+    "ImageDataset",
+    "ImageError",
+    "Sample",
+    "augment",
+    "check_samples",
+    "draw_support",
+    "find_categories",
+    "from_pil",
+    "image_files",
+    "load_image",
+    "load_mask",
+    "load_support",
+    "make_demo",
+    "resize_image",
+    "resize_mask",
+    "save_support",
+    "split_normals",
+    "to_tensor",
+]
