@@ -39,6 +39,7 @@ class BKDConfig:
     weights: str = "auto"  # auto (package, then hub) | none (random, for tests) | path of a local file
     image_size: tuple[int, int] = (256, 256)  # (H, W) in pixels; images are resized to it, never cropped
     standardize: bool = True  # each teacher channel to mean 0, deviation 1 over the training normals
+    margin: int = 32  # pixels of mirrored image around it for the teacher, whose zero padding makes borders look odd
     pool: int = 3  # side of the average over each feature's neighbourhood, 1 = none
 
     # Forward distillation (Eq. 1-5).
@@ -53,7 +54,7 @@ class BKDConfig:
     offset_init: Literal["zero", "default"] = "zero"
     cascade: Literal["add", "product", "concat"] = "add"  # Eq. 4
     modulated: bool = False  # the mask of Eq. 2; the query leaks through it
-    alignment_kernel: Literal["full", "identity"] = "full"  # w_m of Eq. 2: learned C x C x 3 x 3, or a pure warp
+    alignment_kernel: Literal["full", "identity"] = "identity"  # w_m of Eq. 2: learned C x C x 3 x 3, or a pure warp
     kernel_init: Literal["dirac", "default"] = "dirac"
     shot_aggregation: Literal["mean", "min"] = "mean"  # min: per pixel the shot closest to the query
 
@@ -104,6 +105,10 @@ class BKDConfig:
             raise BKDError(
                 f"image_size is {self.image_size}: both sides must be at least 32 pixels, "
                 "since the deepest teacher level has stride 16 and the bottleneck halves it once more"
+            )
+        if self.margin < 0 or self.margin % 16 or self.margin >= min(self.image_size):
+            raise BKDError(
+                f"margin is {self.margin}: expected a multiple of 16 below both sides of image_size {self.image_size}"
             )
         if self.pool < 1 or self.pool % 2 == 0:
             raise BKDError(f"pool is {self.pool}: expected an odd number of at least 1")
@@ -175,11 +180,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "standardize": False,
+        "margin": 0,
         "pool": 1,
         "support_draw": "query",
         "offset_activation": "softmax",
         "offset_init": "default",
         "cascade": "product",
+        "alignment_kernel": "full",
         "kernel_init": "default",
         "memory_items": 200,
         "memory_temperature": 1.0,
@@ -197,6 +204,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "rd4ad": {
         "standardize": False,
+        "margin": 0,
         "pool": 1,
         "forward_branch": False,
         "memory_items": 0,

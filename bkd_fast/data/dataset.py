@@ -78,7 +78,9 @@ def find_categories(
     if not found:
         return [_plain(root, names, anomalous, masks)]
     if anomalous is not None or masks is not None:
-        raise BKDError(f"{root} is in MVTec AD's layout and brings its own test images: leave out --anomalous and --masks")
+        raise BKDError(
+            f"{root} is in MVTec AD's layout and brings its own test images: leave out --anomalous and --masks"
+        )
     for name in names or ():
         if name not in found:
             raise BKDError(_unknown(root, name, list(found)))
@@ -102,7 +104,9 @@ def check_samples(samples: Sequence[Sample], *, skip_unreadable: bool = False) -
     broken = [problem for problem in problems if problem is not None]
     if broken and not skip_unreadable:
         shown = "; ".join(broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
-        raise ImageError(f"{len(broken)} of {len(samples)} images cannot be used: {shown}. Mend them, or --skip-unreadable")
+        raise ImageError(
+            f"{len(broken)} of {len(samples)} images cannot be used: {shown}. Mend them, or --skip-unreadable"
+        )
     for problem in broken:
         log.warning("skipped: %s", problem)
     return [sample for sample, problem in zip(samples, problems, strict=True) if problem is None]

@@ -14,15 +14,15 @@ VISIBLE = 0.3  # coverage from which a pixel belongs to the defect
 
 
 def scratch(image: np.ndarray, _: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A bent bright or dark line, 4 to 7 pixels wide."""
+    """A bent bright or dark line, 5 to 8 pixels wide."""
     size = image.shape[0]
-    length, angle = random.uniform(0.3, 0.6) * size, random.uniform(0, 2 * np.pi)
+    length, angle = random.uniform(0.35, 0.65) * size, random.uniform(0, 2 * np.pi)
     start = random.uniform(0.25, 0.75, 2) * size - 0.5 * length * np.array([np.cos(angle), np.sin(angle)])
     points = [start]
     for _step in range(8):
         angle += random.normal(0, 0.15)
         points.append(points[-1] + length / 8 * np.array([np.cos(angle), np.sin(angle)]))
-    width = random.uniform(4, 7)
+    width = random.uniform(5, 8)
     alpha = _drawn(size, lambda draw: draw.line(
         [tuple(OVERSAMPLE * point) for point in points], fill=255, width=round(OVERSAMPLE * width), joint="curve"
     ))  # fmt: skip
@@ -41,7 +41,7 @@ def stain(image: np.ndarray, _: np.ndarray, random: np.random.Generator) -> tupl
     """A blot through which the texture is seen, blurred and with less contrast, 36 to 80 pixels across."""
     alpha = _blob(image.shape[0], random.uniform(18, 40), 0.25, random)
     smooth = ndimage.gaussian_filter(image, 3.0)
-    covered = 0.35 * image + 0.65 * smooth + random.choice([-1, 1]) * random.uniform(18, 30)
+    covered = 0.3 * image + 0.7 * smooth + random.choice([-1, 1]) * random.uniform(24, 36)
     return image + ndimage.gaussian_filter(alpha, 1.5) * (covered - image), alpha > VISIBLE
 
 
@@ -63,7 +63,9 @@ def warp(image: np.ndarray, _: np.ndarray, random: np.random.Generator) -> tuple
     y, x = rows - centre[0], columns - centre[1]
     fall = np.clip(1 - np.hypot(y, x) / radius, 0, 1) ** 2 * (3 - 2 * np.clip(1 - np.hypot(y, x) / radius, 0, 1))
     turn = random.choice([-1, 1]) * random.uniform(1.8, 2.6) * fall
-    source = np.stack([centre[0] + y * np.cos(turn) - x * np.sin(turn), centre[1] + y * np.sin(turn) + x * np.cos(turn)])
+    source = np.stack(
+        [centre[0] + y * np.cos(turn) - x * np.sin(turn), centre[1] + y * np.sin(turn) + x * np.cos(turn)]
+    )
     moved = np.hypot(source[0] - rows, source[1] - columns) > 1
     return ndimage.map_coordinates(image, source, order=1, mode="mirror"), ndimage.binary_fill_holes(moved)
 

@@ -19,7 +19,7 @@ from bkd_fast.files import write_json
 
 CATEGORIES = ("brick", "grass", "gravel")
 SIDE = 256  # pixels of an image
-CROP = 180  # pixels of the photograph that an image shows, before scale and rotation
+CROP = 340  # pixels of the photograph that an image shows, before scale and rotation
 MARKER = "demo.json"
 VERSION = 1  # of the recipe; another one is another data set
 
@@ -28,8 +28,8 @@ def make_demo(root: str | Path, *, seed: int = 0, train: int = 60, good: int = 2
     """Makes the data set, or finds it made; the same bytes for the same arguments.
 
     Images are crops of scikit-image's photographs of brick, grass and gravel, with natural variation: place, scale, a small
-    turn, lighting, focus and sensor noise. Training images come from the left half of a photograph and test images from the
-    right half, so that no pixel is in both. Defects are planted before lighting, focus and noise.
+    turn, lighting, focus and sensor noise. As on a production line, training and test images show the same kind of surface, here the
+    same photograph in other crops. Defects are planted before lighting, focus and noise.
 
     Args:
         root: folder to make; must be new, empty, or hold this very set.
@@ -84,16 +84,14 @@ def _photographs() -> dict[str, np.ndarray]:
 def _make_category(
     folder: Path, photograph: np.ndarray, others: list[np.ndarray], seed: list[int], train: int, good: int, bad: int
 ) -> None:
-    half = photograph.shape[1] // 2
-    left, right = photograph[:, :half], photograph[:, half:]
-    for split, (place, count, source) in enumerate((("train/good", train, left), ("test/good", good, right))):
+    for split, (place, count) in enumerate((("train/good", train), ("test/good", good))):
         for index in range(count):
             random = np.random.default_rng([*seed, split, index])
-            _save(folder / place / f"{index:03}.png", _photographed(_crop(source, random), random))
+            _save(folder / place / f"{index:03}.png", _photographed(_crop(photograph, random), random))
     for kind, (name, plant) in enumerate(DEFECTS.items()):
         for index in range(bad):
             random = np.random.default_rng([*seed, 2 + kind, index])
-            clean = _crop(right, random)
+            clean = _crop(photograph, random)
             other = _crop(others[index % len(others)], random)
             image, mask = plant(clean, other, random)
             _save(folder / "test" / name / f"{index:03}.png", _photographed(image, random))
@@ -101,9 +99,9 @@ def _make_category(
 
 
 def _crop(source: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """(SIDE, SIDE) float, from a random place, at 0.92 to 1.08 times its scale, turned by up to 4 degrees."""
-    side = CROP * random.uniform(0.92, 1.08)
-    angle = np.radians(random.uniform(-4, 4))
+    """(SIDE, SIDE) float, from a random place, at 0.96 to 1.04 times its scale, turned by up to 2 degrees."""
+    side = CROP * random.uniform(0.96, 1.04)
+    angle = np.radians(random.uniform(-2, 2))
     reach = 0.5 * side * (np.cos(angle) + abs(np.sin(angle)))  # so that no corner leaves the source
     centre = [random.uniform(reach, length - 1 - reach) for length in source.shape]
     steps = (np.arange(SIDE) + 0.5) / SIDE * side - side / 2
@@ -116,11 +114,11 @@ def _crop(source: np.ndarray, random: np.random.Generator) -> np.ndarray:
 def _photographed(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Lighting, focus and sensor noise of one shot: (SIDE, SIDE) float in 0 to 255."""
     ramp = np.linspace(-1, 1, SIDE)
-    shade = 1 + random.uniform(-0.06, 0.06) * ramp[:, None] + random.uniform(-0.06, 0.06) * ramp[None, :]
-    lit = np.clip(image * shade * random.uniform(0.9, 1.1) + random.uniform(-8, 8), 0, 255)
-    lit = 255 * (lit / 255) ** random.uniform(0.92, 1.08)
-    focused = ndimage.gaussian_filter(lit, random.uniform(0.1, 0.7))
-    return np.clip(focused + random.normal(0, random.uniform(1, 3), image.shape), 0, 255)
+    shade = 1 + random.uniform(-0.04, 0.04) * ramp[:, None] + random.uniform(-0.04, 0.04) * ramp[None, :]
+    lit = np.clip(image * shade * random.uniform(0.95, 1.05) + random.uniform(-5, 5), 0, 255)
+    lit = 255 * (lit / 255) ** random.uniform(0.97, 1.03)
+    focused = ndimage.gaussian_filter(lit, random.uniform(0.3, 0.6))
+    return np.clip(focused + random.normal(0, random.uniform(1, 2), image.shape), 0, 255)
 
 
 def _save(path: Path, image: np.ndarray) -> None:

@@ -34,7 +34,7 @@ class Teacher(nn.Module):
 
     def __init__(self, config: BKDConfig, *, load: bool = True) -> None:
         super().__init__()
-        self.pool = config.pool
+        self.pool, self.margin = config.pool, config.margin
         self.network, self.channels, normalization = _build(config, load=load)
         self.register_buffer("image_mean", torch.tensor(normalization[0]).view(1, 3, 1, 1))
         self.register_buffer("image_deviation", torch.tensor(normalization[1]).view(1, 3, 1, 1))
@@ -52,8 +52,11 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) in [0, 1] -> levels [(N, C_l, ceil(H / s_l), ceil(W / s_l))] for s = 4, 8, 16."""
         normalized = (images - self.get_buffer("image_mean")) / self.get_buffer("image_deviation")
+        if self.margin:
+            normalized = F.pad(normalized, (self.margin,) * 4, mode="reflect")
         levels = self.network(normalized.contiguous(memory_format=torch.channels_last))
-        return [self._standardize(self._pooled(level), index) for index, level in enumerate(levels, start=1)]
+        inner = [self._inner(level, stride, images.shape[-2:]) for level, stride in zip(levels, STRIDES, strict=True)]
+        return [self._standardize(self._pooled(level), index) for index, level in enumerate(inner, start=1)]
 
     def set_statistics(self, level: int, mean: Tensor, deviation: Tensor) -> None:
         """Sets the standardisation of one level (1-3) from per-channel statistics of shape (C,)."""
@@ -61,6 +64,12 @@ class Teacher(nn.Module):
         # A channel that is constant on every normal image carries no scale: leave it as it is.
         usable = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
         self.get_buffer(f"deviation_{level}").copy_(usable.view(1, -1, 1, 1))
+
+    def _inner(self, features: Tensor, stride: int, size: torch.Size) -> Tensor:
+        """The level without its margin: the features of the image's own pixels."""
+        start = self.margin // stride
+        rows, columns = (-(-length // stride) for length in size)
+        return features[..., start : start + rows, start : start + columns]
 
     def _pooled(self, features: Tensor) -> Tensor:
         if self.pool == 1:

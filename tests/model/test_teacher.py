@@ -1,9 +1,9 @@
 import pytest
 import timm
 import torch
-from bkd_fast.data import to_tensor
 
 from bkd_fast.config import BKDConfig
+from bkd_fast.data import to_tensor
 from bkd_fast.errors import BKDError
 from bkd_fast.model import weights
 from bkd_fast.model.teacher import Teacher
