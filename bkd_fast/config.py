@@ -38,7 +38,7 @@ class BKDConfig:
     teacher: str = "wide_resnet50_2.tv_in1k"
     weights: str = "auto"  # auto (package, then hub) | none (random, for tests) | path of a local file
     image_size: tuple[int, int] = (256, 256)  # (H, W) in pixels; images are resized to it, never cropped
-    standardize: bool = True  # each teacher channel to mean 0, deviation 1 over the training normals
+    scale_channels: bool = True  # divide each teacher channel by its deviation over the training normals
     margin: int = 32  # pixels of mirrored image around it for the teacher, whose zero padding makes borders look odd
     pool: int = 3  # side of the average over each feature's neighbourhood, 1 = none
 
@@ -62,7 +62,7 @@ class BKDConfig:
     reverse_branch: bool = True
     memory_items: int = 500  # I; 0 = no memory
     memory_threshold: float = 0.002  # xi of Eq. 8-9
-    memory_temperature: float = 0.05  # divides the cosine of Eq. 7; 1 = as printed
+    memory_temperature: float = 0.02  # divides the cosine of Eq. 7; 1 = as printed
     memory_renormalize: bool = True  # sparse weights sum to one again
     memory_init: Literal["coreset", "uniform"] = "coreset"  # greedy coreset of normal features, or MemAE's uniform
     memory_merge: Literal["replace", "residual"] = "replace"  # z' alone goes on, or z + z'
@@ -77,7 +77,7 @@ class BKDConfig:
     forward_weight: float = 1.0
     reverse_weight: float = 1.0
     fusion: Literal["product", "sum"] = "product"
-    map_value_share: float = 1.0  # of the squared distance in the map, beside 1 - cosine; 0 = the paper's cosine
+    map_value_share: float = 0.0  # of the squared distance in the map; 0 = the paper's 1 - cosine alone
     balance_maps: bool = True  # divide each branch and level by its mean over held-out normals
     sigma: float = 4.0  # of the smoothing, in pixels of a 256-pixel-high image; scaled with the height
     align_corners: bool = False
@@ -112,11 +112,6 @@ class BKDConfig:
             )
         if self.pool < 1 or self.pool % 2 == 0:
             raise BKDError(f"pool is {self.pool}: expected an odd number of at least 1")
-        if self.student_output == "relu" and self.standardize:
-            raise BKDError(
-                "student_output='relu' cannot reach standardised features, which are negative half of the "
-                "time: choose student_output='linear' or standardize=False"
-            )
         if self.student_correction and not self.memory_items and self.reverse_branch:
             raise BKDError("student_correction needs a memory to correct: set memory_items, or turn it off")
         if self.student_correction and self.student_output == "relu":
@@ -179,7 +174,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
-        "standardize": False,
+        "scale_channels": False,
         "margin": 0,
         "pool": 1,
         "support_draw": "query",
@@ -195,7 +190,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bottleneck_reduce": True,
         "student_output": "relu",
         "student_correction": False,
-        "map_value_share": 0.0,
         "balance_maps": False,
         "sigma": 0.0,
         "epochs": 200,
@@ -203,7 +197,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
     },
     "rd4ad": {
-        "standardize": False,
+        "scale_channels": False,
         "margin": 0,
         "pool": 1,
         "forward_branch": False,
@@ -213,7 +207,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "value_weight": 0.0,
         "fusion": "sum",
         "align_corners": True,
-        "map_value_share": 0.0,
         "balance_maps": False,
         "epochs": 200,
         "schedule": "constant",

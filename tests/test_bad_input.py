@@ -14,24 +14,22 @@ from bkd_fast.errors import BKDError
 from bkd_fast.run import load_trained
 from bkd_fast.training import train
 
-from .conftest import make_category
 
-
-def test_a_single_training_image(tiny_config, tmp_path):
+def test_a_single_training_image(make_category, tiny_config, tmp_path):
     make_category(tmp_path / "data", train=1)
     with pytest.raises(BKDError, match=r"1 (normal|image|training)"):
         train(tmp_path / "data", tmp_path / "run", tiny_config)
     assert not (tmp_path / "run").exists()
 
 
-def test_fewer_normals_than_shots(tiny_config, tmp_path):
+def test_fewer_normals_than_shots(make_category, tiny_config, tmp_path):
     make_category(tmp_path / "data", train=4)
     with pytest.raises(BKDError, match=r"(?s)8.*(shots|support)"):
         train(tmp_path / "data", tmp_path / "run", tiny_config.with_changes(shots=8))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_broken_training_image_is_named_and_skipped_when_asked(tiny_config, tmp_path):
+def test_a_broken_training_image_is_named_and_skipped_when_asked(make_category, tiny_config, tmp_path):
     data = make_category(tmp_path / "data", train=8)
     whole = (data / "train/good/001.png").read_bytes()
     (data / "train/good/001.png").write_bytes(whole[: len(whole) // 2])

@@ -23,7 +23,10 @@ PLAIN_TEST_SHARE = 0.2  # of the good images of a plain folder, when defective o
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file. ``label``: 1 for a defective one. ``defect``: its kind, ``good`` for none. ``mask``: its file, or None."""
+    """One image file.
+
+    ``label``: 1 for a defective one. ``defect``: its kind, ``good`` for none. ``mask``: the file of its mask, or None.
+    """
 
     path: Path
     label: int
@@ -59,8 +62,8 @@ def find_categories(
     """Finds what there is to train and test on.
 
     Args:
-        root: a folder of categories in MVTec AD's layout (``train/good``, ``test/<defect>``, ``ground_truth/<defect>/<stem>_mask.png``),
-            one such category, or a folder of good images.
+        root: a folder of categories in MVTec AD's layout (``train/good``, ``test/<defect>``, and masks as
+            ``ground_truth/<defect>/<stem>_mask.png``), one such category, or a folder of good images.
         names: categories to take, in this order; None = all, by name.
         anomalous: with a plain folder, defective images; a seeded fifth of the good ones then becomes test images.
         masks: with ``anomalous``, a folder of their masks, found by stem (with or without ``_mask``).
@@ -74,7 +77,7 @@ def find_categories(
     if _is_category(root):
         found = {root.resolve().name: root}
     else:
-        found = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and _is_category(path)}
+        found = {path.name: path for path in sorted(root.iterdir()) if _is_shown(path) and _is_category(path)}
     if not found:
         return [_plain(root, names, anomalous, masks)]
     if anomalous is not None or masks is not None:
@@ -113,7 +116,7 @@ def check_samples(samples: Sequence[Sample], *, skip_unreadable: bool = False) -
 
 
 def split_normals(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Divides normal images into those to train on and those held out for thresholds, at random but the same for a seed.
+    """Divides normal images at random, the same for a seed: those to train on, and those held out for thresholds.
 
     At least one is held out.
 
@@ -131,6 +134,10 @@ def split_normals(samples: Sequence[Sample], share: float, seed: int) -> tuple[l
     return kept, [sample for index, sample in enumerate(samples) if index in chosen]
 
 
+def _is_shown(folder: Path) -> bool:
+    return folder.is_dir() and not folder.name.startswith(".")  # notebooks leave .ipynb_checkpoints full of images
+
+
 def _is_category(folder: Path) -> bool:
     return (folder / "train" / GOOD).is_dir()
 
@@ -141,7 +148,7 @@ def _category(name: str, folder: Path) -> Category:
         raise BKDError(f"there are no images in {folder / 'train' / GOOD}: expected pictures of good parts")
     test = []
     kinds = folder / "test"
-    for kind in sorted(path for path in kinds.iterdir() if path.is_dir()) if kinds.is_dir() else ():
+    for kind in sorted(path for path in kinds.iterdir() if _is_shown(path)) if kinds.is_dir() else ():
         masks = _by_stem(folder / "ground_truth" / kind.name)
         for path in image_files(kind):
             if kind.name == GOOD:
@@ -153,12 +160,20 @@ def _category(name: str, folder: Path) -> Category:
 
 def _plain(root: Path, names: Sequence[str] | None, anomalous: Path | None, masks: Path | None) -> Category:
     name = root.resolve().name
-    if names is not None and list(names) != [name]:
-        raise BKDError(_unknown(root, names[0], [name]))
-    good = [Sample(path, 0, GOOD) for path in image_files(root)]
+    for other in names or ():
+        if other != name:
+            raise BKDError(_unknown(root, other, [name]))
+    given = [folder.resolve() for folder in (anomalous, masks) if folder is not None]
+    apart = [folder for folder in given if root.resolve() in folder.parents]
+    good = [
+        Sample(path, 0, GOOD)
+        for path in image_files(root)
+        if not any(path.resolve().is_relative_to(folder) for folder in apart)
+    ]
     if not good:
         raise BKDError(
-            f"there are no images in {root}: expected good images, or categories with a train/good folder (MVTec AD's layout)"
+            f"there are no images in {root}: expected good images, "
+            "or categories with a train/good folder (MVTec AD's layout)"
         )
     if anomalous is None:
         if masks is not None:
@@ -181,7 +196,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _unknown(root: Path, name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"{root} has no category {name!r}{hint} It has: {', '.join(known)}"
 
 

@@ -14,7 +14,7 @@ VISIBLE = 0.3  # coverage from which a pixel belongs to the defect
 
 
 def scratch(image: np.ndarray, _: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A bent bright or dark line, 5 to 8 pixels wide."""
+    """A bent bright or dark line, 6 to 9 pixels wide."""
     size = image.shape[0]
     length, angle = random.uniform(0.35, 0.65) * size, random.uniform(0, 2 * np.pi)
     start = random.uniform(0.25, 0.75, 2) * size - 0.5 * length * np.array([np.cos(angle), np.sin(angle)])
@@ -22,7 +22,7 @@ def scratch(image: np.ndarray, _: np.ndarray, random: np.random.Generator) -> tu
     for _step in range(8):
         angle += random.normal(0, 0.15)
         points.append(points[-1] + length / 8 * np.array([np.cos(angle), np.sin(angle)]))
-    width = random.uniform(5, 8)
+    width = random.uniform(6, 9)
     alpha = _drawn(size, lambda draw: draw.line(
         [tuple(OVERSAMPLE * point) for point in points], fill=255, width=round(OVERSAMPLE * width), joint="curve"
     ))  # fmt: skip
@@ -47,7 +47,7 @@ def stain(image: np.ndarray, _: np.ndarray, random: np.random.Generator) -> tupl
 
 def foreign(image: np.ndarray, other: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A patch of another texture with the brightness and contrast of the place it lies on."""
-    alpha = _blob(image.shape[0], random.uniform(16, 34), 0.3, random)
+    alpha = _blob(image.shape[0], random.uniform(22, 40), 0.3, random)
     inside = alpha > 0.5
     patch = (other - other[inside].mean()) / max(other[inside].std(), 1.0)
     patch = image[inside].mean() + patch * image[inside].std()

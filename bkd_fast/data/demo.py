@@ -27,9 +27,9 @@ VERSION = 1  # of the recipe; another one is another data set
 def make_demo(root: str | Path, *, seed: int = 0, train: int = 60, good: int = 20, bad: int = 5) -> Path:
     """Makes the data set, or finds it made; the same bytes for the same arguments.
 
-    Images are crops of scikit-image's photographs of brick, grass and gravel, with natural variation: place, scale, a small
-    turn, lighting, focus and sensor noise. As on a production line, training and test images show the same kind of surface, here the
-    same photograph in other crops. Defects are planted before lighting, focus and noise.
+    Images are crops of scikit-image's photographs of brick, grass and gravel, with natural variation: place, scale, a
+    small turn, lighting, focus and sensor noise. As on a production line, training and test images show the same kind
+    of surface, here the same photograph in other crops. Defects are planted before lighting, focus and noise.
 
     Args:
         root: folder to make; must be new, empty, or hold this very set.
@@ -46,8 +46,10 @@ def make_demo(root: str | Path, *, seed: int = 0, train: int = 60, good: int = 2
     """
     root = Path(root)
     recipe = {"version": VERSION, "seed": seed, "train": train, "good": good, "bad": bad}
-    if (root / MARKER).is_file() and json.loads((root / MARKER).read_text(encoding="utf-8")) == recipe:
+    if _recipe(root / MARKER) == recipe:
         return root
+    if root.is_file():
+        raise BKDError(f"{root} is a file: expected a folder to make the demo set in")
     if root.exists() and any(root.iterdir()):
         raise BKDError(f"the folder {root} is not empty and not this demo set: choose another, or delete it")
     photographs = _photographs()
@@ -65,6 +67,14 @@ def make_demo(root: str | Path, *, seed: int = 0, train: int = 60, good: int = 2
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return root
+
+
+def _recipe(marker: Path) -> object:
+    """What a demo set was made with; None where there is none, or a file of that name that is something else."""
+    try:
+        return json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _photographs() -> dict[str, np.ndarray]:

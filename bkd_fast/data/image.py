@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +32,14 @@ def load_image(path: str | Path) -> np.ndarray:
 
 
 def load_mask(path: str | Path) -> np.ndarray:
-    """Decodes a ground-truth mask: (H, W) bool, True where any channel is above zero.
+    """Decodes a ground-truth mask: (H, W) bool, True where any channel of colour is above zero.
 
     Raises:
         ImageError: as :func:`load_image`.
     """
-    array = np.asarray(ImageOps.exif_transpose(_decoded(Path(path))))
-    return array > 0 if array.ndim == 2 else (array[..., :3] > 0).any(axis=2)
+    image = ImageOps.exif_transpose(_decoded(Path(path)))
+    array = np.asarray(image.convert("RGB") if image.mode in ("P", "PA", "LA") else image)
+    return array > 0 if array.ndim == 2 else np.any(array[..., :3] > 0, axis=2)
 
 
 def from_pil(image: Image.Image) -> np.ndarray:
@@ -89,12 +89,13 @@ def _decoded(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes): expected an image")
-        with warnings.catch_warnings():
-            # Pillow only warns between its limit and twice that; such an image is refused here as well.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return image
+        with Image.open(path) as image:
+            # Pillow only warns between its limit and twice that; such an image is refused here as well. A warning
+            # filter would not do: it belongs to the whole process, and images are decoded in threads.
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+            image.load()
+            return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{path} has more pixels than is safe to decode ({error}); raise PIL.Image.MAX_IMAGE_PIXELS if it is meant"

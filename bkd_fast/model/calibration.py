@@ -17,7 +17,7 @@ CANDIDATES = 20_000  # features a level that the coreset is chosen from
 
 @torch.no_grad()
 def calibrate(model: BKD, batches: Iterable[Tensor], count: int, generator: torch.Generator) -> None:
-    """Sets the teacher's standardisation and the memory's first items, as the configuration asks.
+    """Sets the scale of the teacher's channels and the memory's first items, as the configuration asks.
 
     Args:
         batches: normal images (N, 3, H, W) in [0, 1] on the model's device, each once.
@@ -26,7 +26,7 @@ def calibrate(model: BKD, batches: Iterable[Tensor], count: int, generator: torc
     """
     config = model.config
     coreset = config.reverse_branch and config.memory_items > 0 and config.memory_init == "coreset"
-    if not (config.standardize or coreset):
+    if not (config.scale_channels or coreset):
         return
     levels = len(model.teacher.channels)
     sums = [torch.zeros(2, width, dtype=torch.float64) for width in model.teacher.channels]
@@ -46,11 +46,9 @@ def calibrate(model: BKD, batches: Iterable[Tensor], count: int, generator: torc
         mean, square = (sums[level] / pixels[level]).unbind()
         deviation = (square - mean.square()).clamp_min(0).sqrt()
         features = torch.cat(candidates[level])
-        if config.standardize:
-            model.teacher.set_statistics(level + 1, mean.float(), deviation.float())
-            features = (features - model.teacher.get_buffer(f"mean_{level + 1}").flatten()) / (
-                model.teacher.get_buffer(f"deviation_{level + 1}").flatten()
-            )
+        if config.scale_channels:
+            model.teacher.set_deviation(level + 1, deviation.float())
+            features = features / model.teacher.deviation(level + 1).flatten()
         if coreset:
             memory = model.memories[level]
             assert isinstance(memory, SparseMemory)

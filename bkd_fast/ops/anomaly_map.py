@@ -59,8 +59,8 @@ def cosine_anomaly_map(
         raise ValueError(f"{name}: sigma is {sigma}, expected a number of pixels from 0")
     if not 0 <= value_share <= 1:
         raise ValueError(f"{name}: value_share is {value_share}, expected 0 to 1")
-    factors = [float(weight) for weight in weights] if weights is not None else []
-    if weights is not None and len(factors) != len(student):
+    factors = [1.0] * len(student) if weights is None else [float(weight) for weight in weights]
+    if len(factors) != len(student):
         raise ValueError(
             f"{name}: weights has {len(factors)} numbers, expected {len(student)}, one for each student level"
         )

@@ -10,13 +10,15 @@ from torch import Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_tensors(function: str, tensors: Mapping[str, Tensor | None]) -> None:
-    """All tensors, floating point, on one device; float64 only together with float64 (others may be mixed).
+def check_tensors(
+    function: str, tensors: Mapping[str, Tensor], optional: Mapping[str, Tensor | None] | None = None
+) -> None:
+    """All tensors (or None, of the optional ones), floating point, on one device; float64 only together with float64 (others may be mixed).
 
     Raises:
         TypeError: not a tensor, or an unusable dtype. ValueError: different devices.
     """
-    given = {name: value for name, value in tensors.items() if value is not None}
+    given = {**tensors, **{name: value for name, value in (optional or {}).items() if value is not None}}
     first_name, first = next(iter(given.items()))
     for name, value in given.items():
         if not isinstance(value, Tensor):

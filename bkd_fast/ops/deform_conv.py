@@ -46,7 +46,7 @@ def modulated_deform_conv2d(
         TypeError, ValueError: the message names the argument, what it was and what it should be.
     """
     name = "modulated_deform_conv2d"
-    check_tensors(name, {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask})
+    check_tensors(name, {"input": input, "offset": offset, "weight": weight}, {"bias": bias, "mask": mask})
     strides, paddings, dilations = _geometry(name, stride, padding, dilation)
     check_shape(name, "input", input, ("N", "C", "H", "W"))
     check_shape(name, "weight", weight, ("O", "C / groups", "kh", "kw"))
@@ -107,7 +107,7 @@ def modulated_deform_gather(
         TypeError, ValueError: the message names the argument, what it was and what it should be.
     """
     name = "modulated_deform_gather"
-    check_tensors(name, {"projected": projected, "offset": offset, "mask": mask})
+    check_tensors(name, {"projected": projected, "offset": offset}, {"mask": mask})
     kernel = pair(name, "kernel_size", kernel_size, 1)
     strides, paddings, dilations = _geometry(name, stride, padding, dilation)
     check_shape(name, "projected", projected, ("B", "T * C", "H", "W"))

@@ -50,9 +50,8 @@ def cosine_anomaly_map_backward(
                 by_level = by_level * other
         by_distance = _upsample_adjoint(by_level, t.shape[-2:], align_corners)
         for index in range(level, len(student), count):
-            scale = weights[index] if weights else 1.0
             own = (needs[level], needs[count + index])
-            by_t, by_s = _distance_backward(by_distance * scale, t, student[index], value_share, own)
+            by_t, by_s = _distance_backward(by_distance * weights[index], t, student[index], value_share, own)
             if by_t is not None:
                 earlier = gradients[level]
                 gradients[level] = by_t if earlier is None else earlier + by_t
@@ -76,7 +75,7 @@ def _levels(
     for level, t in enumerate(teacher):
         total: Tensor | None = None
         for index in range(level, len(student), len(teacher)):
-            part = _distance(t, student[index], value_share) * (weights[index] if weights else 1.0)
+            part = _distance(t, student[index], value_share) * weights[index]
             total = part if total is None else total + part
         assert total is not None
         levels.append(

@@ -1,0 +1,297 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bkd_fast.data.dataset import ImageDataset, Sample, check_samples, find_categories, split_normals
+from bkd_fast.data.image import ImageError, load_image, to_tensor
+from bkd_fast.errors import BKDError
+
+
+def make_images(folder, *names, size=(10, 8), tone=90):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", size, (tone, tone, tone)).save(folder / name)
+    return folder
+
+
+def make_mvtec(root, name, train=3):
+    make_images(root / name / "train/good", *(f"{index:03}.png" for index in reversed(range(train))))
+    make_images(root / name / "test/hole", "000.png", "001.png", "002.png")
+    make_images(root / name / "test/good", "000.png", "001.png")
+    make_images(root / name / "test/cut", "000.png")
+    make_images(root / name / "ground_truth/hole", "000_mask.png", "001.png", size=(10, 8), tone=255)
+    make_images(root / name / "ground_truth/cut", "000_mask.png", tone=255)
+    return root / name
+
+
+@pytest.fixture
+def mvtec(tmp_path):
+    root = tmp_path / "mvtec"
+    for name in ("screw", "bottle", "metal_nut"):
+        make_mvtec(root, name)
+    (root / "readme.txt").write_text("not a category")
+    (root / "empty").mkdir()
+    make_mvtec(root, ".old")
+    return root
+
+
+@pytest.fixture
+def plain(tmp_path):
+    return make_images(tmp_path / "parts", *(f"part {index}.png" for index in range(10)))
+
+
+def relative(samples, root):
+    return [sample.path.relative_to(root).as_posix() for sample in samples]
+
+
+def test_folder_of_categories_is_taken_by_name(mvtec):
+    assert [category.name for category in find_categories(mvtec)] == ["bottle", "metal_nut", "screw"]
+
+
+def test_names_select_in_their_order(mvtec):
+    assert [category.name for category in find_categories(mvtec, ["screw", "bottle"])] == ["screw", "bottle"]
+
+
+def test_category_holds_its_files_in_order_with_labels_and_defects(mvtec):
+    (category,) = find_categories(mvtec, ["screw"])
+    root = mvtec / "screw"
+    assert relative(category.train, root) == [f"train/good/{index:03}.png" for index in range(3)]
+    assert {(sample.label, sample.defect, sample.mask) for sample in category.train} == {(0, "good", None)}
+    assert relative(category.test, root) == [
+        "test/cut/000.png",
+        "test/good/000.png",
+        "test/good/001.png",
+        "test/hole/000.png",
+        "test/hole/001.png",
+        "test/hole/002.png",
+    ]
+    assert [sample.label for sample in category.test] == [1, 0, 0, 1, 1, 1]
+    assert [sample.defect for sample in category.test] == ["cut", "good", "good", "hole", "hole", "hole"]
+
+
+def test_ground_truth_is_found_with_and_without_mask_in_its_name(mvtec):
+    (category,) = find_categories(mvtec, ["screw"])
+    truth = mvtec / "screw/ground_truth"
+    assert [sample.mask for sample in category.test] == [
+        truth / "cut/000_mask.png",
+        None,
+        None,
+        truth / "hole/000_mask.png",
+        truth / "hole/001.png",
+        None,
+    ]
+
+
+def test_one_category_can_be_the_root(mvtec):
+    (category,) = find_categories(mvtec / "screw")
+    assert (category.name, len(category.train), len(category.test)) == ("screw", 3, 6)
+    assert find_categories(mvtec, ["screw"]) == [category]
+
+
+def test_category_given_as_the_working_folder_has_its_name(mvtec, monkeypatch):
+    monkeypatch.chdir(mvtec / "screw")
+    assert find_categories(Path("."))[0].name == "screw"
+
+
+def test_hidden_folder_is_no_kind_of_defect(mvtec):
+    make_images(mvtec / "screw/test/.ipynb_checkpoints", "000-checkpoint.png")
+    (category,) = find_categories(mvtec, ["screw"])
+    assert {sample.defect for sample in category.test} == {"good", "cut", "hole"}
+
+
+def test_category_without_test_folder_has_only_training_images(tmp_path):
+    make_images(tmp_path / "nut/train/good", "a.png")
+    (category,) = find_categories(tmp_path / "nut")
+    assert (len(category.train), category.test) == (1, ())
+
+
+def test_plain_folder_is_one_category_of_training_images(plain):
+    (category,) = find_categories(plain)
+    assert category.name == "parts"
+    assert relative(category.train, plain) == [f"part {index}.png" for index in range(10)]
+    assert category.test == ()
+    assert find_categories(plain, ["parts"]) == [category]
+    assert find_categories(plain, []) == [category]
+
+
+def test_plain_folder_with_defective_images_gets_disjoint_normal_test_images(plain, tmp_path):
+    bad = make_images(tmp_path / "bad", "x.png", "y.png")
+    (category,) = find_categories(plain, anomalous=bad)
+    normal = [sample for sample in category.test if sample.label == 0]
+    assert (len(category.train), len(normal)) == (8, 2)
+    assert sorted(relative([*category.train, *normal], plain)) == [f"part {index}.png" for index in range(10)]
+    defective = category.test[len(normal) :]
+    assert relative(defective, bad) == ["x.png", "y.png"]
+    assert {(sample.label, sample.defect, sample.mask) for sample in defective} == {(1, "anomalous", None)}
+    assert find_categories(plain, anomalous=bad) == [category]
+
+
+def test_masks_of_a_plain_folder_are_found_by_stem(plain, tmp_path):
+    bad = make_images(tmp_path / "bad", "x.png", "y.jpg", "z.png")
+    masks = make_images(tmp_path / "masks", "x_mask.png", "y.png", "w.png")
+    (category,) = find_categories(plain, anomalous=bad, masks=masks)
+    found = {sample.path.name: sample.mask for sample in category.test if sample.label}
+    assert found == {"x.png": masks / "x_mask.png", "y.jpg": masks / "y.png", "z.png": None}
+
+
+def test_defective_images_and_masks_below_the_plain_folder_are_never_trained_on(plain):
+    bad = make_images(plain / "bad", "x.png")
+    masks = make_images(plain / "masks", "x.png")
+    (category,) = find_categories(plain, anomalous=bad, masks=masks)
+    assert len(category.train) == 8
+    assert [sample.path for sample in category.test if sample.label] == [bad / "x.png"]
+    assert all(sample.path.parent == plain for sample in [*category.train, *category.test] if not sample.label)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(BKDError, match=r"there is no folder .*gone"):
+        find_categories(tmp_path / "gone")
+
+
+def test_folder_without_images_says_what_was_expected(tmp_path):
+    with pytest.raises(BKDError, match=r"there are no images in .*good images.*train/good"):
+        find_categories(tmp_path)
+
+
+def test_category_without_training_images_names_the_folder(tmp_path):
+    (tmp_path / "nut/train/good").mkdir(parents=True)
+    with pytest.raises(BKDError, match=r"no images in .*nut.train.good"):
+        find_categories(tmp_path)
+
+
+def test_misspelt_category_lists_those_there_are_and_the_closest(mvtec):
+    with pytest.raises(BKDError, match=r"'scerw'; did you mean 'screw'\? It has: bottle, metal_nut, screw$"):
+        find_categories(mvtec, ["bottle", "scerw"])
+
+
+def test_unknown_category_lists_those_there_are(mvtec):
+    with pytest.raises(BKDError, match=r"no category 'zipper'\. It has: bottle, metal_nut, screw$"):
+        find_categories(mvtec, ["zipper"])
+
+
+@pytest.mark.parametrize("names", [["part"], ["parts", "part"]])
+def test_unknown_name_of_a_plain_folder_is_an_error(plain, names):
+    with pytest.raises(BKDError, match=r"no category 'part'; did you mean 'parts'\?"):
+        find_categories(plain, names)
+
+
+@pytest.mark.parametrize("option", ["anomalous", "masks"])
+def test_mvtec_layout_refuses_folders_of_defective_images(mvtec, tmp_path, option):
+    with pytest.raises(BKDError, match="leave out --anomalous and --masks"):
+        find_categories(mvtec, **{option: tmp_path})
+
+
+def test_masks_without_defective_images_ask_for_them(plain, tmp_path):
+    with pytest.raises(BKDError, match="add --anomalous"):
+        find_categories(plain, masks=tmp_path)
+
+
+def test_empty_folder_of_defective_images_is_named(plain, tmp_path):
+    (tmp_path / "bad").mkdir()
+    with pytest.raises(BKDError, match=r"no images in .*bad: expected pictures of defective parts"):
+        find_categories(plain, anomalous=tmp_path / "bad")
+
+
+@pytest.mark.parametrize("option", ["anomalous", "masks"])
+def test_missing_folder_of_defective_images_or_masks_is_named(plain, tmp_path, option):
+    folders = {"anomalous": make_images(tmp_path / "bad", "x.png"), option: tmp_path / "gone"}
+    with pytest.raises(BKDError, match=r"there is no folder .*gone"):
+        find_categories(plain, **folders)
+
+
+def normals(count, folder):
+    return [Sample(folder / f"{index}.png", 0, "good") for index in range(count)]
+
+
+def test_sound_samples_are_all_returned_in_order(mvtec):
+    (category,) = find_categories(mvtec, ["screw"])
+    assert check_samples(category.test) == list(category.test)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def test_truncated_image_is_named(plain):
+    truncate(plain / "part 3.png")
+    with pytest.raises(ImageError, match=r"1 of 10 images cannot be used: .*part 3\.png.*--skip-unreadable"):
+        check_samples(find_categories(plain)[0].train)
+
+
+def test_many_unreadable_images_are_counted_not_all_listed(plain):
+    for index in range(8):
+        truncate(plain / f"part {index}.png")
+    with pytest.raises(ImageError, match=r"8 of 10 images.*part 4\.png.*and 3 more") as caught:
+        check_samples(find_categories(plain)[0].train)
+    assert "part 5.png" not in str(caught.value)
+
+
+def test_skip_unreadable_leaves_an_image_out_and_warns_of_it(plain, caplog, monkeypatch):
+    truncate(plain / "part 3.png")
+    monkeypatch.setattr(logging.getLogger("bkd_fast"), "propagate", True)
+    with caplog.at_level(logging.WARNING, logger="bkd_fast"):
+        kept = check_samples(find_categories(plain)[0].train, skip_unreadable=True)
+    assert relative(kept, plain) == [f"part {index}.png" for index in range(10) if index != 3]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "part 3.png" in record.getMessage()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_mask_of_another_size_names_both_sizes(tmp_path, skip):
+    image = make_images(tmp_path / "images", "a.png", size=(10, 8)) / "a.png"
+    mask = make_images(tmp_path / "masks", "a_mask.png", size=(12, 9)) / "a_mask.png"
+    with pytest.raises(BKDError, match=r"a_mask\.png is 12 x 9 pixels and its image .*a\.png 10 x 8"):
+        check_samples([Sample(image, 1, "hole", mask)], skip_unreadable=skip)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_unreadable_mask_is_named(tmp_path, skip):
+    image = make_images(tmp_path / "images", "a.png") / "a.png"
+    mask = make_images(tmp_path / "masks", "a_mask.png") / "a_mask.png"
+    truncate(mask)
+    with pytest.raises(ImageError, match=r"a_mask\.png"):
+        check_samples([Sample(image, 1, "hole", mask)], skip_unreadable=skip)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "held"), [(2, 0.1, 1), (20, 0.0, 1), (20, 0.1, 2), (20, 0.25, 5), (20, 1.0, 19)]
+)
+def test_split_is_disjoint_complete_and_in_order(tmp_path, count, share, held):
+    samples = normals(count, tmp_path)
+    kept, out = split_normals(samples, share, seed=3)
+    assert (len(kept), len(out)) == (count - held, held)
+    assert [sample for sample in samples if sample in kept] == kept
+    assert [sample for sample in samples if sample in out] == out
+    assert set(kept) | set(out) == set(samples)
+    assert not set(kept) & set(out)
+
+
+def test_split_depends_on_its_seed_alone(tmp_path):
+    samples = normals(30, tmp_path)
+    first = split_normals(samples, 0.3, seed=1)
+    torch.manual_seed(99)
+    assert split_normals(samples, 0.3, seed=1) == first
+    assert split_normals(samples, 0.3, seed=2) != first
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_images_cannot_be_split(tmp_path, count):
+    with pytest.raises(BKDError, match=rf"{count} training image\(s\): expected at least 2"):
+        split_normals(normals(count, tmp_path), 0.2, seed=0)
+
+
+def test_dataset_item_is_the_resized_image_and_its_index(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    make_images(tmp_path, "a.png")
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    dataset = ImageDataset([Sample(tmp_path / "a.png", 0, "good"), Sample(tmp_path / "b.png", 1, "hole")], (16, 24))
+    assert len(dataset) == 2
+    image, index = dataset[1]
+    assert index == 1
+    assert (image.shape, image.dtype) == ((3, 16, 24), torch.float32)
+    assert torch.equal(image, to_tensor(load_image(tmp_path / "b.png"), (16, 24)))

@@ -1,0 +1,99 @@
+import sys
+import threading
+
+import pytest
+
+from bkd_fast.ops import backend, describe, reference
+from bkd_fast.ops.backend import BACKENDS, OPERATORS, VARIABLE, available, implementation
+
+MISSING = [name for name in BACKENDS if available(name) is not None]
+MODULE = sys.modules["bkd_fast.ops.backend"]
+
+
+@pytest.fixture
+def each_backend():
+    """Overrides the suite's: here nothing is chosen."""
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Makes a backend unavailable, whatever is built here."""
+
+    def remove(name):
+        monkeypatch.setitem(MODULE._loaded, name, ImportError("it was not compiled"))
+
+    return remove
+
+
+def test_the_reference_has_every_operator_everywhere():
+    with backend("reference"):
+        for name in OPERATORS:
+            for device in ("cpu", "cuda"):
+                assert implementation(name, device) is getattr(reference, name)
+
+
+def test_a_choice_ends_with_its_block(monkeypatch, without):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    before = implementation(OPERATORS[0], "cpu")
+
+    def fail():
+        with backend("reference"):
+            assert implementation(OPERATORS[0], "cpu") is reference.modulated_deform_conv2d
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert implementation(OPERATORS[0], "cpu") is before
+
+
+def test_the_environment_chooses(monkeypatch, without):
+    monkeypatch.setenv(VARIABLE, "reference")
+    assert implementation(OPERATORS[0], "cpu") is reference.modulated_deform_conv2d
+    assert describe()["chosen"] == "reference"
+    without("triton")
+    monkeypatch.setenv(VARIABLE, "triton")
+    with pytest.raises(RuntimeError, match="triton backend is not available: it was not compiled"):
+        implementation(OPERATORS[0], "cpu")
+
+
+def test_a_backend_that_is_not_there_says_why(without):
+    without("native")
+    with pytest.raises(RuntimeError, match="native backend is not available: it was not compiled"), backend("native"):
+        pytest.fail("the block must not run")
+    assert describe()["backends"]["native"] == "the native backend is not available: it was not compiled"
+
+
+def test_unknown_backends_are_named():
+    with pytest.raises(ValueError, match="no backend 'cuda': choose one of native, triton, reference"), backend("cuda"):
+        pytest.fail("the block must not run")
+
+
+def test_an_operator_that_a_chosen_backend_lacks_is_an_error(monkeypatch):
+    class Partial:
+        DEVICES = ("cpu",)
+        distillation_loss = staticmethod(lambda *_: None)
+
+    monkeypatch.setitem(MODULE._loaded, "native", Partial)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    # Without a choice the next backend has it; a choice is not overruled in silence.
+    assert implementation("distillation_loss", "cpu") is Partial.distillation_loss
+    assert implementation("cosine_anomaly_map", "cpu") is reference.cosine_anomaly_map
+    with backend("native"):
+        assert implementation("distillation_loss", "cpu") is Partial.distillation_loss
+        for name, device in (("cosine_anomaly_map", "cpu"), ("distillation_loss", "cuda")):
+            with pytest.raises(RuntimeError, match=f"native backend has no {name} for {device} tensors"):
+                implementation(name, device)
+
+
+def test_every_operator_is_described():
+    assert set(describe()["runs"]) == set(OPERATORS)
+
+
+def test_threads_choose_for_themselves(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    seen = []
+    with backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(describe()["chosen"]))
+        thread.start()
+        thread.join()
+    assert seen == ["automatic"]
