@@ -81,7 +81,7 @@ class BKDConfig:
     balance_maps: bool = True  # divide each branch and level by its mean over held-out normals
     sigma: float = 4.0  # of the smoothing, in pixels of a 256-pixel-high image; scaled with the height
     align_corners: bool = False
-    top_fraction: float = 0.0  # image score: 0 = maximum of the map, else mean of this share of its pixels
+    top_fraction: float = 0.003  # image score: mean of this share of the map's largest pixels; 0 = the maximum
 
     # Training.
     epochs: int = 40
@@ -191,6 +191,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student_output": "relu",
         "student_correction": False,
         "balance_maps": False,
+        "top_fraction": 0.0,
         "sigma": 0.0,
         "epochs": 200,
         "offset_lr_scale": 1.0,
@@ -207,6 +208,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "value_weight": 0.0,
         "fusion": "sum",
         "align_corners": True,
+        "top_fraction": 0.0,
         "balance_maps": False,
         "epochs": 200,
         "schedule": "constant",

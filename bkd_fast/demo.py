@@ -12,7 +12,7 @@ from bkd_fast.run import CONFIG
 from bkd_fast.training import train
 
 # A small teacher whose ImageNet weights come with a package, and as many epochs as two cores do in minutes.
-DEMO = BKDConfig(teacher="tf_efficientnet_lite0", epochs=12)
+DEMO = BKDConfig(teacher="tf_efficientnet_lite0", epochs=6, batch_size=8)
 
 
 def demo(out: str | Path = "runs/demo", *, data: str | Path | None = None, epochs: int | None = None) -> Path:

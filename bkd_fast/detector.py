@@ -91,6 +91,8 @@ class Detector:
             isinstance(images, Tensor) and images.ndim != 4
         ):
             return self._predict([images])[0]
+        if not isinstance(images, (Sequence, Tensor)):
+            raise BKDError(_no_image(images))
         return self._predict(list(images))
 
     def _predict(self, images: list[ImageLike]) -> list[Prediction]:
@@ -136,9 +138,7 @@ class Detector:
         elif isinstance(image, np.ndarray):
             array = _checked_array(image)
         else:
-            raise BKDError(
-                f"an image of type {type(image).__name__}: expected a path, a PIL image, an array or a tensor"
-            )
+            raise BKDError(_no_image(image))
         return to_tensor(array, self.config.image_size), (array.shape[0], array.shape[1])
 
     def _from_tensor(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -158,6 +158,10 @@ class Detector:
         if size != self.config.image_size:
             image = F.interpolate(image[None].float(), size=self.config.image_size, mode="bilinear", antialias=True)[0]
         return image.float(), size
+
+
+def _no_image(value: object) -> str:
+    return f"an image of type {type(value).__name__}: expected a path, a PIL image, an array or a tensor, or several"
 
 
 def _checked_array(array: np.ndarray) -> np.ndarray:

@@ -37,6 +37,7 @@ from bkd_fast.errors import BKDError
 from bkd_fast.files import write_json
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import calibrate, map_scales
+from bkd_fast.model.teacher import Teacher
 from bkd_fast.run import CHECKPOINT, CONFIG, FORMAT, LOG, Calibration, DataSource, save_trained
 from bkd_fast.version import __version__
 
@@ -99,6 +100,7 @@ def train(
     jobs = [
         _job(category, config, out if len(found) == 1 else out / category.name, skip_unreadable) for category in found
     ]
+    Teacher(config)  # its errors (an unknown model, no weights) before anything is written
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _claim(out, resume)
     fabric = Fabric(
@@ -190,7 +192,8 @@ class _Trainer:
     def _epoch(self, step: nn.Module, optimizer: Any, state: Progress, bar: tqdm, interrupted: list[bool]) -> None:
         started, images = time.monotonic(), 0
         for part in self.schedule.epoch(state.epoch, state.step):
-            rate = self._set_rate(optimizer, state)
+            for group in optimizer.param_groups:
+                group["lr"] = group["scale"] * self._rate(state.epoch, state.step)
             query = self.features.levels(part.queries)
             support = (
                 self.model.support_levels(self.features.supports(part, self.config.support_augmentation))
@@ -198,7 +201,7 @@ class _Trainer:
                 else []
             )
             losses, moves = step(query, support)
-            values = {name: float(loss) for name, loss in losses.items()}
+            values = {name: float(loss.detach()) for name, loss in losses.items()}
             largest = [float(move[0]) for move in moves]
             if not math.isfinite(values["total"]):
                 raise self._not_finite(state, values, largest)
@@ -224,20 +227,24 @@ class _Trainer:
         means = {
             name: value if name.startswith("max") else value / self.schedule.steps for name, value in state.sums.items()
         }
-        state.rows.append({"epoch": state.epoch + 1, **means, "learning_rate": rate, "seconds": round(seconds, 3)})
+        state.rows.append(
+            {
+                "epoch": state.epoch + 1,
+                **means,
+                "learning_rate": self._rate(state.epoch, self.schedule.steps - 1),
+                "seconds": round(seconds, 3),
+            }
+        )
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS or state.epoch == self.config.epochs:
             self._save(state)
 
-    def _set_rate(self, optimizer: Any, state: Progress) -> float:
-        """The learning rate of this step, a function of its number alone."""
-        rate = self.config.learning_rate
-        if self.config.schedule == "cosine":
-            done = (state.epoch * self.schedule.steps + state.step) / (self.config.epochs * self.schedule.steps)
-            rate *= 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        return rate
+    def _rate(self, epoch: int, step: int) -> float:
+        """The learning rate of a step, a function of its number alone."""
+        if self.config.schedule == "constant":
+            return self.config.learning_rate
+        done = (epoch * self.schedule.steps + step) / (self.config.epochs * self.schedule.steps)
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _save(self, state: Progress) -> None:
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)

@@ -28,7 +28,7 @@ def tiny_config() -> BKDConfig:
     )
 
 
-def make_category(
+def _make_category(
     root: Path, *, train: int = 10, good: int = 3, bad: int = 3, size: tuple[int, int] = (72, 80)
 ) -> Path:
     """A category in the MVTec layout: noise on a gradient, defects are bright squares with exact masks."""
@@ -58,10 +58,16 @@ def make_category(
     return root
 
 
+@pytest.fixture
+def make_category():
+    """Makes further categories like ``tiny_data``, of other sizes."""
+    return _make_category
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """One category, ``tile``."""
-    return make_category(tmp_path_factory.mktemp("data") / "tile")
+    return _make_category(tmp_path_factory.mktemp("data") / "tile")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def check_tensors(
     function: str, tensors: Mapping[str, Tensor], optional: Mapping[str, Tensor | None] | None = None
 ) -> None:
-    """All tensors (or None, of the optional ones), floating point, on one device; float64 only together with float64 (others may be mixed).
+    """Floating-point tensors (the optional ones may be None) on one device; float64 only with float64.
 
     Raises:
         TypeError: not a tensor, or an unusable dtype. ValueError: different devices.

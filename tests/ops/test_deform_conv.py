@@ -45,35 +45,15 @@ def case(
     return {name: value.to(device, dtype) for name, value in tensors.items()}, geometry
 
 
+ONE, NONE = (1, 1), (0, 0)
 CASES = {
     "groups, offset groups, stride, dilation": {},
-    "plain 3 x 3": {
-        "kernel": (3, 3),
-        "stride": (1, 1),
-        "padding": (1, 1),
-        "dilation": (1, 1),
-        "groups": 1,
-        "offset_groups": 1,
-    },
-    "even kernel": {
-        "kernel": (2, 4),
-        "stride": (1, 2),
-        "padding": (2, 1),
-        "dilation": (1, 1),
-        "groups": 1,
-        "offset_groups": 2,
-    },
-    "1 x 1 kernel": {
-        "kernel": (1, 1),
-        "stride": (1, 1),
-        "padding": (0, 0),
-        "dilation": (1, 1),
-        "groups": 1,
-        "offset_groups": 1,
-    },
+    "plain 3 x 3": {"kernel": (3, 3), "stride": ONE, "padding": ONE, "dilation": ONE, "groups": 1, "offset_groups": 1},
+    "even kernel": {"kernel": (2, 4), "stride": (1, 2), "padding": (2, 1), "dilation": ONE, "groups": 1},
+    "1 x 1 kernel": {"kernel": ONE, "stride": ONE, "padding": NONE, "dilation": ONE, "groups": 1, "offset_groups": 1},
     "batch 0": {"batch": 0},
     "batch 33": {"batch": 33, "size": (5, 5)},
-    "single pixel": {"size": (1, 1), "kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)},
+    "single pixel": {"size": ONE, "kernel": ONE, "stride": ONE, "padding": NONE, "dilation": ONE},
     "far outside": {"reach": 50.0},
 }
 
@@ -142,7 +122,8 @@ def test_equals_torchvision_on_any_small_shape(data):
     tensors, geometry = case(
         batch=data.draw(st.integers(0, 3)), channels=2 * groups * offset_groups, outputs=2 * groups,
         size=tuple(n + data.draw(st.integers(0, 4)) for n in smallest), kernel=kernel, stride=pair(1, 2),
-        padding=padding, dilation=dilation, groups=groups, offset_groups=offset_groups, seed=data.draw(st.integers(0, 99)),
+        padding=padding, dilation=dilation, groups=groups, offset_groups=offset_groups,
+        seed=data.draw(st.integers(0, 99)),
     )  # fmt: skip
     torch.testing.assert_close(modulated_deform_conv2d(**tensors, **geometry), deform_conv2d(**tensors, **geometry))
 

@@ -1,0 +1,65 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bkd_fast.cli import main
+from bkd_fast.ops.backend import OPERATORS
+from bkd_fast.version import __version__
+
+COMMANDS = ("demo", "train", "evaluate", "predict", "info")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_reads_well(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: bkd-fast")
+    for name in COMMANDS if not command else (command,):
+        assert name in text
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from bkd_fast.cli import _parser; _parser(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_info_says_what_runs_where(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bkd_fast"] == __version__
+    assert set(facts["operators"]["runs"]) == set(OPERATORS)
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "cuda" in text
+    assert "sparse_memory_attention" in text
+
+
+def test_training_from_the_command_line(tiny_data, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["train", str(tiny_data), "--out", str(out), "--teacher", "resnet18", "--weights", "none"]
+    small = ["--image-size", "64", "--epochs", "1", "--batch-size", "4", "--set", "memory_items=16", "fusion=sum"]
+    assert main([*arguments, *small]) == 0
+    assert f"bkd-fast evaluate {out}" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert (config["image_size"], config["fusion"], config["memory_items"]) == ([64, 64], "sum", 16)
+    # Silent where nobody watches: no bar in a captured stream.
+    assert "images/s" not in capsys.readouterr().err
+    assert main([*arguments, *small]) == 1
+    assert "not empty" in capsys.readouterr().err
+    assert main([*arguments, *small, "--resume"]) == 0
+
+
+def test_public_names_are_there():
+    import bkd_fast
+
+    for name in bkd_fast.__all__:
+        assert getattr(bkd_fast, name) is not None
+    assert callable(bkd_fast.train)
+    assert callable(bkd_fast.evaluate)
+    with pytest.raises(AttributeError, match="no attribute 'detect'"):
+        _ = bkd_fast.detect
