@@ -6,12 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from bkd_fast.config import BKDConfig
-
-torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ def levels(count: int, seed: int) -> list[torch.Tensor]:
 
 def pyramid(seed: int = 0, **changes) -> AlignmentPyramid:
     torch.manual_seed(seed)
-    module = AlignmentPyramid(CHANNELS, BKDConfig(**changes)).double()
+    module = AlignmentPyramid(CHANNELS, BKDConfig(**{"alignment_kernel": "full", **changes})).double()
     if changes.get("offset_init") != "zero":
         for parameter in module.predictors.parameters():
             torch.nn.init.normal_(parameter, 0, 0.1)

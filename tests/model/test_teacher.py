@@ -40,7 +40,9 @@ def test_folded_equals_timm(name, tmp_path):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.1)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    teacher = Teacher(BKDConfig(teacher=name, weights=str(tmp_path / "weights.pth"), scale_channels=False, pool=1))
+    teacher = Teacher(
+        BKDConfig(teacher=name, weights=str(tmp_path / "weights.pth"), margin=0, scale_channels=False, pool=1)
+    )
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in teacher.modules())
 
     plain = timm.create_model(name, pretrained=False, features_only=True).eval()
