@@ -64,24 +64,26 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--teacher", help="any timm CNN, e.g. resnet18 or tf_efficientnet_lite0")
     train.add_argument("--weights", help="auto, or a local file with the teacher's ImageNet weights")
     train.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="height and width, or one for both")
-    train.add_argument("--epochs", type=int)
-    train.add_argument("--batch-size", type=int)
+    train.add_argument("--epochs", type=int, help="passes over the training images (default: the preset's)")
+    train.add_argument("--batch-size", type=int, help="images a step, over all processes (default: the preset's)")
     train.add_argument("--shots", type=int, help="support images k")
-    train.add_argument("--seed", type=int)
+    train.add_argument("--seed", type=int, help="of everything random (default: 0)")
     train.add_argument(
         "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="any other field of BKDConfig, e.g. fusion=sum"
     )
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     train.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
     train.add_argument("--devices", type=int, default=1, help="processes (GPUs) to train with (default: %(default)s)")
-    train.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda"))
-    train.add_argument("--precision", default="auto", choices=("auto", "32", "bf16", "fp16"))
+    train.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda"), help="where to train")
+    train.add_argument(
+        "--precision", default="auto", choices=("auto", "32", "bf16", "fp16"), help="auto: bf16 where the GPU has it"
+    )
     train.add_argument("--cache-gb", type=float, default=2.0, help="memory for teacher features (default: %(default)s)")
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure a run on test images and write its report")
     evaluate.add_argument("run_folder", type=Path, metavar="RUN")
     evaluate.add_argument("data", type=Path, nargs="?", help="data set (default: the one the run was trained on)")
-    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     evaluate.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
 
     predict = _command(commands, "predict", _predict, "judge images with a trained run")
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--out", type=Path, required=True, help="folder for scores.csv, heat maps and masks; new or empty"
     )
-    predict.add_argument("--device", default="auto")
+    predict.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     predict.add_argument("--threshold", type=float, help="decide with this threshold instead of the run's")
     predict.add_argument(
         "--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on"

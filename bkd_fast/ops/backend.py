@@ -106,7 +106,8 @@ def _load(name: str) -> Any:
         try:
             _loaded[name] = importlib.import_module(f"bkd_fast.ops.{name}")
         except ImportError as error:
-            _loaded[name] = error
+            absent = isinstance(error, ModuleNotFoundError) and error.name == f"bkd_fast.ops.{name}"
+            _loaded[name] = ImportError("this installation of bkd_fast has none") if absent else error
     found = _loaded[name]
     if isinstance(found, ImportError):
         raise RuntimeError(f"the {name} backend is not available: {found}")
