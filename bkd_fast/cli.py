@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +136,8 @@ def _train(arguments: argparse.Namespace) -> None:
         skip_unreadable=arguments.skip_unreadable,
         cache_gb=arguments.cache_gb,
     )
-    print(f"trained: {arguments.out}\nnext: bkd-fast evaluate {arguments.out}")
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks
+        print(f"trained: {arguments.out}\nnext: bkd-fast evaluate {arguments.out}")
 
 
 def _config(arguments: argparse.Namespace) -> Any:

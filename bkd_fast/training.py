@@ -149,7 +149,7 @@ class _Trainer:
         self, fabric: Fabric, config: BKDConfig, job: Job, source: DataSource, cache_gb: float, progress: bool | None
     ) -> None:
         self.fabric, self.config, self.job, self.source = fabric, config, job, source
-        self.show = progress
+        self.show = progress if fabric.is_global_zero else False
         fabric.seed_everything(config.seed, verbose=False)
         self.schedule = Schedule(len(job.train), config, rank=fabric.global_rank, world=fabric.world_size)
         self.model = BKD(config).to(fabric.device)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from bkd_fast.data import load_image, to_tensor
 from PIL import Image
 
+from bkd_fast.data import load_image, to_tensor
 from bkd_fast.detector import Detector, Prediction
 from bkd_fast.errors import BKDError
 from bkd_fast.run import load_trained
