@@ -16,10 +16,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The build tools come first, so that the package is compiled against the very torch it will run with.
-$(VENV)/installed: pyproject.toml $(wildcard setup.py csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+# Torch and the build tools come first; the package is then built without isolation, with just these.
+$(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo,test]"
 	touch $@
