@@ -1,6 +1,6 @@
 """The operators in plain PyTorch: what the kernels must compute."""
 
-from bkd_fast.ops.reference.anomaly_map import cosine_anomaly_map, cosine_anomaly_map_backward
+from bkd_fast.ops.reference.anomaly_map import cosine_anomaly_map, cosine_anomaly_map_backward, fusion_backward
 from bkd_fast.ops.reference.deform_conv import (
     modulated_deform_conv2d,
     modulated_deform_conv2d_backward,
@@ -22,6 +22,7 @@ __all__ = [
     "cosine_anomaly_map_backward",
     "distillation_loss",
     "distillation_loss_backward",
+    "fusion_backward",
     "memory_attention_weights",
     "modulated_deform_conv2d",
     "modulated_deform_conv2d_backward",

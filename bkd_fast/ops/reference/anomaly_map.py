@@ -22,8 +22,8 @@ def cosine_anomaly_map(
     value_share: float,
 ) -> Tensor:
     """See :func:`bkd_fast.ops.cosine_anomaly_map`."""
-    levels = _levels(teacher, student, size, weights, align_corners, value_share)
-    return _smooth(_fuse(levels, fusion), sigma)
+    distances = _distances(teacher, student, weights, value_share)
+    return _smooth(_fuse([_upsample(level, size, align_corners) for level in distances], fusion), sigma)
 
 
 def cosine_anomaly_map_backward(
@@ -40,18 +40,13 @@ def cosine_anomaly_map_backward(
 ) -> list[Tensor]:
     """Gradients by the teacher's levels, then the students'; empty tensors where ``needs`` says so."""
     count = len(teacher)
-    by_fused = _smooth(grad, sigma, adjoint=True)
-    levels = _levels(teacher, student, size, weights, align_corners, value_share)
+    distances = _distances(teacher, student, weights, value_share)
+    by_distances = fusion_backward(grad, distances, size, fusion, sigma, align_corners)
     gradients: list[Tensor | None] = [None] * (count + len(student))
     for level, t in enumerate(teacher):
-        by_level = by_fused
-        if fusion == "product":
-            for other in levels[:level] + levels[level + 1 :]:
-                by_level = by_level * other
-        by_distance = _upsample_adjoint(by_level, t.shape[-2:], align_corners)
         for index in range(level, len(student), count):
             own = (needs[level], needs[count + index])
-            by_t, by_s = _distance_backward(by_distance * weights[index], t, student[index], value_share, own)
+            by_t, by_s = _distance_backward(by_distances[level] * weights[index], t, student[index], value_share, own)
             if by_t is not None:
                 earlier = gradients[level]
                 gradients[level] = by_t if earlier is None else earlier + by_t
@@ -62,15 +57,26 @@ def cosine_anomaly_map_backward(
     ]
 
 
-def _levels(
-    teacher: Sequence[Tensor],
-    student: Sequence[Tensor],
-    size: Sequence[int],
-    weights: Sequence[float],
-    align_corners: bool,
-    value_share: float,
+def fusion_backward(
+    grad: Tensor, distances: Sequence[Tensor], size: Sequence[int], fusion: str, sigma: float, align_corners: bool
 ) -> list[Tensor]:
-    """Omega^n of every level, upsampled: (N, H, W)."""
+    """Gradients of the map by the distances of each level, (N, H_l, W_l)."""
+    by_fused = _smooth(grad, sigma, adjoint=True)
+    levels = [_upsample(level, size, align_corners) for level in distances]
+    gradients = []
+    for level, distance in enumerate(distances):
+        by_level = by_fused
+        if fusion == "product":
+            for other in levels[:level] + levels[level + 1 :]:
+                by_level = by_level * other
+        gradients.append(_upsample_adjoint(by_level, distance.shape[1:], align_corners))
+    return gradients
+
+
+def _distances(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], weights: Sequence[float], value_share: float
+) -> list[Tensor]:
+    """Omega^n of every level, summed over the branches: (N, H_l, W_l)."""
     levels = []
     for level, t in enumerate(teacher):
         total: Tensor | None = None
@@ -78,10 +84,13 @@ def _levels(
             part = _distance(t, student[index], value_share) * weights[index]
             total = part if total is None else total + part
         assert total is not None
-        levels.append(
-            F.interpolate(total.unsqueeze(1), tuple(size), mode="bilinear", align_corners=align_corners).squeeze(1)
-        )
+        levels.append(total)
     return levels
+
+
+def _upsample(distances: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    upsampled = F.interpolate(distances.unsqueeze(1), tuple(size), mode="bilinear", align_corners=align_corners)
+    return upsampled.squeeze(1)
 
 
 def _fuse(levels: Sequence[Tensor], fusion: str) -> Tensor:

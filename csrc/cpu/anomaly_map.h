@@ -1,0 +1,215 @@
+// The anomaly map: distances at every level from one read of the features, then upsampling, fusion and smoothing.
+#pragma once
+
+#include "cosine.h"
+
+namespace bkd {
+namespace {
+
+// One task of all levels: image n, pixels begin.. of one level.
+template <class T>
+struct Tile {
+  int64_t level, n, begin, count, first;  // first: of the level's distances
+};
+
+template <class T>
+Tile<T> tile_of(const AnomalyMap<T>& p, int64_t task) {
+  int64_t first = 0;
+  for (int64_t l = 0;; ++l) {
+    const int64_t pixels = p.level[l].pixels(), tiles = parts(pixels, TILE);
+    if (task < p.batch * tiles) {
+      const int64_t begin = task % tiles * TILE;
+      return {l, task / tiles, begin, least(TILE, pixels - begin), first};
+    }
+    task -= p.batch * tiles;
+    first += p.batch * pixels;
+  }
+}
+
+template <class T>
+int64_t tile_count(const AnomalyMap<T>& p) {
+  int64_t tiles = 0;
+  for (int64_t l = 0; l < p.levels; ++l) tiles += p.batch * parts(p.level[l].pixels(), TILE);
+  return tiles;
+}
+
+template <class T>
+void distances(const AnomalyMap<T>& p) {
+  in_parallel(p.parallel, tile_count(p), [&](Queue& queue) {
+    Statistics<T> sums;
+    for (int64_t task; (task = queue.next()) >= 0;) {
+      const Tile<T> tile = tile_of(p, task);
+      const Level<T>& level = p.level[tile.level];
+      T* to = p.distances + tile.first + tile.n * level.pixels() + tile.begin;
+      for (int64_t b = 0; b < p.branches; ++b) {
+        const T *t = level.teacher + tile.n * level.image(), *s = level.student[b] + tile.n * level.image();
+        if (p.value_share > 0)
+          statistics<T, true>(level, t, s, tile.begin, tile.count, sums);
+        else
+          statistics<T, false>(level, t, s, tile.begin, tile.count, sums);
+        for (int64_t i = 0; i < tile.count; ++i) {
+          const T direction = 1 - cosine(sums.dot[i], sums.teacher[i], sums.student[i]);
+          const T square = p.value_share > 0 ? sums.difference[i] / T(level.channels) : T(0);
+          const T distance = level.weight[b] * ((1 - p.value_share) * direction + p.value_share * square);
+          to[i] = b ? to[i] + distance : distance;
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void distances_backward(const AnomalyMap<T>& p) {
+  in_parallel(p.parallel, tile_count(p), [&](Queue& queue) {
+    Statistics<T> sums;
+    alignas(64) T other[TILE], own_teacher[TILE], own_student[TILE];
+    for (int64_t task; (task = queue.next()) >= 0;) {
+      const Tile<T> tile = tile_of(p, task);
+      const Level<T>& level = p.level[tile.level];
+      const int64_t image = tile.n * level.image();
+      const T* grad = p.grad + tile.first + tile.n * level.pixels() + tile.begin;
+      for (int64_t b = 0; b < p.branches; ++b) {
+        const T *t = level.teacher + image, *s = level.student[b] + image;
+        T *by_teacher = p.grad_teacher[tile.level], *by_student = p.grad_student[b * p.levels + tile.level];
+        if (!by_teacher && !by_student) continue;
+        statistics<T, false>(level, t, s, tile.begin, tile.count, sums);
+        for (int64_t i = 0; i < tile.count; ++i) {
+          const T by_distance = grad[i] * level.weight[b];
+          const Slopes<T> slope = slopes(-(1 - p.value_share) * by_distance, p.value_share * by_distance / T(level.channels),
+                                         sums.dot[i], sums.teacher[i], sums.student[i]);
+          other[i] = slope.other, own_teacher[i] = slope.own_teacher, own_student[i] = slope.own_student;
+        }
+        if (by_teacher) combine_pixels(level, t, s, own_teacher, other, tile.begin, tile.count, by_teacher + image, b > 0);
+        if (by_student) combine_pixels(level, s, t, own_student, other, tile.begin, tile.count, by_student + image, false);
+      }
+    }
+  });
+}
+
+// Where output position `at` of an axis lies between two input positions.
+template <class T>
+struct Between {
+  int64_t low, high;
+  T share;  // of high
+};
+
+template <class T>
+Between<T> between(int64_t at, int64_t input, int64_t output, bool align_corners) {
+  const T scale = align_corners ? (output > 1 ? T(input - 1) / T(output - 1) : T(0)) : T(input) / T(output);
+  const T source = align_corners ? scale * T(at) : scale * (T(at) + T(0.5)) - T(0.5);
+  const T position = source > 0 ? source : T(0);
+  const int64_t low = least(static_cast<int64_t>(position), input - 1);
+  return {low, least(low + 1, input - 1), position - T(low)};
+}
+
+// Index i of an axis that is mirrored at both ends, again and again.
+inline int64_t mirrored(int64_t i, int64_t length) {
+  const int64_t folded = ((i % (2 * length)) + 2 * length) % (2 * length);
+  return least(folded, 2 * length - 1 - folded);
+}
+
+// One row of the fused levels.
+template <class T>
+void fuse_row(const AnomalyMap<T>& p, int64_t n, int64_t y, const Between<T>* columns, T* blended, T* row) {
+  int64_t first = 0;
+  for (int64_t l = 0; l < p.levels; ++l) {
+    const Level<T>& level = p.level[l];
+    const T* image = p.distances + first + n * level.pixels();
+    first += p.batch * level.pixels();
+    const Between<T> rows = between<T>(y, level.height, p.height, p.align_corners);
+    for (int64_t x = 0; x < level.width; ++x)
+      blended[x] = (1 - rows.share) * image[rows.low * level.width + x] + rows.share * image[rows.high * level.width + x];
+    const Between<T>* at = columns + l * p.width;
+    for (int64_t x = 0; x < p.width; ++x) {
+      const T value = (1 - at[x].share) * blended[at[x].low] + at[x].share * blended[at[x].high];
+      row[x] = l == 0 ? value : (p.product ? row[x] * value : row[x] + value);
+    }
+  }
+}
+
+// to[i] = sum over j of kernel[j] from[i + j].
+template <class T>
+void convolve_row(const T* from, const T* kernel, int64_t size, int64_t count, T* to) {
+  constexpr int W = LANES<T>;
+  int64_t i = 0;
+  for (; i + 2 * W <= count; i += 2 * W) {
+    Vec<T> sum[2] = {};
+    for (int64_t j = 0; j < size; ++j) {
+      sum[0] += kernel[j] * load(from + i + j);
+      sum[1] += kernel[j] * load(from + i + j + W);
+    }
+    store(to + i, sum[0]);
+    store(to + i + W, sum[1]);
+  }
+  for (; i < count; ++i) {
+    T sum = 0;
+    for (int64_t j = 0; j < size; ++j) sum += kernel[j] * from[i + j];
+    to[i] = sum;
+  }
+}
+
+template <class T>
+void anomaly_map(const AnomalyMap<T>& p) {
+  constexpr int64_t ROWS = 16;
+  const int64_t radius = static_cast<int64_t>(4 * p.sigma + T(0.5)), size = 2 * radius + 1;
+  const int64_t bands = parts(p.height, ROWS), area = p.height * p.width;
+  const bool smooth = p.sigma > 0;
+  Scratch<T> kernel(size);
+  double total = 0;
+  for (int64_t j = 0; j < size && smooth; ++j) {
+    const double steps = double(j - radius) / double(p.sigma);
+    total += kernel[j] = T(std::exp(-0.5 * steps * steps));
+  }
+  for (int64_t j = 0; j < size && smooth; ++j) kernel[j] = T(kernel[j] / total);
+  Scratch<Between<T>> columns(p.levels * p.width);
+  int64_t widest = 0;
+  for (int64_t l = 0; l < p.levels; ++l) {
+    widest = most(widest, p.level[l].width);
+    for (int64_t x = 0; x < p.width; ++x)
+      columns[l * p.width + x] = between<T>(x, p.level[l].width, p.width, p.align_corners);
+  }
+  Scratch<T> along(smooth ? p.batch * area : 0);  // smoothed along the rows only
+  in_parallel(p.parallel, p.batch * bands, [&](Queue& queue) {
+    Scratch<T> blended(widest), row(p.width + 2 * radius);
+    for (int64_t task; (task = queue.next()) >= 0;) {
+      const int64_t n = task / bands, begin = task % bands * ROWS;
+      for (int64_t y = begin; y < least(begin + ROWS, p.height); ++y) {
+        if (!smooth) {
+          fuse_row<T>(p, n, y, columns, blended, p.map + n * area + y * p.width);
+          continue;
+        }
+        fuse_row<T>(p, n, y, columns, blended, row + radius);
+        for (int64_t j = 1; j <= radius; ++j) {
+          row[radius - j] = row[radius + mirrored(-j, p.width)];
+          row[radius + p.width - 1 + j] = row[radius + mirrored(p.width - 1 + j, p.width)];
+        }
+        convolve_row<T>(row, kernel, size, p.width, along + n * area + y * p.width);
+      }
+    }
+  });
+  if (!smooth) return;
+  in_parallel(p.parallel, p.batch * bands, [&](Queue& queue) {
+    constexpr int W = LANES<T>;
+    for (int64_t task; (task = queue.next()) >= 0;) {
+      const int64_t n = task / bands, begin = task % bands * ROWS;
+      for (int64_t y = begin; y < least(begin + ROWS, p.height); ++y) {
+        T* to = p.map + n * area + y * p.width;
+        const T* from = along + n * area;
+        int64_t x = 0;
+        for (; x + W <= p.width; x += W) {
+          Vec<T> sum = {};
+          for (int64_t j = 0; j < size; ++j) sum += kernel[j] * load(from + mirrored(y + j - radius, p.height) * p.width + x);
+          store(to + x, sum);
+        }
+        for (; x < p.width; ++x) {
+          T sum = 0;
+          for (int64_t j = 0; j < size; ++j) sum += kernel[j] * from[mirrored(y + j - radius, p.height) * p.width + x];
+          to[x] = sum;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace bkd

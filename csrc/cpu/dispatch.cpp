@@ -1,0 +1,42 @@
+#include "dispatch.h"
+
+#include <string>
+
+namespace bkd {
+
+const std::vector<Tier>& tiers() {
+  static const std::vector<Tier> found = [] {
+    std::vector<Tier> usable = {portable_tier()};
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) usable.push_back(avx2_tier());
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw"))
+      usable.push_back(avx512_tier());
+#endif
+    return usable;
+  }();
+  return found;
+}
+
+const Tier& tier_at(int64_t index) { return tiers().at(index); }
+
+// One worker a thread; each takes tasks until there are none, so that no thread waits for a slow one.
+void run_parallel(int64_t tasks, Worker worker, const void* data) {
+  Queue queue(tasks);
+  const int64_t threads = torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, tasks < threads ? tasks : threads, 1,
+                              [&](int64_t, int64_t) { worker(queue, data); });
+}
+
+std::string cpu_tiers() {
+  std::string names;
+  for (const Tier& tier : tiers()) names += (names.empty() ? "" : " ") + std::string(tier.name);
+  return names;
+}
+
+}  // namespace bkd
+
+STABLE_TORCH_LIBRARY_IMPL(bkd_fast_native, CompositeExplicitAutograd, m) {
+  m.impl("cpu_tiers", TORCH_BOX(&bkd::cpu_tiers));
+}

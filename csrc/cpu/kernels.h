@@ -1,0 +1,157 @@
+// The CPU kernels as one table of functions, filled once for each instruction set.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace bkd {
+
+// Hands out task numbers to the threads of one call; whoever is free takes the next, so that a slow core takes fewer.
+struct Queue {
+  explicit Queue(int64_t tasks) : tasks(tasks) {}
+  int64_t next() {
+    const int64_t task = taken.fetch_add(1, std::memory_order_relaxed);
+    return task < tasks ? task : -1;
+  }
+  const int64_t tasks;
+  std::atomic<int64_t> taken{0};
+};
+
+// Runs worker(queue, data) on as many threads as there are, and tasks for; comes back when all are done.
+using Worker = void (*)(Queue& queue, const void* data);
+using Parallel = void (*)(int64_t tasks, Worker worker, const void* data);
+
+// Modulated deformable convolution. Images are channels-last, (N, H, W, C).
+// offset (N, 2 G K, Ho, Wo) and mask (N, G K, Ho, Wo) or null, contiguous.
+template <class T>
+struct DeformConv {
+  Parallel parallel;
+  int64_t threads;
+  int64_t batch, channels, height, width;
+  int64_t outputs, out_height, out_width, groups, offset_groups;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  const T* input;
+  const T* offset;
+  const T* mask;
+  const T* weight;  // (O, C / groups, kh, kw), contiguous
+  const T* bias;    // (O) or null
+  // The output, and its gradient in the backward: strides of channels and pixels, one of which is 1.
+  T* output;
+  const T* grad;
+  int64_t output_channel_stride, output_pixel_stride;
+  // The backward's results; null where they are not needed.
+  T* grad_input;
+  T* grad_offset;
+  T* grad_mask;
+  T* grad_weight;
+
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+  int64_t pixels() const { return out_height * out_width; }
+};
+
+// Sampling of an input that is a product with the weights already: projected (B, H, W, T, C), output (N, Ho, Wo, C).
+template <class T>
+struct DeformGather {
+  Parallel parallel;
+  int64_t threads;
+  int64_t batch, shared, taps, channels, height, width, out_height, out_width;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  const T* projected;
+  const T* offset;
+  const T* mask;
+  T* output;
+  const T* grad;  // (N, Ho, Wo, C)
+  T* grad_projected;
+  T* grad_offset;
+  T* grad_mask;
+
+  int64_t pixels() const { return out_height * out_width; }
+};
+
+// query, output (R, C); memory (I, C); contiguous.
+template <class T>
+struct MemoryAttention {
+  Parallel parallel;
+  int64_t threads;
+  int64_t rows, items, channels;
+  T threshold, temperature;
+  bool renormalize;
+  const T* query;
+  const T* memory;
+  T* output;
+  const T* grad;
+  T* grad_query;
+  T* grad_memory;
+};
+
+// One level of features: element (n, c, pixel) at n * image + c * channel_stride + pixel * pixel_stride,
+// one of the two strides being 1.
+template <class T>
+struct Level {
+  int64_t channels, height, width, channel_stride, pixel_stride;
+  const T* teacher;
+  const T* const* student;  // one for each branch
+  const T* weight;          // of each branch
+  int64_t pixels() const { return height * width; }
+  int64_t image() const { return channels * height * width; }
+};
+
+template <class T>
+struct AnomalyMap {
+  Parallel parallel;
+  int64_t threads;
+  int64_t batch, levels, branches, height, width;
+  const Level<T>* level;
+  bool product, align_corners;
+  T sigma, value_share;
+  T* distances;  // (N, H_l, W_l) of all levels, one after another
+  T* map;        // (N, H, W)
+  // The backward: the gradient by the distances, laid out as they are, and results for teacher and students.
+  const T* grad;
+  T* const* grad_teacher;  // one for each level, null where not needed
+  T* const* grad_student;  // levels of one branch after those of another
+};
+
+template <class T>
+struct DistillationLoss {
+  Parallel parallel;
+  int64_t threads;
+  int64_t batch, levels;
+  const Level<T>* level;
+  bool by_pixel;
+  T value_weight;
+  T* statistics;  // per level: dot, |t|^2, |s|^2 of every image or pixel
+  T* loss;
+  T grad;
+  T* const* grad_teacher;
+  T* const* grad_student;
+};
+
+template <class T>
+struct Kernels {
+  void (*deform_conv)(const DeformConv<T>&);
+  void (*deform_conv_backward)(const DeformConv<T>&);
+  void (*deform_gather)(const DeformGather<T>&);
+  void (*deform_gather_backward)(const DeformGather<T>&);
+  void (*memory_attention)(const MemoryAttention<T>&);
+  void (*memory_attention_backward)(const MemoryAttention<T>&);
+  void (*distances)(const AnomalyMap<T>&);
+  void (*anomaly_map)(const AnomalyMap<T>&);
+  void (*distances_backward)(const AnomalyMap<T>&);
+  void (*distillation_loss)(const DistillationLoss<T>&);
+  void (*distillation_loss_backward)(const DistillationLoss<T>&);
+};
+
+struct Tier {
+  const char* name;
+  Kernels<float> single;
+  Kernels<double> twice;
+};
+
+Tier portable_tier();
+#if defined(__x86_64__)
+Tier avx2_tier();
+Tier avx512_tier();
+#endif
+
+}  // namespace bkd

@@ -1,0 +1,176 @@
+// Sparse memory attention: a tile of queries stays in cache from its similarities to its result.
+#pragma once
+
+#include "../common/shrink.h"
+#include "gemm.h"
+#include "work.h"
+
+namespace bkd {
+namespace {
+
+constexpr double COSINE_EPSILON = 1e-8;  // least product of two norms
+constexpr int64_t DEPTH = 512;           // of a matrix product at a time: a panel of it fits the first cache
+
+template <class T>
+T norm(const T* from, int64_t count) {
+  constexpr int W = LANES<T>;
+  Vec<T> sum[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * W <= count; i += 2 * W) {
+    sum[0] += load(from + i) * load(from + i);
+    sum[1] += load(from + i + W) * load(from + i + W);
+  }
+  T total = lane_sum<T>(sum[0] + sum[1]);
+  for (; i < count; ++i) total += from[i] * from[i];
+  return std::sqrt(total);
+}
+
+// What all tiles of one call use of the memory.
+template <class T>
+struct Items {
+  explicit Items(const MemoryAttention<T>& p) : turned(p.items * p.channels), norms(p.items) {
+    constexpr int64_t STRIP = 64;
+    in_parallel(p.parallel, parts(p.items, STRIP), [&](Queue& queue) {
+      for (int64_t task; (task = queue.next()) >= 0;) {
+        const int64_t begin = task * STRIP, count = least(STRIP, p.items - begin);
+        transpose_block<T>(p.memory + begin * p.channels, p.channels, count, p.channels, turned + begin, p.items);
+        for (int64_t i = begin; i < begin + count; ++i) norms[i] = norm(p.memory + i * p.channels, p.channels);
+      }
+    });
+  }
+  Scratch<T> turned;  // (C, I)
+  Scratch<T> norms;   // (I)
+};
+
+// Queries at a time: their weights, once or (backward) three times, stay in the second cache.
+template <class T>
+int64_t attention_rows(const MemoryAttention<T>& p, int64_t copies) {
+  int64_t rows = 128;
+  while (rows > NR<T> && (rows * (p.items * copies + p.channels) * int64_t(sizeof(T)) > 320 * 1024 ||
+                          parts(p.rows, rows) < 2 * p.threads))
+    rows /= 2;
+  return rounded(rows, NR<T>);
+}
+
+// panels[row / NR][channel][row % NR]; rows that fill up the last panel are zero.
+template <class T>
+void turn_rows(const T* from, int64_t rows, int64_t channels, T* panels) {
+  for (int64_t i = 0; i < rows; i += NR<T>) {
+    T* panel = panels + i * channels;
+    const int64_t wide = least(NR<T>, rows - i);
+    if (wide < NR<T>) std::memset(panel, 0, channels * NR<T> * sizeof(T));
+    transpose_block<T>(from + i * channels, channels, wide, channels, panel, NR<T>);
+  }
+}
+
+// Product of a matrix's rows with panels of any depth; the result is in panels too: to[panel][row][NR].
+template <class T>
+void multiply(int64_t rows, int64_t depth, const T* a, const T* panels, int64_t count, T* to) {
+  for (int64_t k = 0; k < depth; k += DEPTH)
+    for (int64_t r = 0; r < rows; r += MR)
+      for (int64_t i = 0; i < count; ++i)
+        gemm<T>(least(MR, rows - r), least(DEPTH, depth - k), a + r * depth + k, depth, panels + (i * depth + k) * NR<T>,
+                0, 1, to + (i * rows + r) * NR<T>, NR<T>, k > 0);
+}
+
+// The softmax of one panel: values[item][NR] are dot products and become weights (Eq. 6 and 7). cosine: kept if not null.
+template <class T>
+void attend(const MemoryAttention<T>& p, const T* item_norms, const T* query_norms, T* values, T* cosine) {
+  using V = Vec<T>;
+  constexpr int W = LANES<T>;
+  const T scale = 1 / p.temperature;
+  for (int half = 0; half < 2; ++half) {
+    const V norms = load(query_norms + half * W);
+    V greatest = all(T(-INFINITY));
+    T* column = values + half * W;
+    for (int64_t i = 0; i < p.items; ++i) {
+      const V value = load(column + i * NR<T>) / larger<V>(norms * item_norms[i], all(T(COSINE_EPSILON)));
+      if (cosine) store(cosine + i * NR<T> + half * W, value);
+      store(column + i * NR<T>, value);
+      greatest = larger<V>(greatest, value);
+    }
+    V total = {};
+    for (int64_t i = 0; i < p.items; ++i) {
+      const V value = exponential((load(column + i * NR<T>) - greatest) * scale);
+      store(column + i * NR<T>, value);
+      total += value;
+    }
+    const V factor = all(T(1)) / total;
+    for (int64_t i = 0; i < p.items; ++i) store(column + i * NR<T>, load(column + i * NR<T>) * factor);
+  }
+}
+
+// Eq. 9 and the renormalisation, from weights to sparse weights; totals: what a row was divided by (1 if it was not).
+// Returns how many of the panel's sparse weights are not zero.
+template <class T>
+int64_t prune(const MemoryAttention<T>& p, const T* weights, T* sparse, T* totals) {
+  using V = Vec<T>;
+  constexpr int W = LANES<T>;
+  int64_t kept = 0;
+  for (int half = 0; half < 2; ++half) {
+    V total = {}, count = {};
+    for (int64_t i = 0; i < p.items; ++i) {
+      const V value = shrink<V>(load(weights + i * NR<T> + half * W), all(p.threshold));
+      store(sparse + i * NR<T> + half * W, value);
+      total += value;
+      count += value != V{} ? all(T(1)) : V{};
+    }
+    kept += static_cast<int64_t>(lane_sum<T>(count));
+    total = p.renormalize ? (total > V{} ? total : all(T(1))) : all(T(1));
+    store(totals + half * W, total);
+    if (p.renormalize)
+      for (int64_t i = 0; i < p.items; ++i)
+        store(sparse + i * NR<T> + half * W, load(sparse + i * NR<T> + half * W) / total);
+  }
+  return kept;
+}
+
+// output[row][0..channels) = the items weighted by one column of a panel, zero weights left out.
+template <class T>
+void read_sparse(const MemoryAttention<T>& p, const T* column, T* output) {
+  constexpr int W = LANES<T>;
+  std::memset(output, 0, p.channels * sizeof(T));
+  for (int64_t i = 0; i < p.items; ++i) {
+    const T weight = column[i * NR<T>];
+    if (weight == 0) continue;
+    const T* item = p.memory + i * p.channels;
+    int64_t c = 0;
+    for (; c + W <= p.channels; c += W) store(output + c, load(output + c) + load(item + c) * weight);
+    for (; c < p.channels; ++c) output[c] += weight * item[c];
+  }
+}
+
+template <class T>
+void memory_attention(const MemoryAttention<T>& p) {
+  const Items<T> items(p);
+  const int64_t width = attention_rows(p, 1), tiles = parts(p.rows, width), channels = p.channels;
+  in_parallel(p.parallel, tiles, [&](Queue& queue) {
+    Scratch<T> panels(width * channels), weights(width * p.items), norms(width), totals(NR<T>);
+    for (int64_t task; (task = queue.next()) >= 0;) {
+      const int64_t begin = task * width, count = least(width, p.rows - begin), used = parts(count, NR<T>);
+      const T* query = p.query + begin * channels;
+      turn_rows<T>(query, count, channels, panels);
+      for (int64_t i = 0; i < used * NR<T>; ++i) norms[i] = i < count ? norm(query + i * channels, channels) : T(1);
+      multiply<T>(p.items, channels, p.memory, panels, used, weights);
+      bool dense = false;
+      for (int64_t i = 0; i < used; ++i) {
+        T* panel = weights + i * p.items * NR<T>;
+        attend<T>(p, items.norms, norms + i * NR<T>, panel, nullptr);
+        // A row that reads few items is cheaper to sum up than to multiply.
+        if (prune<T>(p, panel, panel, totals) * 4 > p.items * NR<T>) dense = true;
+      }
+      T* output = p.output + begin * channels;
+      if (dense) {
+        multiply<T>(channels, p.items, items.turned, weights, used, panels);
+        for (int64_t i = 0; i < count; i += NR<T>)
+          transpose_block<T>(panels + i * channels, NR<T>, channels, least(NR<T>, count - i), output + i * channels, channels);
+      } else {
+        for (int64_t i = 0; i < count; ++i)
+          read_sparse<T>(p, weights + i / NR<T> * NR<T> * p.items + i % NR<T>, output + i * channels);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace bkd
