@@ -17,9 +17,9 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 # Torch and the build tools come first; the package is then built without isolation, with just these.
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml setup.py bkd_fast/_build.py $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo,test]"
 	touch $@

@@ -16,7 +16,8 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).resolve().parent
 # By its path: importing the package would need all it depends on.
 spec = importlib.util.spec_from_file_location("bkd_fast_build", HERE / "bkd_fast" / "_build.py")
-assert spec is not None and spec.loader is not None
+assert spec is not None
+assert spec.loader is not None
 description = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(description)
 

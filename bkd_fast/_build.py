@@ -28,7 +28,7 @@ SOURCES = (
     "cpu/anomaly_map.cpp",
 )
 # Every instruction set has a file and flags of its own, and is chosen when the program runs: never -march=native.
-TIERS = {"cpu/tier_portable.cpp": ()}
+TIERS: dict[str, tuple[str, ...]] = {"cpu/tier_portable.cpp": ()}
 if platform.machine().lower() in ("x86_64", "amd64"):
     TIERS["cpu/tier_avx2.cpp"] = ("-mavx2", "-mfma")
     TIERS["cpu/tier_avx512.cpp"] = ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma")
@@ -51,7 +51,7 @@ def sources_folder() -> Path:
 
 
 def compiler() -> str | None:
-    """The C++ compiler: the environment variable CXX, or the first of c++, g++ and clang++; None where there is none."""
+    """The C++ compiler: the environment variable CXX, or the first of c++, g++ and clang++; None without one."""
     chosen = os.environ.get("CXX")
     return chosen or next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
 
@@ -63,11 +63,14 @@ def build(folder: Path, *, sanitize: bool = False) -> Path:
         sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer.
 
     Raises:
-        RuntimeError: no compiler, or it failed; its output is in the message.
+        RuntimeError: no compiler, no ninja, or it failed; its output is in the message.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text(_rules(sanitize), encoding="utf-8")
-    from ninja import BIN_DIR  # a build requirement; not needed to use the package
+    try:
+        from ninja import BIN_DIR  # a build requirement; not needed to use the package
+    except ImportError as error:
+        raise RuntimeError("bkd_fast: compiling needs ninja: pip install ninja") from error
 
     ran = subprocess.run(
         [str(Path(BIN_DIR) / "ninja"), "-C", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -6,6 +6,7 @@ BKD_FAST_SIMD chooses an instruction set (see :func:`simd_tiers`); without it th
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -17,7 +18,7 @@ from bkd_fast.ops import reference
 from bkd_fast.ops.registration import memory_format
 
 try:
-    from bkd_fast import _C  # type: ignore[attr-defined] # noqa: F401  (importing it registers the kernels)
+    importlib.import_module("bkd_fast._C")  # which registers the kernels
 except ImportError as error:
     if os.environ.get("BKD_FAST_JIT") != "1":
         raise ImportError(

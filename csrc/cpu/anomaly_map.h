@@ -132,18 +132,39 @@ template <class T>
 void convolve_row(const T* from, const T* kernel, int64_t size, int64_t count, T* to) {
   constexpr int W = LANES<T>;
   int64_t i = 0;
-  for (; i + 2 * W <= count; i += 2 * W) {
-    Vec<T> sum[2] = {};
+  for (; i + 4 * W <= count; i += 4 * W) {
+    Vec<T> sum[4] = {};
     for (int64_t j = 0; j < size; ++j) {
-      sum[0] += kernel[j] * load(from + i + j);
-      sum[1] += kernel[j] * load(from + i + j + W);
+      const Vec<T> factor = all(kernel[j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) sum[v] += factor * load(from + i + j + v * W);
     }
-    store(to + i, sum[0]);
-    store(to + i + W, sum[1]);
+    for (int v = 0; v < 4; ++v) store(to + i + v * W, sum[v]);
   }
   for (; i < count; ++i) {
     T sum = 0;
     for (int64_t j = 0; j < size; ++j) sum += kernel[j] * from[i + j];
+    to[i] = sum;
+  }
+}
+
+// to[i] = sum over j of kernel[j] rows[j][i].
+template <class T>
+void add_rows(const T* const* rows, const T* kernel, int64_t size, int64_t count, T* to) {
+  constexpr int W = LANES<T>;
+  int64_t i = 0;
+  for (; i + 4 * W <= count; i += 4 * W) {
+    Vec<T> sum[4] = {};
+    for (int64_t j = 0; j < size; ++j) {
+      const Vec<T> factor = all(kernel[j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) sum[v] += factor * load(rows[j] + i + v * W);
+    }
+    for (int v = 0; v < 4; ++v) store(to + i + v * W, sum[v]);
+  }
+  for (; i < count; ++i) {
+    T sum = 0;
+    for (int64_t j = 0; j < size; ++j) sum += kernel[j] * rows[j][i];
     to[i] = sum;
   }
 }
@@ -189,23 +210,12 @@ void anomaly_map(const AnomalyMap<T>& p) {
   });
   if (!smooth) return;
   in_parallel(p.parallel, p.batch * bands, [&](Queue& queue) {
-    constexpr int W = LANES<T>;
+    Scratch<const T*> rows(size);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / bands, begin = task % bands * ROWS;
       for (int64_t y = begin; y < least(begin + ROWS, p.height); ++y) {
-        T* to = p.map + n * area + y * p.width;
-        const T* from = along + n * area;
-        int64_t x = 0;
-        for (; x + W <= p.width; x += W) {
-          Vec<T> sum = {};
-          for (int64_t j = 0; j < size; ++j) sum += kernel[j] * load(from + mirrored(y + j - radius, p.height) * p.width + x);
-          store(to + x, sum);
-        }
-        for (; x < p.width; ++x) {
-          T sum = 0;
-          for (int64_t j = 0; j < size; ++j) sum += kernel[j] * from[mirrored(y + j - radius, p.height) * p.width + x];
-          to[x] = sum;
-        }
+        for (int64_t j = 0; j < size; ++j) rows[j] = along + n * area + mirrored(y + j - radius, p.height) * p.width;
+        add_rows<T>(rows, kernel, size, p.width, p.map + n * area + y * p.width);
       }
     }
   });

@@ -42,12 +42,13 @@ struct Items {
   Scratch<T> norms;   // (I)
 };
 
-// Queries at a time: their weights, once or (backward) three times, stay in the second cache.
+// Queries at a time: their weights, once or (backward) three times, stay in the second cache. The number of threads has
+// no part in it, so that it has none in the result.
 template <class T>
 int64_t attention_rows(const MemoryAttention<T>& p, int64_t copies) {
   int64_t rows = 128;
   while (rows > NR<T> && (rows * (p.items * copies + p.channels) * int64_t(sizeof(T)) > 320 * 1024 ||
-                          parts(p.rows, rows) < 2 * p.threads))
+                          parts(p.rows, rows) < 16))
     rows /= 2;
   return rounded(rows, NR<T>);
 }

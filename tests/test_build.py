@@ -1,0 +1,61 @@
+"""The native extension is compiled just in time where it is missing, and what hinders it is said."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from bkd_fast import _build
+
+# An installation without the compiled extension.
+WITHOUT = "import sys; sys.modules['bkd_fast._C'] = None; "
+CALL = """
+import torch
+from bkd_fast.ops import backend, distillation_loss
+with backend("native"):
+    print(distillation_loss([torch.ones(1, 2, 3, 3)], [torch.ones(1, 2, 3, 3)]).item())
+"""
+
+
+def run(code, **environment):
+    found = {key: value for key, value in os.environ.items() if not key.startswith("BKD_FAST")}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT + code],
+        env={**found, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_build.compiler() is None, reason="no C++ compiler")
+def test_compiled_just_in_time_once(tmp_path):
+    first = run(CALL, BKD_FAST_JIT="1", XDG_CACHE_HOME=str(tmp_path))
+    assert first.returncode == 0, first.stderr
+    assert float(first.stdout) == pytest.approx(0, abs=1e-6)
+    assert "compiling the native kernels once" in first.stderr
+    second = run(CALL, BKD_FAST_JIT="1", XDG_CACHE_HOME=str(tmp_path))
+    assert float(second.stdout) == pytest.approx(0, abs=1e-6)
+    assert "compiling" not in second.stderr
+
+
+def test_without_the_extension_the_reference_runs_and_info_says_so(tmp_path):
+    found = run("from bkd_fast import ops; facts = ops.describe(); print(facts['backends']['native'], facts['runs'])")
+    assert found.returncode == 0, found.stderr
+    assert "set BKD_FAST_JIT=1 to compile" in found.stdout
+    assert "cpu reference" in found.stdout
+
+
+def test_a_missing_compiler_is_named(tmp_path):
+    found = run(CALL, BKD_FAST_JIT="1", XDG_CACHE_HOME=str(tmp_path), PATH="", CXX="")
+    assert found.returncode
+    assert "there is no C++ compiler: install g++ or clang++, or name one with CXX" in found.stderr
+
+
+def test_what_the_compiler_says_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", shutil.which("false") or "false")
+    with pytest.raises(RuntimeError, match="compiling the native kernels failed"):
+        _build.build(tmp_path)
