@@ -84,14 +84,15 @@ def _torchvision(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None,
 
 def deform_gather(quick: bool) -> Iterator[Case]:
     for channels, size in WIDE_RESNET:
-        x = torch.randn(1, channels, size, size).contiguous(memory_format=torch.channels_last)
+        first = torch.randn(1, channels, size, size)
+        x = first.contiguous(memory_format=torch.channels_last)
         weight = torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5
         offset, mask = torch.randn(1, 18, size, size), torch.rand(1, 9, size, size)
         with torch.no_grad():
             projected = project_support(x, weight).contiguous(memory_format=torch.channels_last)
             providers = {
                 OWN: on("native", lambda p=projected, o=offset, m=mask: modulated_deform_gather(p, o, m)),
-                "torchvision": lambda x=x.contiguous(), o=offset, w=weight, m=mask: _torchvision(x, o, w, None, m),
+                "torchvision": lambda x=first, o=offset, w=weight, m=mask: _torchvision(x, o, w, None, m),
             }
             yield Case("modulated_deform_gather", f"WRN50 N=1 C={channels} H=W={size}", "forward", providers, {})
 
@@ -106,10 +107,12 @@ def memory_attention(quick: bool) -> Iterator[Case]:
                 def call(query=query, memory=memory):
                     return sparse_memory_attention(query, memory, 0.2 / len(memory))  # most weights stay
 
-                def products(query=query.view(-1, channels), memory=memory):
+                rows = query.view(-1, channels)
+
+                def products(query=rows, memory=memory):
                     return query @ memory.t() @ memory
 
-                def all_products(query=query.view(-1, channels), memory=memory):
+                def all_products(query=rows, memory=memory):
                     weights = query @ memory.t()
                     back = query @ memory.t()
                     return [weights @ memory, back @ memory, weights.t() @ query, back.t() @ query, query @ memory.t()]

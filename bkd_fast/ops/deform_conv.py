@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -167,9 +168,12 @@ def _output_size(
     return sizes[0], sizes[1]
 
 
+def _empty(shape: Any, like: Any) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format(like))
+
+
 def _conv_fake(input: Any, offset: Any, weight: Any, *_: Any) -> Tensor:
-    shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
-    return input.new_empty(shape).contiguous(memory_format=memory_format(input))
+    return _empty((input.shape[0], weight.shape[0], *offset.shape[2:]), input)
 
 
 def _conv_backward_fake(
@@ -185,8 +189,7 @@ def _conv_backward_fake(
 
 
 def _gather_fake(projected: Any, offset: Any, *_: Any) -> Tensor:
-    shape = (offset.shape[0], 2 * projected.shape[1] // offset.shape[1], *offset.shape[2:])
-    return projected.new_empty(shape).contiguous(memory_format=memory_format(projected))
+    return _empty((offset.shape[0], 2 * projected.shape[1] // offset.shape[1], *offset.shape[2:]), projected)
 
 
 def _gather_backward_fake(

@@ -276,7 +276,9 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _dense(tensor: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-    return tensor.to(_wide(tensor)).contiguous(memory_format=layout)
+    wide = _wide(tensor)
+    converted = tensor if tensor.dtype == wide else tensor.to(wide)
+    return converted.contiguous(memory_format=layout)
 
 
 def _last(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ namespace {
 
 // Sampled values of one block at a time: second-cache size, less room for the sums.
 template <class T>
-constexpr int64_t PANEL_ELEMENTS = 256 * 1024 / sizeof(T);
+constexpr int64_t PANEL_ELEMENTS = 192 * 1024 / sizeof(T);
 
 // A run of channels that belong to one group of the weights and one group of the offsets.
 struct Run {
