@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import os
 import platform
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from importlib import metadata
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from bkd_fast.files import atomic_write
+from bkd_fast.info import installed_version
 
 COLUMNS = ("op", "shape", "dtype", "pass", "provider", "threads", "p20_ms", "p50_ms", "p80_ms", "extra_mb")
 PACKAGES = ("bkd_fast", "torch", "torchvision", "onnxruntime", "openvino")
@@ -85,27 +87,20 @@ def extra_memory(call: Callable[[], Any]) -> float:
     return max(0.0, (highest - before - kept) / 2**20)
 
 
+@cache
 def versions() -> dict[str, str]:
     """The machine and what is installed."""
     found = {"machine": f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+    found.update({name: installed_version(name) for name in PACKAGES})
     return found
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:
-    """The rows as CSV, under a temporary name first."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.resolve().parent, delete=False, newline="", encoding="utf-8"
-    ) as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+    """The rows as CSV."""
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def show(rows: Iterable[dict[str, Any]], own: str) -> None:

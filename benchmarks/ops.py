@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from harness import Case, measure, show, write
-from peers import deform_conv_peers
+from peers import deform_conv_peers, torchvision_conv
 from torch import Tensor
 
 from bkd_fast.ops import (
@@ -64,22 +64,16 @@ def deform_conv(quick: bool) -> Iterator[Case]:
                 with torch.no_grad():
                     peers = deform_conv_peers(first, offset, weight, bias, mask)
                     yield Case("modulated_deform_conv2d", shape, "forward", own | peers, ceilings)
-                if batch > 1 or "torchvision" not in peers:
+                if batch > 1:
                     continue
                 leaves = [tensor.requires_grad_() for tensor in (last, offset, weight, bias, mask)]
                 own = {
                     OWN: with_gradients(own[OWN], leaves),
                     "torchvision": with_gradients(
-                        lambda x=last, o=offset, w=weight, b=bias, m=mask: _torchvision(x, o, w, b, m), leaves
+                        lambda x=last, o=offset, w=weight, b=bias, m=mask: torchvision_conv(x, o, w, b, m), leaves
                     ),
                 }
                 yield Case("modulated_deform_conv2d", shape, "forward+backward", own, {}, 1e-3)
-
-
-def _torchvision(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) -> Tensor:
-    from torchvision.ops import deform_conv2d
-
-    return deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)
 
 
 def deform_gather(quick: bool) -> Iterator[Case]:
@@ -92,7 +86,7 @@ def deform_gather(quick: bool) -> Iterator[Case]:
             projected = project_support(x, weight).contiguous(memory_format=torch.channels_last)
             providers = {
                 OWN: on("native", lambda p=projected, o=offset, m=mask: modulated_deform_gather(p, o, m)),
-                "torchvision": lambda x=first, o=offset, w=weight, m=mask: _torchvision(x, o, w, None, m),
+                "torchvision": lambda x=first, o=offset, w=weight, m=mask: torchvision_conv(x, o, w, None, m),
             }
             yield Case("modulated_deform_gather", f"WRN50 N=1 C={channels} H=W={size}", "forward", providers, {})
 
@@ -120,11 +114,10 @@ def memory_attention(quick: bool) -> Iterator[Case]:
                 with torch.no_grad():
                     own = {OWN: on("native", call), "PyTorch reference": on("reference", call)}
                     yield Case("sparse_memory_attention", shape, "forward", own, {"bare GEMMs": products})
-                    ceilings = {"bare GEMMs": all_products}
                 leaves = [query.requires_grad_(), memory.requires_grad_()]
                 own = {name: with_gradients(found, leaves) for name, found in own.items()}
-                detached = {name: torch.no_grad()(found) for name, found in ceilings.items()}
-                yield Case("sparse_memory_attention", shape, "forward+backward", own, detached, 1e-3)
+                ceilings = {"bare GEMMs": torch.no_grad()(all_products)}
+                yield Case("sparse_memory_attention", shape, "forward+backward", own, ceilings, 1e-3)
 
 
 def levels_of(batch: int, layout: torch.memory_format) -> tuple[list[Tensor], list[Tensor]]:

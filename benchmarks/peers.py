@@ -9,22 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import deform_conv2d
 
 
 def deform_conv_peers(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> dict[str, Callable]:
     """Name -> call, for a 3 x 3 kernel with padding 1."""
-    peers: dict[str, Callable[[], Any]] = {}
+    peers: dict[str, Callable[[], Any]] = {"torchvision": lambda: torchvision_conv(x, offset, weight, bias, mask)}
     arrays = [value.detach().contiguous().numpy() for value in (x, weight, offset, bias, mask)]
     # A package that is not installed is left out.
-    with suppress(ImportError):
-        from torchvision.ops import deform_conv2d
-
-        peers["torchvision"] = lambda: deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)
     with suppress(ImportError):
         peers["onnxruntime"] = _onnxruntime(arrays)
     with suppress(ImportError):
         peers["openvino"] = _openvino(arrays)
     return peers
+
+
+def torchvision_conv(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) -> Tensor:
+    """torchvision is one of the package's own requirements."""
+    return deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)
 
 
 def _onnxruntime(arrays: list[np.ndarray]) -> Callable[[], Tensor]:

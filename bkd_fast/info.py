@@ -21,7 +21,7 @@ def describe() -> dict[str, Any]:
         "bkd_fast": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "cpu": {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
         "cuda": {"torch_built_for": torch.version.cuda, "devices": gpus},
         "operators": ops.describe(),
@@ -45,7 +45,8 @@ def render(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of an installed package, or ``not installed``."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -67,7 +67,7 @@ def modulated_deform_conv2d(
     """See :func:`bkd_fast.ops.modulated_deform_conv2d`."""
     shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
     output = torch.empty(shape, dtype=_wide(input), device=input.device, memory_format=memory_format(input))
-    kernel, shift = _dense(weight), None if bias is None else _dense(bias)
+    kernel, shift = _dense(weight), _optional(bias)
     # A channels-last input is read where it lies; of others one part after another is converted.
     image = max(1, input[:1].numel() * output.element_size())
     converted = _wide(input) != input.dtype or memory_format(input) != torch.channels_last
@@ -99,7 +99,7 @@ def modulated_deform_conv2d_backward(
     if needs[0] or needs[1] or needs[2] or needs[4]:
         _native.deform_conv_backward(
             _tier(), _dense(grad, memory_format(grad)), _last(input), _dense(offset),
-            None if mask is None else _dense(mask), _dense(weight), stride, padding, dilation, by_input, by_offset,
+            _optional(mask), _dense(weight), stride, padding, dilation, by_input, by_offset,
             by_mask, by_weight,
         )  # fmt: skip
     by_bias = grad.sum((0, 2, 3), dtype=_wide(grad)) if needs[3] else grad.new_empty(0)
@@ -127,7 +127,7 @@ def modulated_deform_gather(
         (offset.shape[0], channels, *offset.shape[2:]), dtype=_wide(projected), memory_format=torch.channels_last
     )
     _native.deform_gather(
-        _tier(), _last(projected), _dense(offset), None if mask is None else _dense(mask), kernel_size, stride, padding,
+        _tier(), _last(projected), _dense(offset), _optional(mask), kernel_size, stride, padding,
         dilation, output,
     )  # fmt: skip
     return output.to(projected.dtype)
@@ -149,7 +149,7 @@ def modulated_deform_gather_backward(
     by_offset = _empty(offset, needs[1])
     by_mask = _empty(grad if mask is None else mask, needs[2])
     _native.deform_gather_backward(
-        _tier(), _last(grad), _last(projected), _dense(offset), None if mask is None else _dense(mask), kernel_size,
+        _tier(), _last(grad), _last(projected), _dense(offset), _optional(mask), kernel_size,
         stride, padding, dilation, by_projected, by_offset, by_mask,
     )  # fmt: skip
     return (
@@ -279,6 +279,10 @@ def _dense(tensor: Tensor, layout: torch.memory_format = torch.contiguous_format
     wide = _wide(tensor)
     converted = tensor if tensor.dtype == wide else tensor.to(wide)
     return converted.contiguous(memory_format=layout)
+
+
+def _optional(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _dense(tensor)
 
 
 def _last(tensor: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ std::vector<T*> pointers(const Tensors& tensors) {
 template <class T>
 AnomalyMap<T> problem(const Pairs<T>& pairs, int64_t batch, double value_share) {
   AnomalyMap<T> p{};
-  set_threads(p);
+  p.parallel = run_parallel;
   p.batch = batch, p.levels = pairs.levels.size(), p.branches = pairs.branches;
   p.level = pairs.levels.data();
   p.value_share = static_cast<T>(value_share);
@@ -94,7 +94,7 @@ template <class T>
 DistillationLoss<T> problem(const Pairs<T>& pairs, int64_t batch, bool by_pixel, double value_weight,
                             const Tensor& statistics) {
   DistillationLoss<T> p{};
-  set_threads(p);
+  p.parallel = run_parallel;
   p.batch = batch, p.levels = pairs.levels.size();
   p.level = pairs.levels.data();
   p.by_pixel = by_pixel, p.value_weight = static_cast<T>(value_weight);

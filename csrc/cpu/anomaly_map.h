@@ -6,41 +6,20 @@
 namespace bkd {
 namespace {
 
-// One task of all levels: image n, pixels begin.. of one level.
 template <class T>
-struct Tile {
-  int64_t level, n, begin, count, first;  // first: of the level's distances
-};
-
-template <class T>
-Tile<T> tile_of(const AnomalyMap<T>& p, int64_t task) {
-  int64_t first = 0;
-  for (int64_t l = 0;; ++l) {
-    const int64_t pixels = p.level[l].pixels(), tiles = parts(pixels, TILE);
-    if (task < p.batch * tiles) {
-      const int64_t begin = task % tiles * TILE;
-      return {l, task / tiles, begin, least(TILE, pixels - begin), first};
-    }
-    task -= p.batch * tiles;
-    first += p.batch * pixels;
-  }
-}
-
-template <class T>
-int64_t tile_count(const AnomalyMap<T>& p) {
-  int64_t tiles = 0;
-  for (int64_t l = 0; l < p.levels; ++l) tiles += p.batch * parts(p.level[l].pixels(), TILE);
-  return tiles;
+PartsOfLevels<T> tiles_of(const AnomalyMap<T>& p) {
+  return {p.level, p.levels, p.batch, true};
 }
 
 template <class T>
 void distances(const AnomalyMap<T>& p) {
-  in_parallel(p.parallel, tile_count(p), [&](Queue& queue) {
+  const PartsOfLevels<T> tiles = tiles_of(p);
+  in_parallel(p.parallel, tiles.count(), [&](Queue& queue) {
     Statistics<T> sums;
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const Tile<T> tile = tile_of(p, task);
+      const Part tile = tiles.at(task);
       const Level<T>& level = p.level[tile.level];
-      T* to = p.distances + tile.first + tile.n * level.pixels() + tile.begin;
+      T* to = p.distances + tile.before + tile.n * level.pixels() + tile.begin;
       for (int64_t b = 0; b < p.branches; ++b) {
         const T *t = level.teacher + tile.n * level.image(), *s = level.student[b] + tile.n * level.image();
         if (p.value_share > 0)
@@ -60,14 +39,15 @@ void distances(const AnomalyMap<T>& p) {
 
 template <class T>
 void distances_backward(const AnomalyMap<T>& p) {
-  in_parallel(p.parallel, tile_count(p), [&](Queue& queue) {
+  const PartsOfLevels<T> tiles = tiles_of(p);
+  in_parallel(p.parallel, tiles.count(), [&](Queue& queue) {
     Statistics<T> sums;
     alignas(64) T other[TILE], own_teacher[TILE], own_student[TILE];
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const Tile<T> tile = tile_of(p, task);
+      const Part tile = tiles.at(task);
       const Level<T>& level = p.level[tile.level];
       const int64_t image = tile.n * level.image();
-      const T* grad = p.grad + tile.first + tile.n * level.pixels() + tile.begin;
+      const T* grad = p.grad + tile.before + tile.n * level.pixels() + tile.begin;
       for (int64_t b = 0; b < p.branches; ++b) {
         const T *t = level.teacher + image, *s = level.student[b] + image;
         T *by_teacher = p.grad_teacher[tile.level], *by_student = p.grad_student[b * p.levels + tile.level];
@@ -127,27 +107,6 @@ void fuse_row(const AnomalyMap<T>& p, int64_t n, int64_t y, const Between<T>* co
   }
 }
 
-// to[i] = sum over j of kernel[j] from[i + j].
-template <class T>
-void convolve_row(const T* from, const T* kernel, int64_t size, int64_t count, T* to) {
-  constexpr int W = LANES<T>;
-  int64_t i = 0;
-  for (; i + 4 * W <= count; i += 4 * W) {
-    Vec<T> sum[4] = {};
-    for (int64_t j = 0; j < size; ++j) {
-      const Vec<T> factor = all(kernel[j]);
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) sum[v] += factor * load(from + i + j + v * W);
-    }
-    for (int v = 0; v < 4; ++v) store(to + i + v * W, sum[v]);
-  }
-  for (; i < count; ++i) {
-    T sum = 0;
-    for (int64_t j = 0; j < size; ++j) sum += kernel[j] * from[i + j];
-    to[i] = sum;
-  }
-}
-
 // to[i] = sum over j of kernel[j] rows[j][i].
 template <class T>
 void add_rows(const T* const* rows, const T* kernel, int64_t size, int64_t count, T* to) {
@@ -192,6 +151,8 @@ void anomaly_map(const AnomalyMap<T>& p) {
   Scratch<T> along(smooth ? p.batch * area : 0);  // smoothed along the rows only
   in_parallel(p.parallel, p.batch * bands, [&](Queue& queue) {
     Scratch<T> blended(widest), row(p.width + 2 * radius);
+    Scratch<const T*> shifted(size);
+    for (int64_t j = 0; j < size; ++j) shifted[j] = row + j;
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / bands, begin = task % bands * ROWS;
       for (int64_t y = begin; y < least(begin + ROWS, p.height); ++y) {
@@ -204,7 +165,7 @@ void anomaly_map(const AnomalyMap<T>& p) {
           row[radius - j] = row[radius + mirrored(-j, p.width)];
           row[radius + p.width - 1 + j] = row[radius + mirrored(p.width - 1 + j, p.width)];
         }
-        convolve_row<T>(row, kernel, size, p.width, along + n * area + y * p.width);
+        add_rows<T>(shifted, kernel, size, p.width, along + n * area + y * p.width);
       }
     }
   });

@@ -7,8 +7,42 @@
 namespace bkd {
 namespace {
 
-constexpr double LEAST_NORMS = 1e-8;  // least product of two norms in a cosine
-constexpr int64_t TILE = 256;         // pixels of a task
+constexpr int64_t TILE = 256;       // pixels of a task
+constexpr int64_t STRETCH = 16384;  // numbers of a task, where an image is one vector
+
+// One task: units begin.. of image n of a level; before: units of all images of the levels before it.
+struct Part {
+  int64_t level, n, begin, count, before;
+};
+
+// The images of all levels cut into tasks; their units are pixels, or numbers.
+template <class T>
+struct PartsOfLevels {
+  const Level<T>* level;
+  int64_t levels, batch;
+  bool by_pixel;
+
+  int64_t step() const { return by_pixel ? TILE : STRETCH; }
+  int64_t units(const Level<T>& one) const { return by_pixel ? one.pixels() : one.image(); }
+  int64_t pieces(const Level<T>& one) const { return parts(units(one), step()); }
+  int64_t count() const {
+    int64_t total = 0;
+    for (int64_t l = 0; l < levels; ++l) total += batch * pieces(level[l]);
+    return total;
+  }
+  Part at(int64_t task) const {
+    int64_t before = 0;
+    for (int64_t l = 0;; ++l) {
+      const int64_t whole = units(level[l]), each = pieces(level[l]);
+      if (task < batch * each) {
+        const int64_t begin = task % each * step();
+        return {l, task / each, begin, least(step(), whole - begin), before};
+      }
+      task -= batch * each;
+      before += batch * whole;
+    }
+  }
+};
 
 // Of a tile of pixels: <t, s>, |t|^2, |s|^2, |t - s|^2.
 template <class T>

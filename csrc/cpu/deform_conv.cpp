@@ -3,12 +3,24 @@
 namespace bkd {
 namespace {
 
+template <class Problem>
+void set_up(Problem& p, const Integers& kernel, const Integers& stride, const Integers& padding,
+                  const Integers& dilation) {
+  p.parallel = run_parallel;
+  p.threads = torch::stable::get_num_threads();
+  for (int axis = 0; axis < 2; ++axis) {
+    p.kernel[axis] = kernel[axis];
+    p.stride[axis] = stride[axis];
+    p.padding[axis] = padding[axis];
+    p.dilation[axis] = dilation[axis];
+  }
+}
+
 template <class T>
 DeformConv<T> problem(const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask, const Tensor& weight,
                       const Integers& stride, const Integers& padding, const Integers& dilation, const Tensor& output) {
   DeformConv<T> p{};
-  set_threads(p);
-  set_geometry(p, {weight.size(2), weight.size(3)}, stride, padding, dilation);
+  set_up(p, {weight.size(2), weight.size(3)}, stride, padding, dilation);
   p.batch = input.size(0), p.channels = input.size(1), p.height = input.size(2), p.width = input.size(3);
   p.outputs = weight.size(0), p.out_height = offset.size(2), p.out_width = offset.size(3);
   p.groups = p.channels / weight.size(1);
@@ -56,8 +68,7 @@ DeformGather<T> problem(const Tensor& projected, const Tensor& offset, const std
                         const Integers& kernel, const Integers& stride, const Integers& padding,
                         const Integers& dilation) {
   DeformGather<T> p{};
-  set_threads(p);
-  set_geometry(p, kernel, stride, padding, dilation);
+  set_up(p, kernel, stride, padding, dilation);
   p.batch = offset.size(0), p.shared = projected.size(0) == 1, p.taps = offset.size(1) / 2;
   p.channels = projected.size(1) / p.taps, p.height = projected.size(2), p.width = projected.size(3);
   p.out_height = offset.size(2), p.out_width = offset.size(3);

@@ -94,18 +94,15 @@ void deform_conv(const DeformConv<T>& p) {
     Scratch<T> panels(width * least(length, p.channels) * taps), sums(p.outputs * width);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
-      const T* image = p.input + n * p.height * p.width * p.channels;
-      const T* offset = p.offset + n * 2 * p.offset_groups * taps * pixels;
-      const T* mask = p.mask ? p.mask + n * p.offset_groups * taps * pixels : nullptr;
       int64_t planned = -1;
       for (int64_t r = 0; r < run_count; ++r) {
         const Run run = runs[r];
         const int64_t group = run.first / part, depth = (run.last - run.first) * taps;
         if (run.first / share != planned) {
           planned = run.first / share;
-          plan<T>(p, offset, mask, planned * taps, (planned + 1) * taps, begin, count, samples);
+          plan<T>(p, n, planned * taps, (planned + 1) * taps, begin, count, samples);
         }
-        sample_panels<T>(p, image, samples, count, run, panels);
+        sample_panels<T>(p, p.image(n), samples, count, run, panels);
         const T* weight = p.weight + group * per_group * part * taps + (run.first - group * part) * taps;
         gemm<T>(per_group, depth, weight, part * taps, panels, depth * NR<T>, parts(count, NR<T>),
                 sums + group * per_group * width, width, run.first > group * part);

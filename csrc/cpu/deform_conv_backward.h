@@ -54,25 +54,6 @@ BKD_INLINE void sample_channels_backward(const Corners<T>& at, T modulation, con
   }
 }
 
-// Derivatives of one sample by its y, x and mask.
-template <class T>
-struct Move {
-  T y, x, mask;
-};
-
-template <class T>
-BKD_INLINE Move<T> move_of(const Corners<T>& at, T modulation, const T* dot) {
-  Move<T> move = {0, 0, 0};
-  for (int k = 0; k < 4; ++k) {
-    move.y += dot[k] * at.by_y[k];
-    move.x += dot[k] * at.by_x[k];
-    move.mask += dot[k] * at.weight[k];
-  }
-  move.y *= modulation;
-  move.x *= modulation;
-  return move;
-}
-
 // One image, one run of channels: grad_input of these channels, and their part of the moves, [tap][pixel].
 template <class T>
 void run_backward(const DeformConv<T>& p, int64_t n, Run run, const T* turned, int64_t width, Move<T>* moves) {
@@ -80,10 +61,8 @@ void run_backward(const DeformConv<T>& p, int64_t n, Run run, const T* turned, i
   const int64_t taps = p.taps(), pixels = p.pixels(), per_group = p.outputs / p.groups, part = p.channels / p.groups;
   const int64_t channels = run.last - run.first, rows = channels * taps;
   const int64_t group = run.first / part, offset_group = run.first / (p.channels / p.offset_groups);
-  const T* image = p.input + n * p.height * p.width * p.channels + run.first;
-  T* grad_image = p.grad_input ? p.grad_input + n * p.height * p.width * p.channels + run.first : nullptr;
-  const T* offset = p.offset + n * 2 * p.offset_groups * taps * pixels;
-  const T* mask = p.mask ? p.mask + n * p.offset_groups * taps * pixels : nullptr;
+  const T* image = p.image(n) + run.first;
+  T* grad_image = p.grad_input ? p.grad_input + (image - p.input) : nullptr;
   const T* grad = p.grad + n * p.outputs * pixels + group * per_group * p.output_channel_stride;
   Scratch<T> panels(per_group * width), columns(rows * width), turned_back(W * channels);
   for (int64_t begin = 0; begin < pixels; begin += width) {
@@ -97,8 +76,8 @@ void run_backward(const DeformConv<T>& p, int64_t n, Run run, const T* turned, i
         transpose_block<T>(columns + tap * width + i, taps * width, channels, W, turned_back, channels);
         for (int64_t j = i; j < least(i + W, count); ++j) {
           const int64_t slot = offset_group * taps + tap;
-          const Corners<T> at = corners_of(p, offset, slot, begin + j);
-          const T modulation = mask ? mask[slot * pixels + begin + j] : T(1);
+          const Corners<T> at = corners_of<T>(p, n, slot, begin + j);
+          const T modulation = modulation_of<T>(p, n, slot, begin + j);
           T dot[4];
           sample_channels_backward<T>(at, modulation, turned_back + (j - i) * channels, image, grad_image, p.channels,
                                       channels, dot);
@@ -113,7 +92,7 @@ template <class T>
 void data_backward(const DeformConv<T>& p) {
   constexpr int64_t CHANNELS = 32;  // of a task; a run's part of the moves is kept until all runs are there
   const int64_t taps = p.taps(), pixels = p.pixels(), part = p.channels / p.groups, per_group = p.outputs / p.groups;
-  const int64_t slots = p.offset_groups * taps, share = p.channels / p.offset_groups;
+  const int64_t slots = p.slots(), share = p.channels / p.offset_groups;
   const int64_t width = rounded(per_group > 1024 ? 32 : 64, NR<T>);
   Scratch<Run> runs(p.channels);
   const int64_t run_count = split_channels(p, CHANNELS, runs);
@@ -178,13 +157,11 @@ void weight_backward(const DeformConv<T>& p) {
       const int64_t slot = run.first / share * taps + tap;
       bool started = false;
       for (int64_t n = 0; n < p.batch; ++n) {
-        const T* image = p.input + n * p.height * p.width * p.channels + run.first;
-        const T* offset = p.offset + n * 2 * p.offset_groups * taps * pixels;
-        const T* mask = p.mask ? p.mask + n * p.offset_groups * taps * pixels : nullptr;
+        const T* image = p.image(n) + run.first;
         const T* grad = p.grad + n * p.outputs * pixels + group * per_group * p.output_channel_stride;
         for (int64_t begin = 0; begin < pixels; begin += PIXELS) {
           const int64_t count = least(PIXELS, pixels - begin);
-          plan<T>(p, offset, mask, slot, slot + 1, begin, count, samples);
+          plan<T>(p, n, slot, slot + 1, begin, count, samples);
           for (int64_t c = 0; c < channels; c += NR<T>)  // panels[channel / NR][pixel][channel % NR]
             for (int64_t i = 0; i < count; ++i)
               sample_channels(samples[i], image + c, p.channels, least(NR<T>, channels - c),

@@ -39,9 +39,8 @@ void deform_gather(const DeformGather<T>& p) {
     Scratch<Sample<T>> samples(taps * width);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
-      const T* image = p.projected + (p.shared ? 0 : n * p.height * p.width * taps * p.channels);
-      plan<T>(p, p.offset + n * 2 * taps * pixels, p.mask ? p.mask + n * taps * pixels : nullptr, 0, taps, begin, count,
-           samples);
+      const T* image = p.image(n);
+      plan<T>(p, n, 0, taps, begin, count, samples);
       T* output = p.output + (n * pixels + begin) * p.channels;
       // One block of channels of the whole tile at a time: what neighbouring pixels share is then still in cache.
       int64_t c = 0;
@@ -65,21 +64,6 @@ void deform_gather(const DeformGather<T>& p) {
   });
 }
 
-template <class T>
-T dot(const T* a, const T* b, int64_t count) {
-  constexpr int W = LANES<T>;
-  Vec<T> sum[2] = {};
-  int64_t i = 0;
-  for (; i + 2 * W <= count; i += 2 * W) {
-    sum[0] += load(a + i) * load(b + i);
-    sum[1] += load(a + i + W) * load(b + i + W);
-  }
-  for (; i + W <= count; i += W) sum[0] += load(a + i) * load(b + i);
-  T total = lane_sum<T>(sum[0] + sum[1]);
-  for (; i < count; ++i) total += a[i] * b[i];
-  return total;
-}
-
 // grad_offset and grad_mask: every position has its own.
 template <class T>
 void moves_backward(const DeformGather<T>& p) {
@@ -88,25 +72,22 @@ void moves_backward(const DeformGather<T>& p) {
   in_parallel(p.parallel, p.batch * tiles, [&](Queue& queue) {
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, end = least(begin + width, pixels);
-      const T* image = p.projected + (p.shared ? 0 : n * p.height * p.width * pixel_stride);
+      const T* image = p.image(n);
       for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t i = begin; i < end; ++i) {
-          const Corners<T> at = corners_of(p, p.offset + n * 2 * taps * pixels, tap, i);
+          const Corners<T> at = corners_of<T>(p, n, tap, i);
+          const T modulation = modulation_of<T>(p, n, tap, i);
           const int64_t slot = (n * taps + tap) * pixels + i;
-          const T modulation = p.mask ? p.mask[slot] : T(1);
           const T* grad = p.grad + (n * pixels + i) * p.channels;
-          T y = 0, x = 0, mask = 0;
-          for (int k = 0; k < 4; ++k) {
-            const T along = dot(grad, image + at.pixel[k] * pixel_stride + tap * p.channels, p.channels);
-            y += along * at.by_y[k];
-            x += along * at.by_x[k];
-            mask += along * at.weight[k];
-          }
+          T along[4];
+          for (int k = 0; k < 4; ++k)
+            along[k] = dot(grad, image + at.pixel[k] * pixel_stride + tap * p.channels, p.channels);
+          const Move<T> move = move_of(at, modulation, along);
           if (p.grad_offset) {
-            p.grad_offset[slot * 2 - i] = y * modulation;
-            p.grad_offset[slot * 2 - i + pixels] = x * modulation;
+            p.grad_offset[slot * 2 - i] = move.y;
+            p.grad_offset[slot * 2 - i + pixels] = move.x;
           }
-          if (p.grad_mask) p.grad_mask[slot] = mask;
+          if (p.grad_mask) p.grad_mask[slot] = move.mask;
         }
     }
   });
@@ -128,8 +109,7 @@ void projected_backward(const DeformGather<T>& p) {
       for (int64_t n = p.shared ? 0 : input; n < (p.shared ? p.batch : input + 1); ++n)
         for (int64_t begin = 0; begin < pixels; begin += PIXELS) {
           const int64_t count = least(PIXELS, pixels - begin);
-          plan<T>(p, p.offset + n * 2 * taps * pixels, p.mask ? p.mask + n * taps * pixels : nullptr, tap, tap + 1, begin,
-               count, samples);
+          plan<T>(p, n, tap, tap + 1, begin, count, samples);
           for (int64_t i = 0; i < count; ++i) {
             const T* grad = p.grad + (n * pixels + begin + i) * p.channels + first;
             for (int k = 0; k < 4; ++k) {

@@ -38,23 +38,6 @@ const T* data(const std::optional<Tensor>& tensor) {
   return tensor ? data<T>(*tensor) : nullptr;
 }
 
-template <class Problem>
-void set_threads(Problem& problem) {
-  problem.parallel = run_parallel;
-  problem.threads = torch::stable::get_num_threads();
-}
-
-template <class Problem>
-void set_geometry(Problem& p, const Integers& kernel, const Integers& stride, const Integers& padding,
-                  const Integers& dilation) {
-  for (int axis = 0; axis < 2; ++axis) {
-    p.kernel[axis] = kernel[axis];
-    p.stride[axis] = stride[axis];
-    p.padding[axis] = padding[axis];
-    p.dilation[axis] = dilation[axis];
-  }
-}
-
 // call(T{}) for the element type of a tensor; the Python side has seen to it that there are only these two.
 template <class Call>
 void by_type(const Tensor& tensor, const Call& call) {

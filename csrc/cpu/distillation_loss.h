@@ -6,43 +6,19 @@
 namespace bkd {
 namespace {
 
-constexpr int64_t STRETCH = 16384;  // numbers of a task where an image is one vector
+template <class T>
+PartsOfLevels<T> parts_of(const DistillationLoss<T>& p) {
+  return {p.level, p.levels, p.batch, p.by_pixel};
+}
 
-// One task of all levels: numbers or pixels begin.. of image n; vectors: first of the level's statistics.
-struct Part {
-  int64_t level, n, begin, count, vectors;
-};
-
+// Vectors of an image at one level, and those of all levels before it: pixels, or whole images.
 template <class T>
 int64_t level_vectors(const DistillationLoss<T>& p, int64_t level) {
   return p.by_pixel ? p.level[level].pixels() : 1;
 }
-
 template <class T>
-int64_t units(const DistillationLoss<T>& p, const Level<T>& level) {
-  return p.by_pixel ? level.pixels() : level.image();
-}
-
-template <class T>
-int64_t part_count(const DistillationLoss<T>& p) {
-  int64_t count = 0;
-  for (int64_t l = 0; l < p.levels; ++l) count += p.batch * parts(units(p, p.level[l]), p.by_pixel ? TILE : STRETCH);
-  return count;
-}
-
-template <class T>
-Part part_of(const DistillationLoss<T>& p, int64_t task) {
-  const int64_t step = p.by_pixel ? TILE : STRETCH;
-  int64_t vectors = 0;
-  for (int64_t l = 0, left = task;; ++l) {
-    const int64_t whole = units(p, p.level[l]), tiles = parts(whole, step);
-    if (left < p.batch * tiles) {
-      const int64_t begin = left % tiles * step;
-      return {l, left / tiles, begin, least(step, whole - begin), vectors};
-    }
-    left -= p.batch * tiles;
-    vectors += p.batch * level_vectors(p, l);
-  }
+int64_t vectors_before(const DistillationLoss<T>& p, const Part& part) {
+  return p.by_pixel ? part.before : p.batch * part.level;
 }
 
 // Four sums of a task: of the cosine distances and of the squared differences (by pixel), or of an image's stretch.
@@ -52,12 +28,13 @@ struct Sums {
 
 template <class T>
 void distillation_loss(const DistillationLoss<T>& p) {
-  const int64_t tasks = part_count(p);
+  const PartsOfLevels<T> work = parts_of(p);
+  const int64_t tasks = work.count();
   Scratch<Sums> found(tasks);
   in_parallel(p.parallel, tasks, [&](Queue& queue) {
     Statistics<T> sums;
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const Part part = part_of(p, task);
+      const Part part = work.at(task);
       const Level<T>& level = p.level[part.level];
       const T *t = level.teacher + part.n * level.image(), *s = level.student[0] + part.n * level.image();
       Sums& result = found[task];
@@ -69,7 +46,7 @@ void distillation_loss(const DistillationLoss<T>& p) {
       }
       statistics<T, true>(level, t, s, part.begin, part.count, sums);
       const int64_t vectors = p.batch * level.pixels(), at = part.n * level.pixels() + part.begin;
-      T* kept = p.statistics + 3 * part.vectors;
+      T* kept = p.statistics + 3 * vectors_before(p, part);
       result = {{0, 0, 0, 0}};
       for (int64_t i = 0; i < part.count; ++i) {
         kept[at + i] = sums.dot[i];
@@ -82,15 +59,15 @@ void distillation_loss(const DistillationLoss<T>& p) {
   });
   double loss = 0;
   for (int64_t task = 0; task < tasks;) {
-    const Part part = part_of(p, task);
+    const Part part = work.at(task);
     const Level<T>& level = p.level[part.level];
-    const int64_t tiles = parts(units(p, level), p.by_pixel ? TILE : STRETCH);
+    const int64_t tiles = work.pieces(level);
     Sums sum = {{0, 0, 0, 0}};
     for (int64_t i = 0; i < tiles; ++i, ++task)
       for (int k = 0; k < 4; ++k) sum.value[k] += found[task].value[k];
     double direction = sum.value[0];
     if (!p.by_pixel) {
-      T* kept = p.statistics + 3 * part.vectors + part.n;
+      T* kept = p.statistics + 3 * vectors_before(p, part) + part.n;
       for (int k = 0; k < 3; ++k) kept[k * p.batch] = T(sum.value[k]);
       direction = 1 - cosine(sum.value[0], sum.value[1], sum.value[2]);
     }
@@ -102,16 +79,17 @@ void distillation_loss(const DistillationLoss<T>& p) {
 
 template <class T>
 void distillation_loss_backward(const DistillationLoss<T>& p) {
-  in_parallel(p.parallel, part_count(p), [&](Queue& queue) {
+  const PartsOfLevels<T> work = parts_of(p);
+  in_parallel(p.parallel, work.count(), [&](Queue& queue) {
     alignas(64) T other[TILE], own_teacher[TILE], own_student[TILE];
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const Part part = part_of(p, task);
+      const Part part = work.at(task);
       const Level<T>& level = p.level[part.level];
       const int64_t image = part.n * level.image(), vectors = p.batch * level_vectors(p, part.level);
       const T *t = level.teacher + image, *s = level.student[0] + image;
       T *by_teacher = p.grad_teacher[part.level], *by_student = p.grad_student[part.level];
       const T by_cosine = -p.grad / T(vectors), by_square = p.grad * p.value_weight / T(p.batch * level.image());
-      const T* kept = p.statistics + 3 * part.vectors + part.n * level_vectors(p, part.level);
+      const T* kept = p.statistics + 3 * vectors_before(p, part) + part.n * level_vectors(p, part.level);
       if (!p.by_pixel) {
         const Slopes<T> slope = slopes(by_cosine, by_square, kept[0], kept[vectors], kept[2 * vectors]);
         const int64_t at = part.begin;

@@ -46,7 +46,9 @@ struct DeformConv {
   T* grad_weight;
 
   int64_t taps() const { return kernel[0] * kernel[1]; }
+  int64_t slots() const { return offset_groups * taps(); }  // positions that a pixel samples
   int64_t pixels() const { return out_height * out_width; }
+  const T* image(int64_t n) const { return input + n * height * width * channels; }
 };
 
 // Sampling of an input that is a product with the weights already: projected (B, H, W, T, C), output (N, Ho, Wo, C).
@@ -65,14 +67,15 @@ struct DeformGather {
   T* grad_offset;
   T* grad_mask;
 
+  int64_t slots() const { return taps; }  // positions that a pixel samples
   int64_t pixels() const { return out_height * out_width; }
+  const T* image(int64_t n) const { return projected + (shared ? 0 : n * height * width * taps * channels); }
 };
 
 // query, output (R, C); memory (I, C); contiguous.
 template <class T>
 struct MemoryAttention {
   Parallel parallel;
-  int64_t threads;
   int64_t rows, items, channels;
   T threshold, temperature;
   bool renormalize;
@@ -99,7 +102,6 @@ struct Level {
 template <class T>
 struct AnomalyMap {
   Parallel parallel;
-  int64_t threads;
   int64_t batch, levels, branches, height, width;
   const Level<T>* level;
   bool product, align_corners;
@@ -115,7 +117,6 @@ struct AnomalyMap {
 template <class T>
 struct DistillationLoss {
   Parallel parallel;
-  int64_t threads;
   int64_t batch, levels;
   const Level<T>* level;
   bool by_pixel;

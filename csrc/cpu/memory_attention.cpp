@@ -7,7 +7,7 @@ template <class T>
 MemoryAttention<T> problem(const Tensor& query, const Tensor& memory, double threshold, double temperature,
                            bool renormalize) {
   MemoryAttention<T> p{};
-  set_threads(p);
+  p.parallel = run_parallel;
   p.items = memory.size(0), p.channels = memory.size(1), p.rows = query.numel() / p.channels;
   p.threshold = static_cast<T>(threshold), p.temperature = static_cast<T>(temperature), p.renormalize = renormalize;
   p.query = data<T>(query);

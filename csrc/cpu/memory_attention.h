@@ -8,21 +8,11 @@
 namespace bkd {
 namespace {
 
-constexpr double COSINE_EPSILON = 1e-8;  // least product of two norms
-constexpr int64_t DEPTH = 512;           // of a matrix product at a time: a panel of it fits the first cache
+constexpr int64_t DEPTH = 512;  // of a matrix product at a time: a panel of it fits the first cache
 
 template <class T>
 T norm(const T* from, int64_t count) {
-  constexpr int W = LANES<T>;
-  Vec<T> sum[2] = {};
-  int64_t i = 0;
-  for (; i + 2 * W <= count; i += 2 * W) {
-    sum[0] += load(from + i) * load(from + i);
-    sum[1] += load(from + i + W) * load(from + i + W);
-  }
-  T total = lane_sum<T>(sum[0] + sum[1]);
-  for (; i < count; ++i) total += from[i] * from[i];
-  return std::sqrt(total);
+  return std::sqrt(dot(from, from, count));
 }
 
 // What all tiles of one call use of the memory.
@@ -85,7 +75,7 @@ void attend(const MemoryAttention<T>& p, const T* item_norms, const T* query_nor
     V greatest = all(T(-INFINITY));
     T* column = values + half * W;
     for (int64_t i = 0; i < p.items; ++i) {
-      const V value = load(column + i * NR<T>) / larger<V>(norms * item_norms[i], all(T(COSINE_EPSILON)));
+      const V value = load(column + i * NR<T>) / larger<V>(norms * item_norms[i], all(T(LEAST_NORMS)));
       if (cosine) store(cosine + i * NR<T> + half * W, value);
       store(column + i * NR<T>, value);
       greatest = larger<V>(greatest, value);

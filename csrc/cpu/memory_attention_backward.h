@@ -17,7 +17,7 @@ struct Chunk {
 };
 
 // One panel. weights, cosine: of attend(). by_read: gradient by the sparse weights; becomes the gradient by the dot
-// products. column: of the first row of the panel in the chunk. query_pull: what the queries' norms take back.
+// products. query_pull, item_pull: what the norms take back, in units of a vector over its square.
 template <class T>
 void attend_backward(const MemoryAttention<T>& p, const T* item_norms, const T* query_norms, const T* weights,
                      const T* cosine, T* sparse, T* by_read, T* query_pull, Vec<T>* item_pull) {
@@ -46,7 +46,7 @@ void attend_backward(const MemoryAttention<T>& p, const T* item_norms, const T* 
     for (int64_t i = 0; i < p.items; ++i) {
       const V w = load(weights + i * NR<T> + column), value = load(cosine + i * NR<T> + column);
       const V by_cosine = w * (load(by_read + i * NR<T> + column) - mean) / p.temperature;
-      const V product = norms * item_norms[i], epsilon = all(T(COSINE_EPSILON));
+      const V product = norms * item_norms[i], epsilon = all(T(LEAST_NORMS));
       const V back = product > epsilon ? by_cosine * value : V{};  // a clamped norm is a constant
       pull += back;
       item_pull[i] += back;
@@ -54,6 +54,14 @@ void attend_backward(const MemoryAttention<T>& p, const T* item_norms, const T* 
     }
     store(query_pull + column, pull);
   }
+}
+
+// What the norm of a vector takes back of its gradient.
+template <class T>
+void take_back(T pull, T norm, const T* vector, int64_t channels, T* gradient) {
+  const T square = norm * norm, tiny = T(LEAST_NORMS * LEAST_NORMS);
+  const T back = pull / (square > tiny ? square : tiny);
+  for (int64_t c = 0; c < channels; ++c) gradient[c] -= back * vector[c];
 }
 
 template <class T>
@@ -88,11 +96,8 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
   T* result = p.grad_query + begin * channels;
   for (int64_t i = 0; i < count; i += NR<T>)
     transpose_block<T>(grads + i * channels, NR<T>, channels, least(NR<T>, count - i), result + i * channels, channels);
-  for (int64_t i = 0; i < count; ++i) {
-    const T square = norms[i] * norms[i], tiny = T(COSINE_EPSILON * COSINE_EPSILON);
-    const T back = pull[i] / (square > tiny ? square : tiny);
-    for (int64_t c = 0; c < channels; ++c) result[i * channels + c] -= back * query[i * channels + c];
-  }
+  for (int64_t i = 0; i < count; ++i)
+    take_back(pull[i], norms[i], query + i * channels, channels, result + i * channels);
 }
 
 // Adds what a chunk of `rows` queries from `begin` on gives to one block of the memory's gradient.
@@ -150,12 +155,8 @@ void memory_attention_backward(const MemoryAttention<T>& p) {
       for (int64_t i = 0; i < p.items; ++i) pull[i] += pulls[tile * p.items + i];
   }
   if (!p.grad_memory) return;
-  for (int64_t i = 0; i < p.items; ++i) {
-    const T square = items.norms[i] * items.norms[i], tiny = T(COSINE_EPSILON * COSINE_EPSILON);
-    const T back = pull[i] / (square > tiny ? square : tiny);
-    for (int64_t c = 0; c < p.channels; ++c)
-      p.grad_memory[i * p.channels + c] -= back * p.memory[i * p.channels + c];
-  }
+  for (int64_t i = 0; i < p.items; ++i)
+    take_back(pull[i], items.norms[i], p.memory + i * p.channels, p.channels, p.grad_memory + i * p.channels);
 }
 
 }  // namespace

@@ -15,31 +15,57 @@ struct Sample {
   T weight[4];
 };
 
-// Positions of `taps` kernel taps (of kernel size kernel[0] x kernel[1], again and again) at an output pixel.
+// Where slot `slot` of an output pixel of image n samples. A problem's slots are its kernel's taps, again and again:
+// for every offset group, or every group of taps.
 template <class T, class Problem>
-BKD_INLINE Corners<T> corners_of(const Problem& p, const T* offset, int64_t tap, int64_t pixel) {
-  const int64_t within = tap % (p.kernel[0] * p.kernel[1]);
+BKD_INLINE Corners<T> corners_of(const Problem& p, int64_t n, int64_t slot, int64_t pixel) {
+  const int64_t tap = slot % (p.kernel[0] * p.kernel[1]);
   const int64_t row = pixel / p.out_width, column = pixel % p.out_width;
-  const T* move = offset + 2 * tap * p.pixels() + pixel;
-  const T y = move[0] + T(row * p.stride[0] - p.padding[0] + within / p.kernel[1] * p.dilation[0]);
-  const T x = move[p.pixels()] + T(column * p.stride[1] - p.padding[1] + within % p.kernel[1] * p.dilation[1]);
+  const T* move = p.offset + 2 * (n * p.slots() + slot) * p.pixels() + pixel;
+  const T y = move[0] + T(row * p.stride[0] - p.padding[0] + tap / p.kernel[1] * p.dilation[0]);
+  const T x = move[p.pixels()] + T(column * p.stride[1] - p.padding[1] + tap % p.kernel[1] * p.dilation[1]);
   return corners(y, x, static_cast<int32_t>(p.height), static_cast<int32_t>(p.width));
 }
 
-// samples[tap - first][i] for pixels begin + i. offset and mask of one image.
+// The mask there; one without a mask.
 template <class T, class Problem>
-void plan(const Problem& p, const T* offset, const T* mask, int64_t first, int64_t last, int64_t begin, int64_t count,
-          Sample<T>* samples) {
-  for (int64_t tap = first; tap < last; ++tap)
+BKD_INLINE T modulation_of(const Problem& p, int64_t n, int64_t slot, int64_t pixel) {
+  return p.mask ? p.mask[(n * p.slots() + slot) * p.pixels() + pixel] : T(1);
+}
+
+// samples[slot - first][i] for pixels begin + i of image n.
+template <class T, class Problem>
+void plan(const Problem& p, int64_t n, int64_t first, int64_t last, int64_t begin, int64_t count, Sample<T>* samples) {
+  for (int64_t slot = first; slot < last; ++slot)
     for (int64_t i = 0; i < count; ++i) {
-      const Corners<T> at = corners_of(p, offset, tap, begin + i);
-      const T modulation = mask ? mask[tap * p.pixels() + begin + i] : T(1);
+      const Corners<T> at = corners_of<T>(p, n, slot, begin + i);
+      const T modulation = modulation_of<T>(p, n, slot, begin + i);
       Sample<T>& sample = *samples++;
       for (int k = 0; k < 4; ++k) {
         sample.pixel[k] = at.pixel[k];
         sample.weight[k] = at.weight[k] * modulation;
       }
     }
+}
+
+// Derivatives of one sample by its y, x and mask.
+template <class T>
+struct Move {
+  T y, x, mask;
+};
+
+// dot[k]: product of the gradient by the sample with corner k.
+template <class T>
+BKD_INLINE Move<T> move_of(const Corners<T>& at, T modulation, const T* dot) {
+  Move<T> move = {0, 0, 0};
+  for (int k = 0; k < 4; ++k) {
+    move.y += dot[k] * at.by_y[k];
+    move.x += dot[k] * at.by_x[k];
+    move.mask += dot[k] * at.weight[k];
+  }
+  move.y *= modulation;
+  move.x *= modulation;
+  return move;
 }
 
 // to[0..channels) = the sample of an image whose pixels are `stride` elements apart.

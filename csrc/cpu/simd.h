@@ -64,6 +64,22 @@ BKD_INLINE T lane_sum(Vec<T> value) {
   for (int half = LANES<T> / 2; half > 0; half /= 2) value = fold<T>(value, half, std::make_integer_sequence<int, LANES<T>>{});
   return value[0];
 }
+// <a, b>
+template <class T>
+T dot(const T* a, const T* b, int64_t count) {
+  constexpr int W = LANES<T>;
+  Vec<T> sum[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * W <= count; i += 2 * W) {
+    sum[0] += load(a + i) * load(b + i);
+    sum[1] += load(a + i + W) * load(b + i + W);
+  }
+  for (; i + W <= count; i += W) sum[0] += load(a + i) * load(b + i);
+  T total = lane_sum<T>(sum[0] + sum[1]);
+  for (; i < count; ++i) total += a[i] * b[i];
+  return total;
+}
+
 template <class V>
 BKD_INLINE V larger(V a, V b) {
   return a > b ? a : b;
