@@ -13,33 +13,45 @@
 namespace bkd {
 namespace {
 
+// Integers that go with a number, and the way to them. Vectors of numbers specialise it (cpu/sampling.h).
+template <class T>
+struct Whole {
+  using I = int32_t;
+  static BKD_BOTH T floor(T x) { return std::floor(x); }
+  static BKD_BOTH I of(T x) { return static_cast<I>(x); }
+};
+
 // The four neighbours of a position: top left, top right, bottom left, bottom right.
 // pixel: y * width + x, clamped into the image. weight: 0 outside the image. by_y, by_x: derivatives of the weight.
+// T is a number or a vector of them.
 template <class T>
 struct Corners {
-  int32_t pixel[4];
+  typename Whole<T>::I pixel[4];
   T weight[4], by_y[4], by_x[4];
 };
 
 // A position without any neighbour inside the image gives four zero weights, NaN gives NaN weights.
 template <class T>
 BKD_BOTH Corners<T> corners(T y, T x, int32_t height, int32_t width) {
+  using I = typename Whole<T>::I;
+  const T zero = {}, one = zero + 1.0f, low = zero - 2.0f;
+  const T high_y = zero + static_cast<float>(height + 1), high_x = zero + static_cast<float>(width + 1);
   // Beyond these nothing is inside; the clamp keeps the conversion to integers defined, and lets NaN through.
-  y = y < T(-2) ? T(-2) : (y > T(height + 1) ? T(height + 1) : y);
-  x = x < T(-2) ? T(-2) : (x > T(width + 1) ? T(width + 1) : x);
-  const T top = std::floor(y), left = std::floor(x);
+  y = y < low ? low : (y > high_y ? high_y : y);
+  x = x < low ? low : (x > high_x ? high_x : x);
+  const T top = Whole<T>::floor(y), left = Whole<T>::floor(x);
   const T down = y - top, right = x - left;
-  // NaN is not equal to itself: its neighbours are pixel 0.
-  const int32_t row = y == y ? static_cast<int32_t>(top) : 0;
-  const int32_t column = x == x ? static_cast<int32_t>(left) : 0;
+  // NaN is not equal to itself: its neighbours are those of position 0.
+  const I row = Whole<T>::of(top == top ? top : zero), column = Whole<T>::of(left == left ? left : zero);
+  const I none = {}, last_row = none + (height - 1), last_column = none + (width - 1);
   Corners<T> result;
   for (int i = 0; i < 4; ++i) {
     const int below = i >> 1, beside = i & 1;
-    const int32_t r = row + below, c = column + beside;
-    const T inside = (r >= 0 && r < height && c >= 0 && c < width) ? T(1) : T(0);
-    const T vertical = below ? down : 1 - down, horizontal = beside ? right : 1 - right;
-    const int32_t clamped_r = r < 0 ? 0 : (r >= height ? height - 1 : r);
-    const int32_t clamped_c = c < 0 ? 0 : (c >= width ? width - 1 : c);
+    const I r = row + below, c = column + beside;
+    const I clamped_r = r < none ? none : (r > last_row ? last_row : r);
+    const I clamped_c = c < none ? none : (c > last_column ? last_column : c);
+    const T inside = (r == clamped_r) & (c == clamped_c) ? one : zero;
+    const T vertical = below ? down : one - down, horizontal = beside ? right : one - right;
     result.pixel[i] = clamped_r * width + clamped_c;
     result.weight[i] = vertical * horizontal * inside;
     result.by_y[i] = (below ? horizontal : -horizontal) * inside;

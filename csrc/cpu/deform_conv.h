@@ -43,25 +43,24 @@ int64_t tile_pixels(const DeformConv<T>& p) {
   return rounded(pixels, NR<T>);
 }
 
-// panels[pixel / NR][(c - first) * taps + tap][pixel % NR] of a run of channels, for a tile of `count` pixels.
-// samples[tap][pixel], of the run's offset group.
+// panels[pixel / NR][(c - first) * taps + tap][pixel % NR] of a run of channels, for a tile of `count` pixels; samples:
+// of the run's offset group.
 template <class T>
-void sample_panels(const DeformConv<T>& p, const T* image, const Sample<T>* samples, int64_t count, Run run, T* panels) {
+void sample_panels(const DeformConv<T>& p, const T* image, const Samples<T>& samples, int64_t count, Run run, T* panels) {
   constexpr int W = LANES<T>;
   constexpr int64_t AT_ONCE = 64;  // channels of one pixel that are sampled before they are turned round
   const int64_t taps = p.taps(), depth = (run.last - run.first) * taps;
   T rows[W * AT_ONCE];
   for (int64_t begin = 0; begin < count; begin += W) {
     T* panel = panels + begin / NR<T> * NR<T> * depth + begin % NR<T>;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const Sample<T>* at = samples + tap * count + begin;
+    for (int64_t tap = 0; tap < taps; ++tap)
       for (int64_t c = run.first; c < run.last; c += AT_ONCE) {
         const int64_t channels = least(run.last - c, AT_ONCE);
         for (int i = 0; i < W; ++i)  // what fills up the last vector is not read again
-          sample_channels(at[begin + i < count ? i : 0], image + c, p.channels, channels, rows + i * AT_ONCE);
+          Sample<T>(samples, tap, begin + i < count ? begin + i : begin, image + c, p.channels)
+              .read(channels, rows + i * AT_ONCE);
         transpose_block<T>(rows, AT_ONCE, W, channels, panel + ((c - run.first) * taps + tap) * NR<T>, taps * NR<T>);
       }
-    }
   }
 }
 
@@ -90,7 +89,7 @@ void deform_conv(const DeformConv<T>& p) {
   Scratch<Run> runs(p.channels);
   const int64_t run_count = split_channels(p, length, runs);
   in_parallel(p.parallel, p.batch * tiles, [&](Queue& queue) {
-    Scratch<Sample<T>> samples(taps * width);
+    Samples<T> samples(taps, width);
     Scratch<T> panels(width * least(length, p.channels) * taps), sums(p.outputs * width);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
@@ -100,11 +99,11 @@ void deform_conv(const DeformConv<T>& p) {
         const int64_t group = run.first / part, depth = (run.last - run.first) * taps;
         if (run.first / share != planned) {
           planned = run.first / share;
-          plan<T>(p, n, planned * taps, (planned + 1) * taps, begin, count, samples);
+          samples.plan(p, n, planned * taps, (planned + 1) * taps, begin, count);
         }
         sample_panels<T>(p, p.image(n), samples, count, run, panels);
         const T* weight = p.weight + group * per_group * part * taps + (run.first - group * part) * taps;
-        gemm<T>(per_group, depth, weight, part * taps, panels, depth * NR<T>, parts(count, NR<T>),
+        gemm<T>(per_group, depth, {weight, part * taps, 1}, {panels, depth * NR<T>, NR<T>}, parts(count, NR<T>),
                 sums + group * per_group * width, width, run.first > group * part);
       }
       write_tile<T>(p, sums, width, begin, count, p.output + n * p.outputs * pixels);

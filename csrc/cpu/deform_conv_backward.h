@@ -7,182 +7,181 @@
 namespace bkd {
 namespace {
 
-// panels[pixel / NR][output][pixel % NR] of the gradient by a tile of the outputs of one group.
+// Channels of a task: wide, since a position is worked out once for all of them, but at least two tasks an image.
 template <class T>
-void grad_panels(const DeformConv<T>& p, const T* grad, int64_t begin, int64_t count, int64_t outputs, T* panels) {
-  for (int64_t i = 0; i < count; i += NR<T>) {
-    T* panel = panels + i * outputs;
-    const int64_t wide = least(NR<T>, count - i);
-    if (p.output_pixel_stride == 1) {
-      for (int64_t o = 0; o < outputs; ++o)
-        for (int64_t j = 0; j < wide; ++j) panel[o * NR<T> + j] = grad[o * p.output_channel_stride + begin + i + j];
-    } else {
-      transpose_block<T>(grad + (begin + i) * p.output_pixel_stride, p.output_pixel_stride, wide, outputs, panel, NR<T>);
+int64_t backward_channels(const DeformConv<T>& p) {
+  return least(64, rounded(most(16, parts(p.channels, 2)), LANES<T>));
+}
+
+// The weights of a run of channels as the right factor of the product with the gradient:
+// packed[column / NR][output][column % NR], column = tap * channels + channel; zero in what fills up the last panel.
+template <class T>
+void pack_weights(const DeformConv<T>& p, Run run, T* packed) {
+  const int64_t taps = p.taps(), part = p.channels / p.groups, per_group = p.outputs / p.groups;
+  const int64_t channels = run.last - run.first, columns = channels * taps, group = run.first / part;
+  const T* weight = p.weight + group * per_group * part * taps + (run.first - group * part) * taps;
+  Scratch<int64_t> places(columns);
+  for (int64_t column = 0; column < columns; ++column) places[column] = column % channels * taps + column / channels;
+  for (int64_t o = 0; o < per_group; ++o) {
+    const T* from = weight + o * part * taps;
+    for (int64_t column = 0; column < columns; column += NR<T>) {
+      T* to = packed + column * per_group + o * NR<T>;
+      const int64_t used = least(NR<T>, columns - column);
+      for (int64_t i = 0; i < used; ++i) to[i] = from[places[column + i]];
+      for (int64_t i = used; i < NR<T>; ++i) to[i] = 0;
     }
   }
 }
 
-// Takes the gradient by the samples of one pixel and tap, `grad`, to the image's gradient and to the four corners:
-// result[k] = <grad, pixel k>.
+// Takes the gradient by one sample to the image's gradient, and to the corners: dots[k * pitch] = <grad, corner k>.
 template <class T>
-BKD_INLINE void sample_channels_backward(const Corners<T>& at, T modulation, const T* grad, const T* image,
-                                         T* grad_image, int64_t stride, int64_t channels, T* result) {
+BKD_INLINE void sample_backward(const Sample<T>& sample, const T* grad, const T* image, T* grad_image, int64_t channels,
+                                T* dots, int64_t pitch) {
   constexpr int W = LANES<T>;
+  Vec<T> sums[4] = {};
+  T totals[4];
+  int64_t c = 0;
+  for (; c + W <= channels; c += W) {
+    const Vec<T> g = load(grad + c);
 #pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
-    const T* from = image + at.pixel[k] * stride;
-    const T weight = at.weight[k] * modulation;
-    Vec<T> dot = {};
-    T rest = 0;
-    int64_t c = 0;
-    if (grad_image) {
-      T* to = grad_image + at.pixel[k] * stride;
-      for (; c + W <= channels; c += W) {
-        const Vec<T> g = load(grad + c);
-        dot += g * load(from + c);
-        store(to + c, load(to + c) + g * weight);
+    for (int k = 0; k < 4; ++k) {
+      sums[k] += g * load(sample.from[k] + c);
+      if (grad_image) {
+        T* to = grad_image + (sample.from[k] - image) + c;
+        store(to, load(to) + g * sample.weight[k]);
       }
-      for (; c < channels; ++c) {
-        rest += grad[c] * from[c];
-        to[c] += grad[c] * weight;
-      }
-    } else {
-      for (; c + W <= channels; c += W) dot += load(grad + c) * load(from + c);
-      for (; c < channels; ++c) rest += grad[c] * from[c];
     }
-    result[k] = lane_sum<T>(dot) + rest;
   }
+  if (const int64_t rest = channels - c) {
+    const Vec<T> g = load_part(grad + c, rest);
+    for (int k = 0; k < 4; ++k) {
+      sums[k] += g * load_part(sample.from[k] + c, rest);
+      if (grad_image) {
+        T* to = grad_image + (sample.from[k] - image) + c;
+        store_part(to, load_part(to, rest) + g * sample.weight[k], rest);
+      }
+    }
+  }
+  four_sums<T>(sums, totals, std::make_integer_sequence<int, W>{});
+  for (int k = 0; k < 4; ++k) dots[k * pitch] = totals[k];
 }
 
-// One image, one run of channels: grad_input of these channels, and their part of the moves, [tap][pixel].
+// One image, one run of channels: grad_input of these channels, and their part of the moves, [tap][y, x, mask][pixel].
 template <class T>
-void run_backward(const DeformConv<T>& p, int64_t n, Run run, const T* turned, int64_t width, Move<T>* moves) {
-  constexpr int W = LANES<T>;
+void run_backward(const DeformConv<T>& p, int64_t n, Run run, T* found) {
+  constexpr int64_t WIDTH = 96, DEPTH = 256;  // pixels and outputs of a product: its factors fit the second cache
   const int64_t taps = p.taps(), pixels = p.pixels(), per_group = p.outputs / p.groups, part = p.channels / p.groups;
-  const int64_t channels = run.last - run.first, rows = channels * taps;
-  const int64_t group = run.first / part, offset_group = run.first / (p.channels / p.offset_groups);
+  const int64_t channels = run.last - run.first, pitch = rounded(channels * taps, NR<T>);
+  const int64_t group = run.first / part, slot = run.first / (p.channels / p.offset_groups) * taps;
   const T* image = p.image(n) + run.first;
   T* grad_image = p.grad_input ? p.grad_input + (image - p.input) : nullptr;
   const T* grad = p.grad + n * p.outputs * pixels + group * per_group * p.output_channel_stride;
-  Scratch<T> panels(per_group * width), columns(rows * width), turned_back(W * channels);
-  for (int64_t begin = 0; begin < pixels; begin += width) {
-    const int64_t count = least(width, pixels - begin);
-    grad_panels<T>(p, grad, begin, count, per_group, panels);
-    // columns[(channel, tap)][pixel]: the gradient by the samples
-    gemm<T>(rows, per_group, turned + run.first * taps * per_group, per_group, panels, per_group * NR<T>,
-            parts(count, NR<T>), columns, width, false);
-    for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t i = 0; i < count; i += W) {
-        transpose_block<T>(columns + tap * width + i, taps * width, channels, W, turned_back, channels);
-        for (int64_t j = i; j < least(i + W, count); ++j) {
-          const int64_t slot = offset_group * taps + tap;
-          const Corners<T> at = corners_of<T>(p, n, slot, begin + j);
-          const T modulation = modulation_of<T>(p, n, slot, begin + j);
-          T dot[4];
-          sample_channels_backward<T>(at, modulation, turned_back + (j - i) * channels, image, grad_image, p.channels,
-                                      channels, dot);
-          moves[tap * pixels + begin + j] = move_of(at, modulation, dot);
-        }
-      }
+  Scratch<T> packed(per_group * pitch), columns(WIDTH * pitch), dots(4 * WIDTH);
+  Samples<T> samples(taps, WIDTH);
+  pack_weights<T>(p, run, packed);
+  for (int64_t begin = 0; begin < pixels; begin += WIDTH) {
+    const int64_t count = least(WIDTH, pixels - begin);
+    samples.plan(p, n, slot, slot + taps, begin, count);
+    // columns[pixel][(tap, channel)]: the gradient by the samples
+    for (int64_t o = 0; o < per_group; o += DEPTH)
+      gemm<T>(count, least(DEPTH, per_group - o),
+              {grad + begin * p.output_pixel_stride + o * p.output_channel_stride, p.output_pixel_stride, p.output_channel_stride},
+              {packed + o * NR<T>, per_group * NR<T>, NR<T>}, pitch / NR<T>, columns, pitch, o > 0);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t i = 0; i < count; ++i)
+        sample_backward<T>({samples, tap, i, image, p.channels}, columns + i * pitch + tap * channels, image, grad_image,
+                           channels, dots + i, WIDTH);
+      T* to = found + 3 * tap * pixels + begin;
+      moves<T>(View<T, DeformConv<T>>{p, n, slot + tap, begin, count, samples.rows, samples.columns}, dots, WIDTH, false, to,
+               to + pixels, to + 2 * pixels);
+    }
   }
 }
 
 // grad_input, grad_offset and grad_mask. grad_input comes filled with zeros.
 template <class T>
 void data_backward(const DeformConv<T>& p) {
-  constexpr int64_t CHANNELS = 32;  // of a task; a run's part of the moves is kept until all runs are there
-  const int64_t taps = p.taps(), pixels = p.pixels(), part = p.channels / p.groups, per_group = p.outputs / p.groups;
-  const int64_t slots = p.slots(), share = p.channels / p.offset_groups;
-  const int64_t width = rounded(per_group > 1024 ? 32 : 64, NR<T>);
+  const int64_t taps = p.taps(), pixels = p.pixels(), slots = p.slots(), share = p.channels / p.offset_groups;
   Scratch<Run> runs(p.channels);
-  const int64_t run_count = split_channels(p, CHANNELS, runs);
-  // The weights with inputs as rows: [group][(channel, tap)][output].
-  Scratch<T> turned(p.outputs * part * taps);
-  const int64_t strips = parts(part * taps, 64);
-  in_parallel(p.parallel, p.groups * strips, [&](Queue& queue) {
-    for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t group = task / strips, k = task % strips * 64;
-      transpose_block<T>(p.weight + group * per_group * part * taps + k, part * taps, per_group, least(64, part * taps - k),
-                      turned + (group * part * taps + k) * per_group, per_group);
-    }
-  });
+  const int64_t run_count = split_channels(p, backward_channels(p), runs);
   const int64_t together = least(p.batch, parts(4 * p.threads, run_count));  // images
-  Scratch<Move<T>> moves(together * run_count * taps * pixels);
+  Scratch<T> found(together * run_count * taps * 3 * pixels);
   for (int64_t first = 0; first < p.batch; first += together) {
     const int64_t images = least(together, p.batch - first);
     in_parallel(p.parallel, images * run_count, [&](Queue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;)
-        run_backward<T>(p, first + task / run_count, runs[task % run_count], turned, width,
-                        moves + task * taps * pixels);
+        run_backward<T>(p, first + task / run_count, runs[task % run_count], found + task * taps * 3 * pixels);
     });
+    // What the runs of an offset group found, added up in their order.
     in_parallel(p.parallel, images * slots, [&](Queue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;) {
-        const int64_t n = task / slots, slot = task % slots, group = slot / taps;
-        int64_t begin = 0;
-        while (runs[begin].first / share < group) ++begin;
-        for (int64_t i = 0; i < pixels; ++i) {
-          Move<T> sum = {0, 0, 0};
-          for (int64_t r = begin; r < run_count && runs[r].first / share == group; ++r) {
-            const Move<T>& move = moves[((n * run_count + r) * taps + slot % taps) * pixels + i];
-            sum.y += move.y;
-            sum.x += move.x;
-            sum.mask += move.mask;
+        const int64_t n = task / slots, slot = task % slots, at = (first + n) * slots + slot;
+        T* by_y = p.grad_offset ? p.grad_offset + 2 * at * pixels : nullptr;
+        T* results[3] = {by_y, by_y ? by_y + pixels : nullptr, p.grad_mask ? p.grad_mask + at * pixels : nullptr};
+        for (int k = 0; k < 3; ++k) {
+          bool started = false;
+          for (int64_t r = 0; r < run_count && results[k]; ++r) {
+            if (runs[r].first / share != slot / taps) continue;
+            const T* from = found + (((n * run_count + r) * taps + slot % taps) * 3 + k) * pixels;
+            for (int64_t i = 0; i < pixels; ++i) results[k][i] = started ? results[k][i] + from[i] : from[i];
+            started = true;
           }
-          const int64_t at = (first + n) * slots + slot;
-          if (p.grad_offset) {
-            p.grad_offset[2 * at * pixels + i] = sum.y;
-            p.grad_offset[(2 * at + 1) * pixels + i] = sum.x;
-          }
-          if (p.grad_mask) p.grad_mask[at * pixels + i] = sum.mask;
         }
       }
     });
   }
 }
 
-// grad_weight: a task owns one tap of one run of channels, for all outputs, and goes through all pixels.
+// grad_weight of one run of channels, from tiles first.. of all images' tiles: sums[output][tap * channels + channel].
+template <class T>
+void weight_sums(const DeformConv<T>& p, Run run, int64_t width, int64_t first, int64_t last, Samples<T>& samples, T* sampled,
+                 T* sums) {
+  const int64_t taps = p.taps(), pixels = p.pixels(), tiles = parts(pixels, width), part = p.channels / p.groups;
+  const int64_t per_group = p.outputs / p.groups, channels = run.last - run.first, group = run.first / part;
+  const int64_t slot = run.first / (p.channels / p.offset_groups) * taps, pitch = rounded(channels * taps, NR<T>);
+  for (int64_t tile = first; tile < last; ++tile) {
+    const int64_t n = tile / tiles, begin = tile % tiles * width, count = least(width, pixels - begin);
+    samples.plan(p, n, slot, slot + taps, begin, count);
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t tap = 0; tap < taps; ++tap)
+        Sample<T>(samples, tap, i, p.image(n) + run.first, p.channels).read(channels, sampled + i * pitch + tap * channels);
+      for (int64_t c = taps * channels; c < pitch; ++c) sampled[i * pitch + c] = 0;
+    }
+    const T* grad = p.grad + n * p.outputs * pixels + group * per_group * p.output_channel_stride;
+    gemm<T>(per_group, count, {grad + begin * p.output_pixel_stride, p.output_channel_stride, p.output_pixel_stride},
+            {sampled, NR<T>, pitch}, pitch / NR<T>, sums, pitch, tile > first);
+  }
+}
+
+// A task owns a run of channels; where there are few runs, a part of the pixels too, and the parts are added up.
 template <class T>
 void weight_backward(const DeformConv<T>& p) {
-  constexpr int64_t CHANNELS = 4 * NR<T>, PIXELS = 128;
-  const int64_t taps = p.taps(), pixels = p.pixels(), part = p.channels / p.groups, share = p.channels / p.offset_groups;
-  const int64_t per_group = p.outputs / p.groups;
+  constexpr int64_t WIDTH = 128;
+  const int64_t taps = p.taps(), part = p.channels / p.groups, per_group = p.outputs / p.groups;
+  const int64_t size = p.outputs * part * taps, tiles = p.batch * parts(p.pixels(), WIDTH);
+  if (!tiles) return static_cast<void>(std::memset(p.grad_weight, 0, size * sizeof(T)));
   Scratch<Run> runs(p.channels);
-  const int64_t run_count = split_channels(p, CHANNELS, runs);
-  in_parallel(p.parallel, run_count * taps, [&](Queue& queue) {
-    Scratch<Sample<T>> samples(PIXELS);
-    Scratch<T> panels(PIXELS * CHANNELS), sums(per_group * CHANNELS), turned(per_group * PIXELS);
+  const int64_t length = least(backward_channels(p), 32), run_count = split_channels(p, length, runs);
+  const int64_t pieces = least(tiles, parts(16, run_count)), each = parts(tiles, pieces), used = parts(tiles, each);
+  Scratch<T> others((used - 1) * size);  // what all pieces but the first found
+  in_parallel(p.parallel, run_count * used, [&](Queue& queue) {
+    const int64_t widest = rounded(least(length, p.channels) * taps, NR<T>);
+    Samples<T> samples(taps, WIDTH);
+    Scratch<T> sampled(WIDTH * widest), sums(per_group * widest);
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const Run run = runs[task / taps];
-      const int64_t tap = task % taps, channels = run.last - run.first, group = run.first / part;
-      const int64_t slot = run.first / share * taps + tap;
-      bool started = false;
-      for (int64_t n = 0; n < p.batch; ++n) {
-        const T* image = p.image(n) + run.first;
-        const T* grad = p.grad + n * p.outputs * pixels + group * per_group * p.output_channel_stride;
-        for (int64_t begin = 0; begin < pixels; begin += PIXELS) {
-          const int64_t count = least(PIXELS, pixels - begin);
-          plan<T>(p, n, slot, slot + 1, begin, count, samples);
-          for (int64_t c = 0; c < channels; c += NR<T>)  // panels[channel / NR][pixel][channel % NR]
-            for (int64_t i = 0; i < count; ++i)
-              sample_channels(samples[i], image + c, p.channels, least(NR<T>, channels - c),
-                              panels + c * PIXELS + i * NR<T>);
-          const T* rows = grad + begin;
-          int64_t rows_stride = p.output_channel_stride;
-          if (p.output_pixel_stride != 1) {
-            transpose_block<T>(grad + begin * p.output_pixel_stride, p.output_pixel_stride, count, per_group, turned, PIXELS);
-            rows = turned, rows_stride = PIXELS;
-          }
-          gemm<T>(per_group, count, rows, rows_stride, panels, PIXELS * NR<T>, parts(channels, NR<T>), sums, CHANNELS,
-                  started);
-          started = true;
-        }
-      }
+      const int64_t piece = task % used, first = piece * each;
+      const Run run = runs[task / used];
+      const int64_t channels = run.last - run.first, group = run.first / part, pitch = rounded(channels * taps, NR<T>);
+      weight_sums<T>(p, run, WIDTH, first, least(tiles, first + each), samples, sampled, sums);
+      T* result = (piece ? others + (piece - 1) * size : p.grad_weight) + (run.first - group * part) * taps;
       for (int64_t o = 0; o < per_group; ++o)
         for (int64_t c = 0; c < channels; ++c)
-          p.grad_weight[((group * per_group + o) * part + run.first - group * part + c) * taps + tap] =
-              started ? sums[o * CHANNELS + c] : T(0);
+          for (int64_t tap = 0; tap < taps; ++tap)
+            result[((group * per_group + o) * part + c) * taps + tap] = sums[o * pitch + tap * channels + c];
     }
   });
+  for (int64_t piece = 1; piece < used; ++piece)
+    for (int64_t i = 0; i < size; ++i) p.grad_weight[i] += others[(piece - 1) * size + i];
 }
 
 template <class T>

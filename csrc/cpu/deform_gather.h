@@ -9,22 +9,27 @@ namespace {
 constexpr int GATHER_VECTORS = 8;  // of channels whose sums stay in registers
 constexpr int64_t GATHER_PIXELS = 256;
 
-// to[0..Vectors LANES) = sum of `taps` samples; samples[tap * pitch], channels of tap t at image + t * channels.
+// to[0..Vectors LANES) = sum of `taps` samples of pixel i, or of the first `lanes` channels (0 = all); channels of tap t at
+// image + t * channels.
 template <class T, int Vectors>
-BKD_INLINE void gather_channels(const Sample<T>* samples, int64_t pitch, int64_t taps, const T* image, int64_t channels,
-                                T* to) {
+BKD_INLINE void gather_channels(const Samples<T>& samples, int64_t i, int64_t taps, const T* image, int64_t channels,
+                                int64_t lanes, T* to) {
   constexpr int W = LANES<T>;
   Vec<T> sum[Vectors] = {};
   for (int64_t tap = 0; tap < taps; ++tap) {
-    const Sample<T>& sample = samples[tap * pitch];
+    const Sample<T> sample(samples, tap, i, image + tap * channels, taps * channels);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
-      const T* from = image + sample.pixel[k] * taps * channels + tap * channels;
       const Vec<T> weight = all(sample.weight[k]);
+      if (Vectors == 1 && lanes) {
+        sum[0] += weight * load_part(sample.from[k], lanes);
+        continue;
+      }
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) sum[v] += weight * load(from + v * W);
+      for (int v = 0; v < Vectors; ++v) sum[v] += weight * load(sample.from[k] + v * W);
     }
   }
+  if (Vectors == 1 && lanes) return store_part(to, sum[0], lanes);
   for (int v = 0; v < Vectors; ++v) store(to + v * W, sum[v]);
 }
 
@@ -36,30 +41,22 @@ void deform_gather(const DeformGather<T>& p) {
   while (width > 16 && p.batch * parts(pixels, width) < 4 * p.threads) width /= 2;
   const int64_t tiles = parts(pixels, width);
   in_parallel(p.parallel, p.batch * tiles, [&](Queue& queue) {
-    Scratch<Sample<T>> samples(taps * width);
+    Samples<T> samples(taps, width);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
       const T* image = p.image(n);
-      plan<T>(p, n, 0, taps, begin, count, samples);
+      samples.plan(p, n, 0, taps, begin, count);
       T* output = p.output + (n * pixels + begin) * p.channels;
       // One block of channels of the whole tile at a time: what neighbouring pixels share is then still in cache.
       int64_t c = 0;
       for (; c + BLOCK <= p.channels; c += BLOCK)
         for (int64_t i = 0; i < count; ++i)
-          gather_channels<T, GATHER_VECTORS>(samples + i, count, taps, image + c, p.channels, output + i * p.channels + c);
-      for (; c + LANES<T> <= p.channels; c += LANES<T>)
+          gather_channels<T, GATHER_VECTORS>(samples, i, taps, image + c, p.channels, 0, output + i * p.channels + c);
+      for (; c < p.channels; c += LANES<T>) {
+        const int64_t lanes = c + LANES<T> <= p.channels ? 0 : p.channels - c;
         for (int64_t i = 0; i < count; ++i)
-          gather_channels<T, 1>(samples + i, count, taps, image + c, p.channels, output + i * p.channels + c);
-      for (; c < p.channels; ++c)
-        for (int64_t i = 0; i < count; ++i) {
-          T sum = 0;
-          for (int64_t tap = 0; tap < taps; ++tap)
-            for (int k = 0; k < 4; ++k) {
-              const Sample<T>& sample = samples[tap * count + i];
-              sum += sample.weight[k] * image[(sample.pixel[k] * taps + tap) * p.channels + c];
-            }
-          output[i * p.channels + c] = sum;
-        }
+          gather_channels<T, 1>(samples, i, taps, image + c, p.channels, lanes, output + i * p.channels + c);
+      }
     }
   });
 }
@@ -67,28 +64,24 @@ void deform_gather(const DeformGather<T>& p) {
 // grad_offset and grad_mask: every position has its own.
 template <class T>
 void moves_backward(const DeformGather<T>& p) {
-  const int64_t pixels = p.pixels(), taps = p.taps, pixel_stride = taps * p.channels;
-  const int64_t width = 64, tiles = parts(pixels, width);
+  const int64_t pixels = p.pixels(), taps = p.taps, width = 64, tiles = parts(pixels, width);
   in_parallel(p.parallel, p.batch * tiles, [&](Queue& queue) {
+    Samples<T> samples(taps, width);
+    Scratch<T> dots(4 * samples.pitch);
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t n = task / tiles, begin = task % tiles * width, end = least(begin + width, pixels);
-      const T* image = p.image(n);
-      for (int64_t tap = 0; tap < taps; ++tap)
-        for (int64_t i = begin; i < end; ++i) {
-          const Corners<T> at = corners_of<T>(p, n, tap, i);
-          const T modulation = modulation_of<T>(p, n, tap, i);
-          const int64_t slot = (n * taps + tap) * pixels + i;
-          const T* grad = p.grad + (n * pixels + i) * p.channels;
-          T along[4];
-          for (int k = 0; k < 4; ++k)
-            along[k] = dot(grad, image + at.pixel[k] * pixel_stride + tap * p.channels, p.channels);
-          const Move<T> move = move_of(at, modulation, along);
-          if (p.grad_offset) {
-            p.grad_offset[slot * 2 - i] = move.y;
-            p.grad_offset[slot * 2 - i + pixels] = move.x;
-          }
-          if (p.grad_mask) p.grad_mask[slot] = move.mask;
+      const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
+      samples.plan(p, n, 0, taps, begin, count);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        for (int64_t i = 0; i < count; ++i) {
+          const Sample<T> sample(samples, tap, i, p.image(n) + tap * p.channels, taps * p.channels);
+          const T* grad = p.grad + (n * pixels + begin + i) * p.channels;
+          for (int k = 0; k < 4; ++k) dots[k * samples.pitch + i] = dot(grad, sample.from[k], p.channels);
         }
+        const int64_t slot = n * taps + tap;
+        T* by_y = p.grad_offset ? p.grad_offset + 2 * slot * pixels + begin : nullptr;
+        moves<T>(View<T, DeformGather<T>>{p, n, tap, begin, count, samples.rows, samples.columns}, dots, samples.pitch,
+                 false, by_y, by_y ? by_y + pixels : nullptr, p.grad_mask ? p.grad_mask + slot * pixels + begin : nullptr);
+      }
     }
   });
 }
@@ -101,7 +94,7 @@ void projected_backward(const DeformGather<T>& p) {
   const int64_t pixels = p.pixels(), taps = p.taps, pixel_stride = taps * p.channels;
   const int64_t blocks = parts(p.channels, BLOCK), inputs = p.shared ? 1 : p.batch;
   in_parallel(p.parallel, inputs * taps * blocks, [&](Queue& queue) {
-    Scratch<Sample<T>> samples(PIXELS);
+    Samples<T> samples(1, PIXELS);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t input = task / (taps * blocks), tap = task / blocks % taps, first = task % blocks * BLOCK;
       const int64_t channels = least(BLOCK, p.channels - first);
@@ -109,15 +102,16 @@ void projected_backward(const DeformGather<T>& p) {
       for (int64_t n = p.shared ? 0 : input; n < (p.shared ? p.batch : input + 1); ++n)
         for (int64_t begin = 0; begin < pixels; begin += PIXELS) {
           const int64_t count = least(PIXELS, pixels - begin);
-          plan<T>(p, n, tap, tap + 1, begin, count, samples);
+          samples.plan(p, n, tap, tap + 1, begin, count);
           for (int64_t i = 0; i < count; ++i) {
             const T* grad = p.grad + (n * pixels + begin + i) * p.channels + first;
             for (int k = 0; k < 4; ++k) {
-              T* to = image + samples[i].pixel[k] * pixel_stride;
-              const T weight = samples[i].weight[k];
+              T* to = image + int64_t(samples.pixel[k * samples.pitch + i]) * pixel_stride;
+              const T weight = samples.weight[k * samples.pitch + i];
               int64_t c = 0;
               for (; c + W <= channels; c += W) store(to + c, load(to + c) + load(grad + c) * weight);
-              for (; c < channels; ++c) to[c] += grad[c] * weight;
+              if (const int64_t rest = channels - c)
+                store_part(to + c, load_part(to + c, rest) + load_part(grad + c, rest) * weight, rest);
             }
           }
         }

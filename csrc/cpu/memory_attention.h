@@ -60,8 +60,8 @@ void multiply(int64_t rows, int64_t depth, const T* a, const T* panels, int64_t 
   for (int64_t k = 0; k < depth; k += DEPTH)
     for (int64_t r = 0; r < rows; r += MR)
       for (int64_t i = 0; i < count; ++i)
-        gemm<T>(least(MR, rows - r), least(DEPTH, depth - k), a + r * depth + k, depth, panels + (i * depth + k) * NR<T>,
-                0, 1, to + (i * rows + r) * NR<T>, NR<T>, k > 0);
+        gemm<T>(least(MR, rows - r), least(DEPTH, depth - k), {a + r * depth + k, depth, 1},
+                {panels + (i * depth + k) * NR<T>, 0, NR<T>}, 1, to + (i * rows + r) * NR<T>, NR<T>, k > 0);
 }
 
 // The softmax of one panel: values[item][NR] are dot products and become weights (Eq. 6 and 7). cosine: kept if not null.

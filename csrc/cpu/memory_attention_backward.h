@@ -113,7 +113,7 @@ void memory_block_backward(const MemoryAttention<T>& p, const Chunk<T>& chunk, i
       for (int64_t c = 0; c < channels; c += NR<T>)  // panels[channel / NR][row][channel % NR]
         for (int64_t r = 0; r < depth; ++r)
           std::memcpy(panels + c * depth + r * NR<T>, from + r * p.channels + c, least(NR<T>, channels - c) * sizeof(T));
-      gemm<T>(items, depth, factor + item * chunk.pitch + k, chunk.pitch, panels, depth * NR<T>, pitch / NR<T>, sums,
+      gemm<T>(items, depth, {factor + item * chunk.pitch + k, chunk.pitch, 1}, {panels, depth * NR<T>, NR<T>}, pitch / NR<T>, sums,
               pitch, started);
       started = true;
     }

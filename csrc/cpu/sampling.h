@@ -8,80 +8,140 @@
 namespace bkd {
 namespace {
 
-// One tap of one output pixel: four pixels of the input, and weights into which the mask is folded.
+template <class T>
+struct WholeLanes {
+  using I = typename Simd<T>::I;
+  static BKD_INLINE Vec<T> floor(Vec<T> x) {  // within the integers' range; NaN stays
+    const Vec<T> cut = __builtin_convertvector(of(x == x ? x : Vec<T>{}), Vec<T>);
+    const Vec<T> down = cut > x ? cut - T(1) : cut;
+    return x == x ? down : x;
+  }
+  static BKD_INLINE I of(Vec<T> x) { return __builtin_convertvector(x, I); }
+};
+template <>
+struct Whole<Vec<float>> : WholeLanes<float> {};
+template <>
+struct Whole<Vec<double>> : WholeLanes<double> {};
+
+// Row and column of every pixel of a tile, as numbers that offsets are added to.
+template <class T, class Problem>
+void place(const Problem& p, int64_t begin, int64_t count, T* rows, T* columns) {
+  int64_t row = begin / p.out_width, column = begin % p.out_width;
+  for (int64_t i = 0; i < rounded(count, LANES<T>); ++i) {
+    rows[i] = T(row * p.stride[0] - p.padding[0]);
+    columns[i] = T(column * p.stride[1] - p.padding[1]);
+    if (++column == p.out_width) column = 0, ++row;
+  }
+}
+
+// A tile's pixels begin.. of image n, seen from one slot. A problem's slots are its kernel's taps, again and again: for
+// every offset group, or every group of taps.
+template <class T, class Problem>
+struct View {
+  const Problem& p;
+  int64_t n, slot, begin, count;
+  const T *rows, *columns;  // of place()
+
+  int64_t left(int64_t i) const { return count - i; }
+  Vec<T> read(const T* from, int64_t i) const {
+    return left(i) < LANES<T> ? load_part(from + i, left(i)) : load(from + i);
+  }
+  Corners<Vec<T>> corners_at(int64_t i) const {
+    const int64_t tap = slot % (p.kernel[0] * p.kernel[1]);
+    const T* move = p.offset + 2 * (n * p.slots() + slot) * p.pixels() + begin;
+    const Vec<T> y = read(move, i) + load(rows + i) + T(tap / p.kernel[1] * p.dilation[0]);
+    const Vec<T> x = read(move + p.pixels(), i) + load(columns + i) + T(tap % p.kernel[1] * p.dilation[1]);
+    return corners(y, x, static_cast<int32_t>(p.height), static_cast<int32_t>(p.width));
+  }
+  Vec<T> modulation_at(int64_t i) const {  // one without a mask
+    return p.mask ? read(p.mask + (n * p.slots() + slot) * p.pixels() + begin, i) : all(T(1));
+  }
+};
+
+// Samples of a tile: for slot after slot, four pixels of the input and four weights into which the mask is folded.
+// pixel, weight: [slot][corner][pitch].
+template <class T>
+struct Samples {
+  using Index = typename std::remove_reference<decltype(typename Simd<T>::I{}[0])>::type;
+
+  Samples(int64_t slots, int64_t width)
+      : pitch(rounded(width, LANES<T>)), pixel(4 * slots * pitch), weight(4 * slots * pitch), rows(pitch), columns(pitch) {}
+
+  // Of slots first.. to last.
+  template <class Problem>
+  void plan(const Problem& p, int64_t n, int64_t first, int64_t last, int64_t begin, int64_t count) {
+    place(p, begin, count, static_cast<T*>(rows), static_cast<T*>(columns));
+    for (int64_t slot = first; slot < last; ++slot) {
+      const View<T, Problem> view = {p, n, slot, begin, count, rows, columns};
+      for (int64_t i = 0; i < count; i += LANES<T>) {
+        const Corners<Vec<T>> at = view.corners_at(i);
+        const Vec<T> modulation = view.modulation_at(i);
+        for (int k = 0; k < 4; ++k) {
+          std::memcpy(pixel + ((slot - first) * 4 + k) * pitch + i, &at.pixel[k], sizeof at.pixel[k]);
+          store(weight + ((slot - first) * 4 + k) * pitch + i, at.weight[k] * modulation);
+        }
+      }
+    }
+  }
+
+  const int64_t pitch;
+  Scratch<Index> pixel;
+  Scratch<T> weight, rows, columns;
+};
+
+// One sample: its four pixels in an image whose pixels are `stride` elements apart, and their weights.
 template <class T>
 struct Sample {
-  int32_t pixel[4];
+  BKD_INLINE Sample(const Samples<T>& samples, int64_t slot, int64_t i, const T* image, int64_t stride) {
+    for (int k = 0; k < 4; ++k) {
+      from[k] = image + int64_t(samples.pixel[(slot * 4 + k) * samples.pitch + i]) * stride;
+      weight[k] = samples.weight[(slot * 4 + k) * samples.pitch + i];
+    }
+  }
+  // to[0..channels) = the sample.
+  BKD_INLINE void read(int64_t channels, T* to) const {
+    constexpr int W = LANES<T>;
+    const Vec<T> factor[4] = {all(weight[0]), all(weight[1]), all(weight[2]), all(weight[3])};
+    int64_t c = 0;
+    for (; c + W <= channels; c += W)
+      store(to + c, factor[0] * load(from[0] + c) + factor[1] * load(from[1] + c) + factor[2] * load(from[2] + c) +
+                        factor[3] * load(from[3] + c));
+    if (const int64_t rest = channels - c)
+      store_part(to + c,
+                 factor[0] * load_part(from[0] + c, rest) + factor[1] * load_part(from[1] + c, rest) +
+                     factor[2] * load_part(from[2] + c, rest) + factor[3] * load_part(from[3] + c, rest),
+                 rest);
+  }
+
+  const T* from[4];
   T weight[4];
 };
 
-// Where slot `slot` of an output pixel of image n samples. A problem's slots are its kernel's taps, again and again:
-// for every offset group, or every group of taps.
+// Derivatives of a tile's samples by their y, x and mask: dots[k * pitch + i] is the product of the gradient by sample i
+// with corner k. Results where not null; `add` to what is there or replace it.
 template <class T, class Problem>
-BKD_INLINE Corners<T> corners_of(const Problem& p, int64_t n, int64_t slot, int64_t pixel) {
-  const int64_t tap = slot % (p.kernel[0] * p.kernel[1]);
-  const int64_t row = pixel / p.out_width, column = pixel % p.out_width;
-  const T* move = p.offset + 2 * (n * p.slots() + slot) * p.pixels() + pixel;
-  const T y = move[0] + T(row * p.stride[0] - p.padding[0] + tap / p.kernel[1] * p.dilation[0]);
-  const T x = move[p.pixels()] + T(column * p.stride[1] - p.padding[1] + tap % p.kernel[1] * p.dilation[1]);
-  return corners(y, x, static_cast<int32_t>(p.height), static_cast<int32_t>(p.width));
-}
-
-// The mask there; one without a mask.
-template <class T, class Problem>
-BKD_INLINE T modulation_of(const Problem& p, int64_t n, int64_t slot, int64_t pixel) {
-  return p.mask ? p.mask[(n * p.slots() + slot) * p.pixels() + pixel] : T(1);
-}
-
-// samples[slot - first][i] for pixels begin + i of image n.
-template <class T, class Problem>
-void plan(const Problem& p, int64_t n, int64_t first, int64_t last, int64_t begin, int64_t count, Sample<T>* samples) {
-  for (int64_t slot = first; slot < last; ++slot)
-    for (int64_t i = 0; i < count; ++i) {
-      const Corners<T> at = corners_of<T>(p, n, slot, begin + i);
-      const T modulation = modulation_of<T>(p, n, slot, begin + i);
-      Sample<T>& sample = *samples++;
-      for (int k = 0; k < 4; ++k) {
-        sample.pixel[k] = at.pixel[k];
-        sample.weight[k] = at.weight[k] * modulation;
-      }
+void moves(const View<T, Problem>& view, const T* dots, int64_t pitch, bool add, T* by_y, T* by_x, T* by_mask) {
+  const auto write = [&](T* to, int64_t i, Vec<T> value) {
+    if (!to) return;
+    if (view.left(i) < LANES<T>)
+      store_part(to + i, add ? load_part(to + i, view.left(i)) + value : value, view.left(i));
+    else
+      store(to + i, add ? load(to + i) + value : value);
+  };
+  for (int64_t i = 0; i < view.count; i += LANES<T>) {
+    const Corners<Vec<T>> at = view.corners_at(i);
+    const Vec<T> modulation = view.modulation_at(i);
+    Vec<T> y = {}, x = {}, mask = {};
+    for (int k = 0; k < 4; ++k) {
+      const Vec<T> dot = load(dots + k * pitch + i);
+      y += dot * at.by_y[k];
+      x += dot * at.by_x[k];
+      mask += dot * at.weight[k];
     }
-}
-
-// Derivatives of one sample by its y, x and mask.
-template <class T>
-struct Move {
-  T y, x, mask;
-};
-
-// dot[k]: product of the gradient by the sample with corner k.
-template <class T>
-BKD_INLINE Move<T> move_of(const Corners<T>& at, T modulation, const T* dot) {
-  Move<T> move = {0, 0, 0};
-  for (int k = 0; k < 4; ++k) {
-    move.y += dot[k] * at.by_y[k];
-    move.x += dot[k] * at.by_x[k];
-    move.mask += dot[k] * at.weight[k];
+    write(by_y, i, y * modulation);
+    write(by_x, i, x * modulation);
+    write(by_mask, i, mask);
   }
-  move.y *= modulation;
-  move.x *= modulation;
-  return move;
-}
-
-// to[0..channels) = the sample of an image whose pixels are `stride` elements apart.
-template <class T>
-BKD_INLINE void sample_channels(const Sample<T>& sample, const T* image, int64_t stride, int64_t channels, T* to) {
-  constexpr int W = LANES<T>;
-  const T* from[4];
-  for (int k = 0; k < 4; ++k) from[k] = image + sample.pixel[k] * stride;
-  const Vec<T> weight[4] = {all(sample.weight[0]), all(sample.weight[1]), all(sample.weight[2]), all(sample.weight[3])};
-  int64_t c = 0;
-  for (; c + W <= channels; c += W)
-    store(to + c, weight[0] * load(from[0] + c) + weight[1] * load(from[1] + c) + weight[2] * load(from[2] + c) +
-                      weight[3] * load(from[3] + c));
-  for (; c < channels; ++c)
-    to[c] = sample.weight[0] * from[0][c] + sample.weight[1] * from[1][c] + sample.weight[2] * from[2][c] +
-            sample.weight[3] * from[3][c];
 }
 
 }  // namespace

@@ -5,7 +5,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define BKD_VECTOR_BYTES 64
@@ -50,6 +55,41 @@ template <class T>
 BKD_INLINE Vec<T> all(T value) {
   return value - Vec<T>{};
 }
+// The first `count` lanes, fewer than there are: the others are not touched in memory, and zero when loaded.
+template <class T>
+BKD_INLINE Vec<T> load_part(const T* from, int64_t count) {
+  constexpr bool single = std::is_same<T, float>::value;
+#if defined(__AVX512F__)
+  if constexpr (single) return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+  if constexpr (!single) return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+#elif defined(__AVX2__)
+  if constexpr (single)
+    return _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+  if constexpr (!single)
+    return _mm256_maskload_pd(from, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3)));
+#else
+  Vec<T> value = {};
+  for (int i = 0; i < LANES<T>; ++i)
+    if (i < count) value[i] = from[i];
+  return value;
+#endif
+}
+template <class T>
+BKD_INLINE void store_part(T* to, Vec<T> value, int64_t count) {
+  constexpr bool single = std::is_same<T, float>::value;
+#if defined(__AVX512F__)
+  if constexpr (single) _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), value);
+  if constexpr (!single) _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), value);
+#elif defined(__AVX2__)
+  if constexpr (single)
+    _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), value);
+  if constexpr (!single)
+    _mm256_maskstore_pd(to, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3)), value);
+#else
+  for (int i = 0; i < LANES<T>; ++i)
+    if (i < count) to[i] = value[i];
+#endif
+}
 template <class T, int... I>
 BKD_INLINE Vec<T> fold(Vec<T> value, int half, std::integer_sequence<int, I...>) {
   constexpr int W = LANES<T>;
@@ -64,6 +104,26 @@ BKD_INLINE T lane_sum(Vec<T> value) {
   for (int half = LANES<T> / 2; half > 0; half /= 2) value = fold<T>(value, half, std::make_integer_sequence<int, LANES<T>>{});
   return value[0];
 }
+// The sums of four vectors' lanes, in a third of the steps of four lane_sum().
+template <class T, int... I>
+BKD_INLINE void four_sums(const Vec<T>* value, T* sums, std::integer_sequence<int, I...>) {
+  constexpr int W = LANES<T>;
+  if constexpr (W < 4) {
+    for (int k = 0; k < 4; ++k) sums[k] = lane_sum<T>(value[k]);
+    return;
+  } else {
+    Vec<T> two[2];  // lanes in turn of the vectors 2 i and 2 i + 1
+    for (int i = 0; i < 2; ++i)
+      two[i] = __builtin_shufflevector(value[2 * i], value[2 * i + 1], (I / 2 * 2 + (I % 2) * W)...) +
+               __builtin_shufflevector(value[2 * i], value[2 * i + 1], (I / 2 * 2 + 1 + (I % 2) * W)...);
+    Vec<T> four = __builtin_shufflevector(two[0], two[1], (I / 4 * 4 + I % 2 + (I / 2 % 2) * W)...) +
+                  __builtin_shufflevector(two[0], two[1], (I / 4 * 4 + 2 + I % 2 + (I / 2 % 2) * W)...);
+    if constexpr (W > 8) four += __builtin_shufflevector(four, four, ((I + W / 2) % W)...);
+    if constexpr (W > 4) four += __builtin_shufflevector(four, four, ((I + 4) % W)...);
+    for (int k = 0; k < 4; ++k) sums[k] = four[k];
+  }
+}
+
 // <a, b>
 template <class T>
 T dot(const T* a, const T* b, int64_t count) {
@@ -156,24 +216,25 @@ BKD_INLINE void transpose(Vec<T>* rows) {
   }
 }
 
-// to[column][row] = from[row][column]; strides in elements between rows of each.
+// to[column][row] = from[row][column]; strides in elements between rows of each. The last squares overlap others.
 template <class T>
 void transpose_block(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
   constexpr int W = LANES<T>;
-  int64_t r = 0;
-  for (; r + W <= rows; r += W) {
-    int64_t c = 0;
-    for (; c + W <= columns; c += W) {
-      Vec<T> square[W];
-      for (int i = 0; i < W; ++i) square[i] = load(from + (r + i) * from_stride + c);
-      transpose<T>(square);
-      for (int i = 0; i < W; ++i) store(to + (c + i) * to_stride + r, square[i]);
-    }
-    for (; c < columns; ++c)
-      for (int i = 0; i < W; ++i) to[c * to_stride + r + i] = from[(r + i) * from_stride + c];
+  if (rows < W || columns < W) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];
+    return;
   }
-  for (; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];
+  for (int64_t i = 0; i < rows; i += W) {
+    const int64_t r = i + W <= rows ? i : rows - W;
+    for (int64_t j = 0; j < columns; j += W) {
+      const int64_t c = j + W <= columns ? j : columns - W;
+      Vec<T> square[W];
+      for (int k = 0; k < W; ++k) square[k] = load(from + (r + k) * from_stride + c);
+      transpose<T>(square);
+      for (int k = 0; k < W; ++k) store(to + (c + k) * to_stride + r, square[k]);
+    }
+  }
 }
 
 }  // namespace
