@@ -18,18 +18,30 @@ T norm(const T* from, int64_t count) {
 // What all tiles of one call use of the memory.
 template <class T>
 struct Items {
-  explicit Items(const MemoryAttention<T>& p) : turned(p.items * p.channels), norms(p.items) {
+  explicit Items(const MemoryAttention<T>& p) : turned(p.items * p.channels), norms(p.items), inverses(p.items) {
     constexpr int64_t STRIP = 64;
     in_parallel(p.parallel, parts(p.items, STRIP), [&](Queue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;) {
         const int64_t begin = task * STRIP, count = least(STRIP, p.items - begin);
         transpose_block<T>(p.memory + begin * p.channels, p.channels, count, p.channels, turned + begin, p.items);
         for (int64_t i = begin; i < begin + count; ++i) norms[i] = norm(p.memory + i * p.channels, p.channels);
+        for (int64_t i = begin; i < begin + count; ++i) inverses[i] = 1 / norms[i];
       }
     });
   }
   Scratch<T> turned;  // (C, I)
-  Scratch<T> norms;   // (I)
+  Scratch<T> norms, inverses;  // (I), and one over them
+};
+
+// One over the product of the norms of NR / 2 queries and an item, the product being at least LEAST_NORMS.
+template <class T>
+struct InverseNorms {
+  explicit InverseNorms(const T* query_norms) : norms(load(query_norms)), inverses(all(T(1)) / norms) {}
+  BKD_INLINE Vec<T> of(const Items<T>& items, int64_t i) const {
+    return regular(items, i) ? inverses * items.inverses[i] : all(T(1 / LEAST_NORMS));
+  }
+  BKD_INLINE auto regular(const Items<T>& items, int64_t i) const { return norms * items.norms[i] > all(T(LEAST_NORMS)); }
+  const Vec<T> norms, inverses;
 };
 
 // Queries at a time: their weights, once or (backward) three times, stay in the second cache. The number of threads has
@@ -66,16 +78,16 @@ void multiply(int64_t rows, int64_t depth, const T* a, const T* panels, int64_t 
 
 // The softmax of one panel: values[item][NR] are dot products and become weights (Eq. 6 and 7). cosine: kept if not null.
 template <class T>
-void attend(const MemoryAttention<T>& p, const T* item_norms, const T* query_norms, T* values, T* cosine) {
+void attend(const MemoryAttention<T>& p, const Items<T>& items, const T* query_norms, T* values, T* cosine) {
   using V = Vec<T>;
   constexpr int W = LANES<T>;
   const T scale = 1 / p.temperature;
   for (int half = 0; half < 2; ++half) {
-    const V norms = load(query_norms + half * W);
+    const InverseNorms<T> inverse(query_norms + half * W);
     V greatest = all(T(-INFINITY));
     T* column = values + half * W;
     for (int64_t i = 0; i < p.items; ++i) {
-      const V value = load(column + i * NR<T>) / larger<V>(norms * item_norms[i], all(T(LEAST_NORMS)));
+      const V value = load(column + i * NR<T>) * inverse.of(items, i);
       if (cosine) store(cosine + i * NR<T> + half * W, value);
       store(column + i * NR<T>, value);
       greatest = larger<V>(greatest, value);
@@ -109,26 +121,51 @@ int64_t prune(const MemoryAttention<T>& p, const T* weights, T* sparse, T* total
     kept += static_cast<int64_t>(lane_sum<T>(count));
     total = p.renormalize ? (total > V{} ? total : all(T(1))) : all(T(1));
     store(totals + half * W, total);
+    const V factor = all(T(1)) / total;
     if (p.renormalize)
       for (int64_t i = 0; i < p.items; ++i)
-        store(sparse + i * NR<T> + half * W, load(sparse + i * NR<T> + half * W) / total);
+        store(sparse + i * NR<T> + half * W, load(sparse + i * NR<T> + half * W) * factor);
   }
   return kept;
 }
 
-// output[row][0..channels) = the items weighted by one column of a panel, zero weights left out.
-template <class T>
-void read_sparse(const MemoryAttention<T>& p, const T* column, T* output) {
+// to[0..Vectors LANES) = rows of a matrix, weighted and added up, zero weights left out; or the first `lanes` of them (0 = all).
+template <class T, int Vectors>
+void weigh_vectors(const T* weights, int64_t pitch, int64_t rows, const T* from, int64_t stride, int64_t lanes, T* to) {
   constexpr int W = LANES<T>;
-  std::memset(output, 0, p.channels * sizeof(T));
-  for (int64_t i = 0; i < p.items; ++i) {
-    const T weight = column[i * NR<T>];
+  Vec<T> sum[Vectors] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const T weight = weights[r * pitch];
     if (weight == 0) continue;
-    const T* item = p.memory + i * p.channels;
-    int64_t c = 0;
-    for (; c + W <= p.channels; c += W) store(output + c, load(output + c) + load(item + c) * weight);
-    for (; c < p.channels; ++c) output[c] += weight * item[c];
+    if (Vectors == 1 && lanes) {
+      sum[0] += weight * load_part(from + r * stride, lanes);
+      continue;
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) sum[v] += weight * load(from + r * stride + v * W);
   }
+  if (Vectors == 1 && lanes) return store_part(to, sum[0], lanes);
+  for (int v = 0; v < Vectors; ++v) store(to + v * W, sum[v]);
+}
+// The same for any number of columns, in as few passes over the weights as registers allow.
+template <class T, int Vectors = 8>
+void weigh_rows(const T* weights, int64_t pitch, int64_t rows, const T* from, int64_t stride, int64_t columns, T* to) {
+  constexpr int64_t WIDE = Vectors * LANES<T>;
+  int64_t c = 0;
+  for (; c + WIDE <= columns; c += WIDE) weigh_vectors<T, Vectors>(weights, pitch, rows, from + c, stride, 0, to + c);
+  if (c == columns) return;
+  if constexpr (Vectors > 1)
+    weigh_rows<T, Vectors / 2>(weights, pitch, rows, from + c, stride, columns - c, to + c);
+  else
+    weigh_vectors<T, 1>(weights, pitch, rows, from + c, stride, columns - c, to + c);
+}
+
+// Whether `kept` of `count` products of a matrix are cheaper one by one than all of them at once: one then costs its
+// vectors and a start, and each pass over the weights a step or two.
+template <class T>
+bool few(int64_t kept, int64_t count, int64_t channels) {
+  const int64_t vectors = parts(channels, LANES<T>), passes = vectors / 8 + (vectors % 8 ? 2 : 0);
+  return kept * (vectors + 12) + 2 * count * passes < count * vectors;
 }
 
 template <class T>
@@ -143,22 +180,22 @@ void memory_attention(const MemoryAttention<T>& p) {
       turn_rows<T>(query, count, channels, panels);
       for (int64_t i = 0; i < used * NR<T>; ++i) norms[i] = i < count ? norm(query + i * channels, channels) : T(1);
       multiply<T>(p.items, channels, p.memory, panels, used, weights);
-      bool dense = false;
+      int64_t kept = 0;
       for (int64_t i = 0; i < used; ++i) {
         T* panel = weights + i * p.items * NR<T>;
-        attend<T>(p, items.norms, norms + i * NR<T>, panel, nullptr);
-        // A row that reads few items is cheaper to sum up than to multiply.
-        if (prune<T>(p, panel, panel, totals) * 4 > p.items * NR<T>) dense = true;
+        attend<T>(p, items, norms + i * NR<T>, panel, nullptr);
+        kept += prune<T>(p, panel, panel, totals);
       }
       T* output = p.output + begin * channels;
-      if (dense) {
-        multiply<T>(channels, p.items, items.turned, weights, used, panels);
-        for (int64_t i = 0; i < count; i += NR<T>)
-          transpose_block<T>(panels + i * channels, NR<T>, channels, least(NR<T>, count - i), output + i * channels, channels);
-      } else {
+      if (few<T>(kept, used * NR<T> * p.items, channels)) {
         for (int64_t i = 0; i < count; ++i)
-          read_sparse<T>(p, weights + i / NR<T> * NR<T> * p.items + i % NR<T>, output + i * channels);
+          weigh_rows<T>(weights + i / NR<T> * NR<T> * p.items + i % NR<T>, NR<T>, p.items, p.memory, channels, channels,
+                        output + i * channels);
+        continue;
       }
+      multiply<T>(channels, p.items, items.turned, weights, used, panels);
+      for (int64_t i = 0; i < count; i += NR<T>)
+        transpose_block<T>(panels + i * channels, NR<T>, channels, least(NR<T>, count - i), output + i * channels, channels);
     }
   });
 }
