@@ -88,24 +88,65 @@ inline int64_t mirrored(int64_t i, int64_t length) {
   return least(folded, 2 * length - 1 - folded);
 }
 
-// One row of the fused levels.
+// A band of output rows from the levels: rows that lie between the same two input rows share what is worked out along them.
 template <class T>
-void fuse_row(const AnomalyMap<T>& p, int64_t n, int64_t y, const Between<T>* columns, T* blended, T* row) {
-  int64_t first = 0;
-  for (int64_t l = 0; l < p.levels; ++l) {
-    const Level<T>& level = p.level[l];
-    const T* image = p.distances + first + n * level.pixels();
-    first += p.batch * level.pixels();
-    const Between<T> rows = between<T>(y, level.height, p.height, p.align_corners);
-    for (int64_t x = 0; x < level.width; ++x)
-      blended[x] = (1 - rows.share) * image[rows.low * level.width + x] + rows.share * image[rows.high * level.width + x];
-    const Between<T>* at = columns + l * p.width;
-    for (int64_t x = 0; x < p.width; ++x) {
-      const T value = (1 - at[x].share) * blended[at[x].low] + at[x].share * blended[at[x].high];
-      row[x] = l == 0 ? value : (p.product ? row[x] * value : row[x] + value);
+class Band {
+ public:
+  // Columns of all levels, worked out once for a whole map: columns[l * width + x].
+  Band(const AnomalyMap<T>& p, const Between<T>* columns, int64_t height)
+      : p_(p), columns_(columns), room_(rows_needed(p, height)), wide_(p.levels * room_ * p.width), first_(p.levels) {}
+
+  // Output rows begin.. to end of image n are next.
+  void start(int64_t n, int64_t begin, int64_t end) {
+    int64_t before = 0;
+    for (int64_t l = 0; l < p_.levels; ++l) {
+      const Level<T>& level = p_.level[l];
+      const T* image = p_.distances + before + n * level.pixels();
+      before += p_.batch * level.pixels();
+      first_[l] = at(l, begin).low;
+      const Between<T>* columns = columns_ + l * p_.width;
+      for (int64_t y = first_[l]; y <= at(l, end - 1).high; ++y) {
+        const T* from = image + y * level.width;
+        T* to = row(l, y);
+        for (int64_t x = 0; x < p_.width; ++x)
+          to[x] = (1 - columns[x].share) * from[columns[x].low] + columns[x].share * from[columns[x].high];
+      }
     }
   }
-}
+  // One of these rows, of the fused levels.
+  void fuse(int64_t y, T* to) const {
+    for (int64_t l = 0; l < p_.levels; ++l) {
+      const Between<T> rows = at(l, y);
+      const T *low = row(l, rows.low), *high = row(l, rows.high), share = rows.share, other = 1 - rows.share;
+      if (l == 0)
+        for (int64_t x = 0; x < p_.width; ++x) to[x] = other * low[x] + share * high[x];
+      else if (p_.product)
+        for (int64_t x = 0; x < p_.width; ++x) to[x] *= other * low[x] + share * high[x];
+      else
+        for (int64_t x = 0; x < p_.width; ++x) to[x] += other * low[x] + share * high[x];
+    }
+  }
+
+ private:
+  static int64_t rows_needed(const AnomalyMap<T>& p, int64_t height) {
+    int64_t most_rows = 0;
+    for (int64_t l = 0; l < p.levels; ++l)
+      for (int64_t begin = 0; begin < p.height; begin += height) {
+        const int64_t end = least(begin + height, p.height) - 1, input = p.level[l].height;
+        most_rows = most(most_rows, between<T>(end, input, p.height, p.align_corners).high -
+                                        between<T>(begin, input, p.height, p.align_corners).low + 1);
+      }
+    return most_rows;
+  }
+  Between<T> at(int64_t l, int64_t y) const { return between<T>(y, p_.level[l].height, p_.height, p_.align_corners); }
+  T* row(int64_t l, int64_t y) const { return wide_ + (l * room_ + y - first_[l]) * p_.width; }
+
+  const AnomalyMap<T>& p_;
+  const Between<T>* columns_;
+  const int64_t room_;
+  Scratch<T> wide_;
+  Scratch<int64_t> first_;
+};
 
 // to[i] = sum over j of kernel[j] rows[j][i].
 template <class T>
@@ -142,25 +183,24 @@ void anomaly_map(const AnomalyMap<T>& p) {
   }
   for (int64_t j = 0; j < size && smooth; ++j) kernel[j] = T(kernel[j] / total);
   Scratch<Between<T>> columns(p.levels * p.width);
-  int64_t widest = 0;
-  for (int64_t l = 0; l < p.levels; ++l) {
-    widest = most(widest, p.level[l].width);
+  for (int64_t l = 0; l < p.levels; ++l)
     for (int64_t x = 0; x < p.width; ++x)
       columns[l * p.width + x] = between<T>(x, p.level[l].width, p.width, p.align_corners);
-  }
   Scratch<T> along(smooth ? p.batch * area : 0);  // smoothed along the rows only
   in_parallel(p.parallel, p.batch * bands, [&](Queue& queue) {
-    Scratch<T> blended(widest), row(p.width + 2 * radius);
+    Band<T> band(p, columns, ROWS);
+    Scratch<T> row(p.width + 2 * radius);
     Scratch<const T*> shifted(size);
     for (int64_t j = 0; j < size; ++j) shifted[j] = row + j;
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t n = task / bands, begin = task % bands * ROWS;
-      for (int64_t y = begin; y < least(begin + ROWS, p.height); ++y) {
+      const int64_t n = task / bands, begin = task % bands * ROWS, end = least(begin + ROWS, p.height);
+      band.start(n, begin, end);
+      for (int64_t y = begin; y < end; ++y) {
         if (!smooth) {
-          fuse_row<T>(p, n, y, columns, blended, p.map + n * area + y * p.width);
+          band.fuse(y, p.map + n * area + y * p.width);
           continue;
         }
-        fuse_row<T>(p, n, y, columns, blended, row + radius);
+        band.fuse(y, row + radius);
         for (int64_t j = 1; j <= radius; ++j) {
           row[radius - j] = row[radius + mirrored(-j, p.width)];
           row[radius + p.width - 1 + j] = row[radius + mirrored(p.width - 1 + j, p.width)];
