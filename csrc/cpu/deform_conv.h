@@ -33,14 +33,19 @@ int64_t split_channels(const DeformConv<T>& p, int64_t length, Run* runs) {
   return count;
 }
 
+// Pixels of a tile, and channels that are sampled for it at a time. The channels set the order of sums: the number of threads
+// has no part in them.
+struct TileSize {
+  int64_t pixels, channels;
+};
 template <class T>
-int64_t tile_pixels(const DeformConv<T>& p) {
+TileSize tile_size(const DeformConv<T>& p) {
   // The weights are read once for each tile: wide tiles, unless their sums outgrow the cache or threads would idle.
   int64_t pixels = 128;
-  while (pixels > NR<T> && (pixels * p.outputs * int64_t(sizeof(T)) > 512 * 1024 ||
-                            p.batch * parts(p.pixels(), pixels) < p.threads))
-    pixels /= 2;
-  return rounded(pixels, NR<T>);
+  while (pixels > NR<T> && pixels * p.outputs * int64_t(sizeof(T)) > 512 * 1024) pixels /= 2;
+  const int64_t channels = PANEL_ELEMENTS<T> / (pixels * p.taps()) / LANES<T> * LANES<T>;
+  while (pixels > NR<T> && p.batch * parts(p.pixels(), pixels) < p.threads) pixels /= 2;
+  return {rounded(pixels, NR<T>), most(LANES<T>, channels)};
 }
 
 // panels[pixel / NR][(c - first) * taps + tap][pixel % NR] of a run of channels, for a tile of `count` pixels; samples:
@@ -83,14 +88,15 @@ void write_tile(const DeformConv<T>& p, const T* sums, int64_t pitch, int64_t be
 
 template <class T>
 void deform_conv(const DeformConv<T>& p) {
-  const int64_t taps = p.taps(), pixels = p.pixels(), width = tile_pixels(p), tiles = parts(pixels, width);
+  const int64_t taps = p.taps(), pixels = p.pixels();
+  const TileSize tile = tile_size(p);
+  const int64_t width = tile.pixels, tiles = parts(pixels, width);
   const int64_t part = p.channels / p.groups, share = p.channels / p.offset_groups, per_group = p.outputs / p.groups;
-  const int64_t length = most(LANES<T>, PANEL_ELEMENTS<T> / (width * taps) / LANES<T> * LANES<T>);
   Scratch<Run> runs(p.channels);
-  const int64_t run_count = split_channels(p, length, runs);
+  const int64_t run_count = split_channels(p, tile.channels, runs);
   in_parallel(p.parallel, p.batch * tiles, [&](Queue& queue) {
     Samples<T> samples(taps, width);
-    Scratch<T> panels(width * least(length, p.channels) * taps), sums(p.outputs * width);
+    Scratch<T> panels(width * least(tile.channels, p.channels) * taps), sums(p.outputs * width);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
       int64_t planned = -1;
