@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bkd_fast import ops
+from bkd_fast.ops.backend import available
 from bkd_fast.version import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "lightning-fabric", "safetensors", "scikit-image")
@@ -22,10 +23,23 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: installed_version(name) for name in PACKAGES},
-        "cpu": {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
+        "cpu": {
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "kernels": _kernels(),
+            "threads": torch.get_num_threads(),
+        },
         "cuda": {"torch_built_for": torch.version.cuda, "devices": gpus},
         "operators": ops.describe(),
     }
+
+
+def _kernels() -> str:
+    """The instruction set that the compiled CPU kernels use, of those there are."""
+    if available("native") is not None:
+        return "none"
+    from bkd_fast.ops.native import simd_tier, simd_tiers
+
+    return f"{simd_tier()} (of {', '.join(simd_tiers())})"
 
 
 def render(facts: dict[str, Any]) -> str:

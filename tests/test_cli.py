@@ -37,6 +37,7 @@ def test_info_says_what_runs_where(capsys):
     text = capsys.readouterr().out
     assert "cuda" in text
     assert "sparse_memory_attention" in text
+    assert "kernels: " in text
 
 
 def test_training_from_the_command_line(tiny_data, tmp_path, capsys):

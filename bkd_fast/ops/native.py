@@ -45,6 +45,15 @@ def simd_tiers() -> tuple[str, ...]:
     return tuple(_native.cpu_tiers().split())
 
 
+def simd_tier() -> str:
+    """The instruction set in use.
+
+    Raises:
+        RuntimeError: BKD_FAST_SIMD names one that is not there.
+    """
+    return simd_tiers()[_tier()]
+
+
 def _tier() -> int:
     chosen = os.environ.get(SIMD)
     if not chosen:
