@@ -1,4 +1,4 @@
-"""The operator tests on native kernels that watch their memory: what `make sanitize` runs. It needs GCC.
+"""The operator tests on native kernels that watch their memory: what `make sanitize` runs. It needs Linux and GCC.
 
 Builds the extension with AddressSanitizer and UndefinedBehaviorSanitizer in a folder of its own, proves that a write
 outside a tensor is caught, and runs pytest on that extension in place of the installed one, once for every instruction
