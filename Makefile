@@ -1,9 +1,10 @@
-# make demo: the main job on built-in data. make test: every check. Both set up what they need.
+# make demo: the main job on built-in data. make test: every check. make sanitize: the operator tests on kernels that
+# watch their memory. All set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
@@ -15,6 +16,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: $(VENV)/installed
+	$(BIN)/python tests/sanitize.py
 
 # Torch and the build tools come first; the package is then built without isolation, with just these.
 $(VENV)/installed: pyproject.toml setup.py bkd_fast/_build.py $(shell find csrc -type f)

@@ -106,7 +106,7 @@ def _rules(sanitize: bool) -> str:
     import torch
 
     torch_folder = Path(torch.__file__).parent
-    extra = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if sanitize else []
+    extra = ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"] if sanitize else []
     flags = [
         *FLAGS,
         *extra,

@@ -1,6 +1,11 @@
-"""The native extension is compiled just in time where it is missing, and what hinders it is said."""
+"""The native extension is compiled just in time where it is missing, and what hinders it is said.
 
+And the compiled file takes from torch only what stays the same from version to version.
+"""
+
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,3 +64,15 @@ def test_what_the_compiler_says_is_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", shutil.which("false") or "false")
     with pytest.raises(RuntimeError, match="compiling the native kernels failed"):
         _build.build(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("nm") is None, reason="no nm that reads ELF files")
+def test_nothing_of_torchs_cpp_classes_is_linked_to():
+    """One file serves every torch from 2.10 on as long as it uses the C functions of the stable ABI alone."""
+    extension = importlib.util.find_spec("bkd_fast._C")
+    if extension is None:
+        pytest.skip("installed without native kernels")
+    command = ["nm", "--dynamic", "--undefined-only", "--demangle", "--format=posix", extension.origin]
+    needed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [symbol for symbol in needed if re.search(r"\b(at|c10|torch)::", symbol)] == []
+    assert [symbol for symbol in needed if symbol.startswith("aoti_torch_")]  # nm did list what there is
