@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from options import parser, run
+from options import own_alone, parser, run
 from peers import deform_conv_peers
 
 from bkd_fast.benchmark.harness import Case
@@ -21,14 +21,9 @@ def main() -> None:
     scope = QUICK if arguments.quick else FULL
     found = cases(scope, arguments.device, arguments.only)
     if arguments.scaling:
-        run((_own(case) for case in found), arguments, threads=(1, torch.get_num_threads()))
+        run(map(own_alone, found), arguments, threads=(1, torch.get_num_threads()))
     else:
         run(_with_peers(found, compiled=not arguments.quick), arguments)
-
-
-def _own(case: Case) -> Case:
-    own = {name: call for name, call in case.providers.items() if name.startswith("bkd_fast") and "," not in name}
-    return case._replace(providers=own or dict(list(case.providers.items())[:1]), unchecked={})
 
 
 def _with_peers(found: Iterator[Case], *, compiled: bool) -> Iterator[Case]:

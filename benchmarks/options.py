@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bkd_fast.benchmark.harness import Case, Row, measure
+from bkd_fast.benchmark.harness import REFERENCE, Case, Row, measure
 from bkd_fast.benchmark.results import means, show, write
 
 SECONDS, QUICK_SECONDS = 0.6, 0.2  # for each provider of a case
@@ -30,6 +30,12 @@ def parser(description: str | None, choices: Sequence[str]) -> argparse.Namespac
     if arguments.seconds is None:
         arguments.seconds = QUICK_SECONDS if arguments.quick else SECONDS
     return arguments
+
+
+def own_alone(case: Case) -> Case:
+    """A case with the compiled backends alone, in the layout that is given; with the reference if there are none."""
+    own = {name: call for name, call in case.providers.items() if name.startswith("bkd_fast") and "," not in name}
+    return case._replace(providers=own or {REFERENCE: case.providers[REFERENCE]}, unchecked={})
 
 
 def run(cases: Iterable[Case], arguments: argparse.Namespace, threads: tuple[int, ...] = ()) -> None:

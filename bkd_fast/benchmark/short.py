@@ -17,7 +17,7 @@ from bkd_fast.ops.backend import BACKENDS, available
 
 NAMES = (*operators.OPERATORS, TRAINING, INFERENCE)
 PEERS = (operators.TORCHVISION, operators.DENSE_CONV)
-LABEL, CELL = 42, 20  # widths
+LABEL, CELL = 46, 19  # widths
 
 
 def bench(
@@ -97,9 +97,8 @@ def _within(case: Case, columns: Sequence[str]) -> Case:
 def _heading(columns: Sequence[str], device: str) -> list[str]:
     where = versions(device)
     return [
-        f"{where['machine']}, {torch.get_num_threads()} threads; bkd_fast {where['bkd_fast']}, torch {where['torch']}",
-        "median time in ms, and how many times that of the first; shapes are levels of WideResNet50 and "
-        "EfficientNet-Lite0",
+        f"{where['machine']}, threads: {torch.get_num_threads()}; bkd_fast {where['bkd_fast']}, torch {where['torch']}",
+        "median ms, and how many times the first backend's; WRN50: WideResNet50, Lite0: EfficientNet-Lite0, 256 x 256",
         " " * LABEL + "".join(f"{name:>{CELL}}" for name in columns),
     ]
 
