@@ -1,9 +1,10 @@
-# make demo: the main job on built-in data. make test: every check. Both set up what they need.
+# make demo: the main job on built-in data. make test: every check. make bench: every operator at one image against
+# its peers (benchmarks/ops.py --quick, which checks that they agree first). All set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
@@ -15,6 +16,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
+	$(BIN)/python benchmarks/ops.py --quick
 
 # Torch and the build tools come first; the package is then built without isolation, with just these.
 $(VENV)/installed: pyproject.toml setup.py bkd_fast/_build.py $(shell find csrc -type f)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -34,6 +35,25 @@ def write(rows: Sequence[Row], path: Path, device: str = "cpu") -> None:
             writer.writerow([row.op, row.shape, "float32", row.what, *figures, *where.values()])
 
 
+def read(path: Path) -> list[Row]:
+    """The inverse of :func:`write`, without machine and versions."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Row(
+                op=line["op"],
+                shape=line["shape"],
+                what=line["pass"],
+                provider=line["provider"],
+                threads=int(line["threads"]),
+                p20=float(line["p20_ms"]),
+                p50=float(line["p50_ms"]),
+                p80=float(line["p80_ms"]),
+                extra=float(line["extra_mb"]),
+            )
+            for line in csv.DictReader(file)
+        ]
+
+
 @cache
 def versions(device: str = "cpu") -> dict[str, str]:
     """The machine and what is installed."""
@@ -51,18 +71,32 @@ def show(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def means(rows: Sequence[Row]) -> str:
-    """Geometric means of the times relative to the first provider, over the shapes that differ in sizes alone."""
+class Group(NamedTuple):
+    """Shapes of one operator that differ in sizes alone, as one provider computes them."""
+
+    op: str
+    label: str
+    what: str
+    provider: str
+
+
+def relative(rows: Sequence[Row]) -> dict[Group, float]:
+    """Geometric means over each group of the times relative to the first provider's."""
     first: dict[tuple[str, ...], float] = {}
-    ratios: dict[str, list[float]] = defaultdict(list)
+    ratios: dict[Group, list[float]] = defaultdict(list)
     for row, name in zip(rows, _names(rows), strict=True):
         own = first.setdefault((row.op, row.shape, row.what), row.p50)
-        # What is left of a shape without its sizes: "WRN50 N=1 C=256 H=W=64 I=200 sparse" -> "WRN50 N=1 sparse".
-        group = re.sub(r" (C|H=W|I)=\d+", "", row.shape)
-        ratios[f"{row.op} | {group} | {row.what} | {name}"].append(row.p50 / own)
-    width = max(map(len, ratios), default=0)
-    lines = [f"  {name:<{width}} {math.exp(sum(map(math.log, v)) / len(v)):7.2f} x" for name, v in ratios.items()]
-    return "\n".join(["geometric means, time relative to the first provider", *lines])
+        # A shape without its sizes: "WRN50 N=1 C=256 H=W=64 I=200 sparse" -> "WRN50 N=1 sparse".
+        ratios[Group(row.op, re.sub(r" (C|H=W|I)=\d+", "", row.shape), row.what, name)].append(row.p50 / own)
+    return {group: math.exp(sum(map(math.log, values)) / len(values)) for group, values in ratios.items()}
+
+
+def means(rows: Sequence[Row]) -> str:
+    """:func:`relative` as text."""
+    lines = {" | ".join(group): mean for group, mean in relative(rows).items()}
+    width = max(map(len, lines), default=0)
+    title = "geometric means, time relative to the first provider"
+    return "\n".join([title, *(f"  {name:<{width}} {mean:7.2f} x" for name, mean in lines.items())])
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
