@@ -120,9 +120,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_offset(tiny_data, tiny_co
     with pytest.raises(BKDError, match=r"epoch 2, step 1.*largest offset .* feature pixels.*checkpoint.safetensors"):
         train(tiny_data, tmp_path / "run", tiny_config)
     model = BKD(tiny_config)
-    progress = load_checkpoint(
-        tmp_path / "run" / "checkpoint.safetensors", model, make_optimizer(model, tiny_config)
-    )
+    progress = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors", model, make_optimizer(model, tiny_config))
     assert (progress.epoch, progress.step) == (1, 0)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
