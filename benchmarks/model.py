@@ -37,7 +37,6 @@ def _cases(labels: list[str], wanted: list[str], device: str) -> Iterator[Case]:
         trained = [label for label in labels if label != "ResNet18"]
         for training in trainings(trained, list(CONFIGS), BATCH, device):
             yield _with_torchvision(training)
-            del training  # before the next one is made
     if INFERENCE in wanted:
         for label in labels:
             case = inference(label, device)

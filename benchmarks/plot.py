@@ -1,7 +1,7 @@
 """Time relative to the native kernels, from CSV files: python benchmarks/plot.py CSV... --out docs/kernels.svg.
 
 A row is a geometric mean over the levels of a teacher. Of two layouts channels_last is shown; where two files have the
-same case, the later one counts. Needs matplotlib.
+same case, the later one counts. Numbers of threads are not told apart. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ STYLES = {
     "PyTorch reference": ("PyTorch reference", "#0f766e", "^"),
     "torch.compile": ("torch.compile of it", "#65a30d", "v"),
     "anomalib": ("anomalib, RD4AD", "#be185d", "P"),
-    "conv2d (dense)": ("bound: dense conv2d, bare GEMMs, or a copy", "white", "o"),
-    "bare GEMMs": ("bound: dense conv2d, bare GEMMs, or a copy", "white", "o"),
-    "copy the features": ("bound: dense conv2d, bare GEMMs, or a copy", "white", "o"),
+    "conv2d (dense)": ("bound: conv2d, GEMMs, copy", "white", "o"),
+    "bare GEMMs": ("bound: conv2d, GEMMs, copy", "white", "o"),
+    "copy the features": ("bound: conv2d, GEMMs, copy", "white", "o"),
 }
 WIDTH, ROW, HEAD = 9.0, 0.235, 1.25  # inches
 
@@ -44,7 +44,7 @@ def main() -> None:
     for path in arguments.csv:
         found: dict[tuple[str, ...], dict[str, Row]] = {}
         for row in read(path):
-            found.setdefault((row.op, row.shape, row.what), {})[row.provider] = row
+            found.setdefault((row.op, row.shape, row.what), {})[row.provider] = row._replace(threads=0)
         latest.update(found)
     draw(relative([row for rows in latest.values() for row in rows.values()]), arguments.out)
 
@@ -52,15 +52,18 @@ def main() -> None:
 def draw(means: dict[Group, float], out: Path) -> None:
     """A panel for each operator, a line for each label and pass, a mark for each peer."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
+    passes = {op: {group.what for group in means if group.op == op} for op in {group.op for group in means}}
     for group, mean in means.items():
         if group.provider in STYLES and "NCHW" not in group.label:
-            label = f"{group.label}, {group.what}".replace(" channels_last", "")
-            panels.setdefault(group.op, {}).setdefault(label, {})[group.provider] = mean
+            label = group.label.replace(" channels_last", "")
+            label += f", {group.what}" if len(passes[group.op]) > 1 else ""
+            title = group.op if len(passes[group.op]) > 1 else f"{group.op}, {group.what}"
+            panels.setdefault(title, {}).setdefault(label, {})[group.provider] = mean
     if not panels:
         raise SystemExit("none of the files has a provider that is drawn: expected some of " + ", ".join(STYLES))
     counts = [len(lines) for lines in panels.values()]
     height = HEAD + ROW * sum(count + 1.6 for count in counts)
-    pyplot.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "svg.fonttype": "none"})
+    pyplot.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK})
     figure, every = pyplot.subplots(
         len(panels), sharex=True, squeeze=False, figsize=(WIDTH, height), height_ratios=[c + 0.2 for c in counts]
     )
@@ -71,9 +74,9 @@ def draw(means: dict[Group, float], out: Path) -> None:
     named = {STYLES[provider][0]: _mark(provider) for provider in used}
     figure.legend(
         [Line2D([], [], linestyle="", **mark) for mark in named.values()], list(named),
-        loc="upper center", bbox_to_anchor=(0.5, 1 - 0.28 / height), ncols=3, frameon=False,
+        loc="upper center", bbox_to_anchor=(0.5, 1 - 0.28 / height), ncols=4, frameon=False,
     )  # fmt: skip
-    figure.suptitle("Time relative to bkd_fast's native kernels", y=1 - 0.12 / height, va="top", weight="bold")
+    figure.suptitle("Time relative to bkd_fast on its native kernels", y=1 - 0.12 / height, va="top", weight="bold")
     figure.subplots_adjust(
         left=0.33,
         right=0.975,
