@@ -1,10 +1,11 @@
 # make demo: the main job on built-in data. make test: every check. make sanitize: the operator tests on kernels that
-# watch their memory. All set up what they need.
+# watch their memory. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks
+# that they agree first). All set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test lint sanitize bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
@@ -19,6 +20,10 @@ lint: $(VENV)/installed
 
 sanitize: $(VENV)/installed
 	$(BIN)/python tests/sanitize.py
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
+	$(BIN)/python benchmarks/ops.py --quick
 
 # Torch and the build tools come first; the package is then built without isolation, with just these.
 $(VENV)/installed: pyproject.toml setup.py bkd_fast/_build.py $(shell find csrc -type f)

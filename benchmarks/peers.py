@@ -1,20 +1,23 @@
-"""Deformable convolution as other libraries have it; each is there if its package is."""
+"""What other libraries have: deformable convolution and reverse distillation; each is there if its package is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
+from bkd_fast.ops import backend, reference
+
 
 def deform_conv_peers(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> dict[str, Callable]:
     """Name -> call, for a 3 x 3 kernel with padding 1."""
-    peers: dict[str, Callable[[], Any]] = {"torchvision": lambda: torchvision_conv(x, offset, weight, bias, mask)}
+    peers: dict[str, Callable[[], Any]] = {}
     arrays = [value.detach().contiguous().numpy() for value in (x, weight, offset, bias, mask)]
     # A package that is not installed is left out.
     with suppress(ImportError):
@@ -24,9 +27,55 @@ def deform_conv_peers(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, m
     return peers
 
 
-def torchvision_conv(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor) -> Tensor:
-    """torchvision is one of the package's own requirements."""
-    return deform_conv2d(x, offset, weight, bias, padding=1, mask=mask)
+def torchvision_inside(call: Callable[[], Any]) -> Callable[[], Any]:
+    """``call`` on the reference backend, whose deformable convolution is torchvision's, forward and backward."""
+
+    def run() -> Any:
+        forward, backward = "modulated_deform_conv2d", "modulated_deform_conv2d_backward"
+        with backend("reference"), patch.multiple(reference, **{forward: _forward, backward: _backward}):
+            return call()
+
+    return run
+
+
+def anomalib_inference(backbone: str, images: Tensor) -> Callable[[], Any] | None:
+    """Anomaly map and score of anomalib's reverse distillation with random weights; None where there is none."""
+    try:
+        from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
+        from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
+    except ImportError:
+        return None
+    size, layers = (images.shape[2], images.shape[3]), ["layer1", "layer2", "layer3"]
+    try:
+        mode = AnomalyMapGenerationMode.MULTIPLY
+        model = ReverseDistillationModel(backbone, size, layers, mode, pre_trained=False)
+    except (ValueError, RuntimeError, AssertionError, KeyError):  # it knows ResNets alone
+        return None
+    model = model.to(images.device).eval()
+    return torch.inference_mode()(lambda: model(images))
+
+
+def _forward(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], mask: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return deform_conv2d(input, offset, weight, bias, tuple(stride), tuple(padding), tuple(dilation), mask)
+
+
+def _backward(
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], needs: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """What torchvision's own autograd calls; it computes every gradient, wanted or not."""
+    taps = weight.shape[2] * weight.shape[3]
+    groups, offset_groups = input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)
+    given = grad.new_zeros(len(grad), 1) if mask is None else mask
+    by_input, by_weight, by_offset, by_mask, by_bias = torch.ops.torchvision._deform_conv2d_backward(
+        grad, input, weight, offset, given, grad.new_zeros(weight.shape[0]),
+        *stride, *padding, *dilation, groups, offset_groups, mask is not None,
+    )  # fmt: skip
+    found = (by_input, by_offset, by_weight, by_bias, by_mask)
+    return tuple(value if need else grad.new_empty(0) for value, need in zip(found, needs, strict=True))
 
 
 def _onnxruntime(arrays: list[np.ndarray]) -> Callable[[], Tensor]:

@@ -19,6 +19,7 @@ EPILOG = """examples:
   bkd-fast train parts/ --out runs/parts          one model for a folder of good images (or MVTec AD's layout)
   bkd-fast evaluate runs/parts                    metrics, scores.csv and report.html on the test images
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
+  bkd-fast bench                                  how fast this machine is, on every backend it has
 """
 
 
@@ -101,6 +102,17 @@ def _parser() -> argparse.ArgumentParser:
 
     info = _command(commands, "info", _info, "versions, devices and which kernels are built")
     info.add_argument("--json", action="store_true", help="as JSON")
+
+    bench = _command(commands, "bench", _bench, "time operators, a training step and inference on this machine")
+    bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where (default: %(default)s)")
+    bench.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    bench.add_argument("--only", nargs="+", metavar="NAME", help="some operators, training_step or inference")
+    bench.add_argument(
+        "--seconds", type=float, default=0.2, help="time for each figure, three calls at least (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write the figures there too, with quantiles and memory"
+    )
     return parser
 
 
@@ -189,6 +201,18 @@ def _info(arguments: argparse.Namespace) -> None:
 
     facts = describe()
     print(json.dumps(facts, indent=2) if arguments.json else render(facts))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from bkd_fast.benchmark.short import bench
+
+    bench(
+        arguments.device,
+        threads=arguments.threads,
+        only=arguments.only,
+        seconds=arguments.seconds,
+        csv=arguments.csv,
+    )
 
 
 if __name__ == "__main__":

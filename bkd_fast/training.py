@@ -39,6 +39,7 @@ from bkd_fast.model import BKD
 from bkd_fast.model.calibration import calibrate, map_scales
 from bkd_fast.model.teacher import Teacher
 from bkd_fast.run import CHECKPOINT, CONFIG, FORMAT, LOG, Calibration, DataSource, save_trained
+from bkd_fast.training_step import TrainingStep, make_optimizer, train_step
 from bkd_fast.version import __version__
 
 CHECKPOINT_SECONDS = 60  # least time between two checkpoints of an undisturbed training
@@ -128,20 +129,6 @@ def train(
     return out
 
 
-class TrainingStep(nn.Module):
-    """What the strategy wraps: from teacher levels to losses, so that data-parallel hooks see one forward."""
-
-    def __init__(self, model: BKD) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, query: list[Tensor], support: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """-> losses, and the largest and mean absolute offset of every level."""
-        result = self.model.distill(query, self.model.prepare(support))
-        moves = [offset.detach().abs() for offset in result.offsets]
-        return self.model.losses(result), [torch.stack([move.max(), move.mean()]) for move in moves]
-
-
 class _Trainer:
     """Trains one category."""
 
@@ -153,7 +140,7 @@ class _Trainer:
         fabric.seed_everything(config.seed, verbose=False)
         self.schedule = Schedule(len(job.train), config, rank=fabric.global_rank, world=fabric.world_size)
         self.model = BKD(config).to(fabric.device)
-        self.optimizer = _optimizer(self.model, config)
+        self.optimizer = make_optimizer(self.model, config)
         dataset = ImageDataset(job.train, config.image_size)
         self.features = FeatureSource(dataset, self.model.teacher, fabric.device, int(cache_gb * 1e9))
         self.checkpoint = job.folder / CHECKPOINT
@@ -200,16 +187,10 @@ class _Trainer:
                 if part.supports
                 else []
             )
-            losses, moves = step(query, support)
-            values = {name: float(loss.detach()) for name, loss in losses.items()}
+            values, moves = train_step(self.fabric, step, optimizer, query, support, self.config.clip_norm)
             largest = [float(move[0]) for move in moves]
             if not math.isfinite(values["total"]):
                 raise self._not_finite(state, values, largest)
-            optimizer.zero_grad()
-            self.fabric.backward(losses["total"])
-            if self.config.clip_norm:
-                self.fabric.clip_gradients(step, optimizer, max_norm=self.config.clip_norm)
-            optimizer.step()
             state.step += 1
             images += len(part.queries) * self.fabric.world_size
             for name, value in values.items():
@@ -314,23 +295,6 @@ def calibrate_thresholds(model: BKD, support: Tensor, held_out: Sequence[Sample]
     # Positive and below the threshold, as a logarithmic colour scale needs it.
     level = min(max(float(np.median(medians)), 1e-30), 0.5 * pixel)
     return Calibration(threshold, pixel, level, model.map_scale)
-
-
-def _optimizer(model: BKD, config: BKDConfig) -> torch.optim.Adam:
-    """Adam (paper 3.2), the offset predictors in a group of their own with a lower rate."""
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[name.startswith("alignment.predictors")].append(parameter)
-    return torch.optim.Adam(
-        [
-            {"params": parameters, "scale": config.offset_lr_scale if offsets else 1.0}
-            for offsets, parameters in groups.items()
-            if parameters
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-    )
 
 
 def _job(category: Category, config: BKDConfig, folder: Path, skip_unreadable: bool) -> Job:

@@ -8,7 +8,7 @@ from bkd_fast.cli import main
 from bkd_fast.ops.backend import OPERATORS
 from bkd_fast.version import __version__
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "info")
+COMMANDS = ("demo", "train", "evaluate", "predict", "info", "bench")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

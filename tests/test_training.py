@@ -18,6 +18,7 @@ from bkd_fast.config import BKDConfig
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.training import train
+from bkd_fast.training_step import make_optimizer
 
 
 def weights(run):
@@ -119,9 +120,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_offset(tiny_data, tiny_co
     with pytest.raises(BKDError, match=r"epoch 2, step 1.*largest offset .* feature pixels.*checkpoint.safetensors"):
         train(tiny_data, tmp_path / "run", tiny_config)
     model = BKD(tiny_config)
-    progress = load_checkpoint(
-        tmp_path / "run" / "checkpoint.safetensors", model, training._optimizer(model, tiny_config)
-    )
+    progress = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors", model, make_optimizer(model, tiny_config))
     assert (progress.epoch, progress.step) == (1, 0)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
@@ -131,7 +130,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny_config, tmp_path, monkeyp
     from bkd_fast.checkpoint import save_checkpoint
 
     model = BKD(tiny_config)
-    optimizer = training._optimizer(model, tiny_config)
+    optimizer = make_optimizer(model, tiny_config)
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, model, optimizer, Progress(epoch=1))
     before = path.read_bytes()
@@ -150,7 +149,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny_config, tmp_path, monkeyp
 
 def test_the_optimizer_gives_offsets_their_own_rate(tiny_config):
     model = BKD(tiny_config.with_changes(offset_lr_scale=0.1))
-    groups = training._optimizer(model, model.config).param_groups
+    groups = make_optimizer(model, model.config).param_groups
     scales = {id(p): group["scale"] for group in groups for p in group["params"]}
     named = dict(model.named_parameters())
     assert all(scales[id(p)] == (0.1 if "predictors" in name else 1.0) for name, p in named.items() if p.requires_grad)

@@ -82,16 +82,17 @@ def available(name: str) -> str | None:
     return None
 
 
+def usable(operator: str, device: str) -> list[str]:
+    """The backends that have ``operator`` for tensors of a device type, in the order in which they are taken."""
+    return [name for name in BACKENDS if available(name) is None and _find(_load(name), operator, device)]
+
+
 def describe() -> dict[str, Any]:
     """For every backend whether it is there or why not; for every operator what runs on the CPU and on CUDA."""
     state = {name: available(name) or "available" for name in BACKENDS}
     runs = {}
     for operator in OPERATORS:
-        places = {}
-        for device in ("cpu", "cuda"):
-            usable = [name for name in BACKENDS if available(name) is None and _find(_load(name), operator, device)]
-            places[device] = usable[0]
-        runs[operator] = f"cpu {places['cpu']}, cuda {places['cuda']}"
+        runs[operator] = ", ".join(f"{device} {usable(operator, device)[0]}" for device in ("cpu", "cuda"))
     return {"chosen": _chosen.get() or os.environ.get(VARIABLE) or "automatic", "backends": state, "runs": runs}
 
 

@@ -1,0 +1,57 @@
+"""Whole training steps and inference: python benchmarks/model.py [--quick] [--scaling] [--only CASE] [--csv FILE].
+
+A training step (batch 4) is the teacher on queries and supports, both branches, losses, gradients and update, against
+the reference and against the reference with torchvision's deformable convolution inside. Inference (batch 1) is
+Detector.score, against the reference and against anomalib's reverse distillation with the same backbone, which has no
+forward branch and no memory. --quick leaves out WideResNet50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from options import own_alone, parser, run
+from peers import anomalib_inference, torchvision_inside
+
+from bkd_fast.benchmark.harness import Case
+from bkd_fast.benchmark.model import CONFIGS, INFERENCE, TEACHERS, TRAINING, Training, inference, trainings
+
+BATCH = 4
+
+
+def main() -> None:
+    arguments = parser(__doc__, (TRAINING, INFERENCE))
+    labels = [label for label in TEACHERS if label != "WRN50" or not arguments.quick]
+    wanted = arguments.only or (TRAINING, INFERENCE)
+    cases = _cases(labels, wanted, arguments.device)
+    if arguments.scaling:
+        run(map(own_alone, cases), arguments, threads=(1, torch.get_num_threads()))
+    else:
+        run(cases, arguments)
+
+
+def _cases(labels: list[str], wanted: list[str], device: str) -> Iterator[Case]:
+    if TRAINING in wanted:
+        trained = [label for label in labels if label != "ResNet18"]
+        for training in trainings(trained, list(CONFIGS), BATCH, device):
+            yield _with_torchvision(training)
+    if INFERENCE in wanted:
+        for label in labels:
+            case = inference(label, device)
+            peer = anomalib_inference(TEACHERS[label], *case.inputs)
+            yield case if peer is None else case._replace(unchecked={"anomalib": peer})
+
+
+def _with_torchvision(training: Training) -> Case:
+    case = training.case()
+    if training.model.config.alignment_kernel == "identity":
+        return case  # a warp: there is no convolution in it
+    # torchvision's convolution shares no products between queries, so each has supports of its own.
+    call = torchvision_inside(partial(training, each=True))
+    return case._replace(providers={**case.providers, "reference, torchvision's operator inside": call})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Times several providers of one result against each other: checked for equality first, then run in turns."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bkd_fast.benchmark.memory import extra_memory, tensors
+from bkd_fast.ops.backend import backend, usable
+
+Call = Callable[[], Any]
+Key = tuple[str, int]  # provider, threads
+QUANTILES = (0.2, 0.5, 0.8)
+LEAST = 3  # calls of a provider, however slow it is
+TURNS = 10  # parts of a provider's time, between which the others have their turn
+REFERENCE = "PyTorch reference"
+
+
+class Case(NamedTuple):
+    """One operator, or the model, at one shape.
+
+    Attributes:
+        op: name of the operator.
+        shape: label and sizes, e.g. ``WRN50 N=1 C=256 H=W=64``.
+        what: ``forward``, which runs without gradients, or what else belongs to it, e.g. ``forward+backward``.
+        providers: name -> call. All must give the same result; the first is the one that others are compared with.
+        unchecked: name -> call whose result is another: lower bounds, and other models.
+        tolerance: of the results, relative to the largest value of each.
+        inputs: the tensors that the operator is given, for who wants to add a provider.
+        device: device type that it runs on.
+    """
+
+    op: str
+    shape: str
+    what: str
+    providers: Mapping[str, Call]
+    unchecked: Mapping[str, Call] = {}
+    tolerance: float = 1e-4
+    inputs: tuple[Tensor, ...] = ()
+    device: str = "cpu"
+
+
+class Row(NamedTuple):
+    """What was measured of one provider; times in ms, ``extra`` (see ``extra_memory``) in MB."""
+
+    op: str
+    shape: str
+    what: str
+    provider: str
+    threads: int
+    p20: float
+    p50: float
+    p80: float
+    extra: float
+
+
+def measure(case: Case, seconds: float, *, threads: tuple[int, ...] = ()) -> list[Row]:
+    """Checks a case, then times its providers in turns: what disturbs the machine hits all alike.
+
+    Args:
+        seconds: time for each provider; one that is too slow for it is still called three times.
+        threads: numbers of threads to time each provider with; none = torch's present number.
+
+    Returns:
+        A row for each provider and number of threads.
+
+    Raises:
+        AssertionError: a provider's result is not that of the first; nothing has been timed then.
+    """
+    before = torch.get_num_threads()
+    calls = {
+        (name, count): call
+        for count in threads or (before,)
+        for name, call in {**case.providers, **case.unchecked}.items()
+    }
+    try:
+        with torch.set_grad_enabled(case.what != "forward"):
+            _check(case)
+            extra = {}
+            for key, call in calls.items():
+                torch.set_num_threads(key[1])
+                extra[key] = extra_memory(call, case.device)
+            times = _in_turns(calls, seconds, case.device)
+    finally:
+        torch.set_num_threads(before)
+    rows = []
+    for (name, count), values in times.items():
+        quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64))
+        p20, p50, p80 = quantiles.tolist()
+        rows.append(Row(case.op, case.shape, case.what, name, count, p20, p50, p80, extra[name, count]))
+    return rows
+
+
+def on_backends(operators: Sequence[str], device: str, call: Call) -> dict[str, Call]:
+    """``call`` on every backend that has all ``operators`` there, the one that runs by default first."""
+    sets = [usable(name, device) for name in operators]
+    return {provider(name): _on(name, call) for name in sets[0] if all(name in others for others in sets)}
+
+
+def provider(name: str) -> str:
+    """What a backend is called in tables."""
+    return REFERENCE if name == "reference" else f"bkd_fast {name}"
+
+
+def _check(case: Case) -> None:
+    where = f"{case.op}, {case.shape}, {case.what}"
+    first, *others = case.providers
+    expected = tensors(case.providers[first]())
+    for name in others:
+        found = tensors(case.providers[name]())
+        if len(found) != len(expected):
+            raise AssertionError(f"{where}: {name} gives {len(found)} tensors, {first} {len(expected)}")
+        for one, other in zip(found, expected, strict=True):
+            scale = other.abs().max().item() if other.numel() else 0.0
+            message = f"{where}: {name} is not equal to {first}: "
+            torch.testing.assert_close(
+                one, other, rtol=0, atol=case.tolerance * scale, msg=partial(operator.add, message)
+            )
+
+
+def _in_turns(calls: Mapping[Key, Call], seconds: float, device: str) -> dict[Key, list[float]]:
+    """Times in ms. In every turn a provider is called once at least, and until its part of the time is over."""
+    wait: Call = torch.cuda.synchronize if device == "cuda" else lambda: None
+    times: dict[Key, list[float]] = {key: [] for key in calls}
+    left = list(calls)
+    while left:
+        for key in left:
+            torch.set_num_threads(key[1])
+            turn = time.perf_counter() + seconds / TURNS
+            while True:
+                wait()
+                begin = time.perf_counter()
+                calls[key]()
+                wait()
+                end = time.perf_counter()
+                times[key].append((end - begin) * 1e3)
+                if end >= turn:
+                    break
+        left = [key for key in left if len(times[key]) < LEAST or sum(times[key]) < seconds * 1e3]
+    return times
+
+
+def _on(name: str, call: Call) -> Call:
+    def run() -> Any:
+        with backend(name):
+            return call()
+
+    return run

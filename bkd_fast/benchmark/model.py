@@ -1,0 +1,116 @@
+"""Whole training steps and inference as cases of the harness. All weights are random; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from bkd_fast.benchmark.harness import Case, on_backends
+from bkd_fast.config import BKDConfig
+from bkd_fast.detector import Detector
+from bkd_fast.model import BKD
+from bkd_fast.model.calibration import calibrate
+from bkd_fast.ops.backend import OPERATORS
+from bkd_fast.run import Calibration, DataSource, Trained
+from bkd_fast.training_step import TrainingStep, make_optimizer, train_step
+
+TRAINING, INFERENCE = "training_step", "inference"
+TEACHERS = {"Lite0": "tf_efficientnet_lite0", "ResNet18": "resnet18", "WRN50": "wide_resnet50_2"}
+# Which operator aligns: a warp by the gather; the gather of a projected support; the deformable convolution itself,
+# since the paper draws other supports for every query.
+CONFIGS = {
+    "default": BKDConfig(),
+    "full kernels": BKDConfig(alignment_kernel="full"),
+    "paper": BKDConfig.preset("paper"),
+}
+
+
+class Training:
+    """A training step that can be repeated: its learning rate is zero, so that every call does the same work.
+
+    Args:
+        label: of TEACHERS.
+        setting: of CONFIGS.
+        batch: queries a step.
+        changes: of the configuration.
+    """
+
+    def __init__(
+        self, label: str, setting: str, batch: int, device: str = "cpu", changes: Mapping[str, Any] | None = None
+    ) -> None:
+        config = _config(label, CONFIGS[setting], changes)
+        self.model, self.images = random_model(config, batch, device)
+        self.support = _images(config.shots, config).to(device)
+        self.each = config.support_draw == "query"
+        self.shape, self.device = f"{label} N={batch} {setting}", device
+        self.fabric = Fabric(accelerator=device, devices=1)
+        optimizer = make_optimizer(self.model, config)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        self.step, self.optimizer = self.fabric.setup(TrainingStep(self.model), optimizer)
+        self.step.train()
+
+    def __call__(self, *, each: bool | None = None) -> Tensor:
+        """Teacher, both branches, losses, gradients and update -> losses.
+
+        Args:
+            each: True gives every query supports of its own, though they are equal; None is as the configuration says.
+        """
+        query = self.model.teacher(self.images)
+        support = self.model.support_levels(self.support)
+        if self.each if each is None else each:
+            support = [level.expand(len(self.images), -1, -1, -1, -1) for level in support]
+        losses, _ = train_step(self.fabric, self.step, self.optimizer, query, support, self.model.config.clip_norm)
+        return torch.tensor(list(losses.values()))
+
+    def case(self) -> Case:
+        """The step on every backend."""
+        own = on_backends(OPERATORS, self.device, self)
+        return Case(TRAINING, self.shape, "forward+backward+update", own, tolerance=1e-3, device=self.device)
+
+
+def inference(label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None) -> Case:
+    """One image through :meth:`bkd_fast.Detector.score`; the support is prepared, as it is in use."""
+    config = _config(label, CONFIGS["default"], changes)
+    model, images = random_model(config, 1, device)
+    calibration, source = Calibration(1.0, 1.0, 0.5, model.map_scale), DataSource("", "")
+    support = _images(config.shots, config)
+    detector = Detector(Trained(Path(), config, calibration, source, model, support), device)
+    own = on_backends(OPERATORS, device, lambda: detector.score(images))
+    return Case(INFERENCE, f"{label} N=1 default", "forward", own, tolerance=1e-2, inputs=(images,), device=device)
+
+
+def trainings(
+    labels: Sequence[str], settings: Sequence[str], batch: int = 4, device: str = "cpu", **changes: Any
+) -> Iterator[Training]:
+    """Every teacher with every configuration, made one after another."""
+    for label in labels:
+        for setting in settings:
+            yield Training(label, setting, batch, device, changes)
+
+
+def random_model(config: BKDConfig, batch: int, device: str) -> tuple[BKD, Tensor]:
+    """A calibrated model of random weights, whose memory holds features of the images, and images (N, 3, H, W)."""
+    torch.manual_seed(0)
+    model = BKD(config).to(device)
+    images = _images(batch, config).to(device)
+    calibrate(model, [images], batch, torch.Generator().manual_seed(0))
+    return model, images
+
+
+def _config(label: str, config: BKDConfig, changes: Mapping[str, Any] | None) -> BKDConfig:
+    # Offsets that start from zero would be all zero here: no trained model samples at the pixels themselves.
+    return config.with_changes(
+        **{"teacher": TEACHERS[label], "weights": "none", "offset_init": "default", **(changes or {})}
+    )
+
+
+def _images(count: int, config: BKDConfig) -> Tensor:
+    """Random blots."""
+    return F.interpolate(torch.rand(count, 3, 32, 32), size=config.image_size, mode="bilinear")

@@ -1,0 +1,239 @@
+"""The operators as cases of the harness: every backend, torchvision, and bounds that need torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import deform_conv2d
+
+from bkd_fast.benchmark.harness import REFERENCE, Call, Case, on_backends
+from bkd_fast.config import BKDConfig
+from bkd_fast.ops import (
+    cosine_anomaly_map,
+    distillation_loss,
+    modulated_deform_conv2d,
+    modulated_deform_gather,
+    project_support,
+    sparse_memory_attention,
+)
+
+# Channels, height (= width) of the three levels of two teachers at 256 x 256.
+TEACHERS = {"WRN50": ((256, 64), (512, 32), (1024, 16)), "Lite0": ((24, 64), (40, 32), (112, 16))}
+SIZE = 256
+DENSE_CONV = "conv2d (dense)"
+TORCHVISION = "torchvision"
+BOTH = "forward+backward"
+
+
+class Scope(NamedTuple):
+    """How much is measured.
+
+    ``batches``: numbers of images. ``levels``: of each teacher. ``items``: of the memory, where every weight stays and
+    where few do. ``layouts``: of the features.
+    """
+
+    batches: tuple[int, ...] = (1, 16)
+    levels: tuple[int, ...] = (0, 1, 2)
+    items: tuple[tuple[int, ...], tuple[int, ...]] = ((200, 2000), (500, 2000))
+    layouts: tuple[str, ...] = ("channels_last", "NCHW")
+
+
+FULL = Scope()
+QUICK = Scope(batches=(1,))
+SHORT = Scope((1,), (1,), ((), (500,)), ("channels_last",))
+
+
+def deform_conv(scope: Scope, device: str) -> Iterator[Case]:
+    """3 x 3 kernels with a mask and random offsets of about a pixel."""
+    op = "modulated_deform_conv2d"
+    for shape, batch, channels, size in _levels(scope):
+        x, offset, mask, weight = _convolution(batch, channels, size, device)
+        nchw, bias = x.contiguous(), torch.randn(channels, device=device)
+        conv = partial(modulated_deform_conv2d, offset=offset, weight=weight, bias=bias, padding=1, mask=mask)
+        own = _bounded(_own(op, device, partial(conv, x)), batch)
+        first = next(iter(own))
+        in_nchw = _own(op, device, partial(conv, nchw))
+        peer = {TORCHVISION: partial(deform_conv2d, nchw, offset, weight, bias, padding=1, mask=mask)}
+        dense: dict[str, Call] = {DENSE_CONV: partial(F.conv2d, nchw, weight, bias, padding=1)}
+        inputs = (nchw, offset, weight, bias, mask)
+        variant = {f"{first}, NCHW": in_nchw[first]} if "NCHW" in scope.layouts else {}
+        yield Case(op, shape, "forward", own | variant | peer, dense, inputs=inputs, device=device)
+        if not _slow(shape, batch):
+            leaves = [x, offset, weight, bias, mask]
+            calls = with_gradients(own, leaves) | with_gradients(peer, [nchw, *leaves[1:]])
+            dense = with_gradients(dense, [nchw, weight, bias])
+            yield Case(op, shape, BOTH, calls, dense, 1e-3, inputs, device)
+
+
+def deform_gather(scope: Scope, device: str) -> Iterator[Case]:
+    """The same for one support that all queries share; gradients by offsets and mask, as with frozen kernels."""
+    op = "modulated_deform_gather"
+    for shape, batch, channels, size in _levels(scope):
+        support, offset, mask, weight = _convolution(batch, channels, size, device)
+        support = support[:1]
+        projected = project_support(support, weight).contiguous(memory_format=torch.channels_last)
+        each = support.contiguous().repeat(batch, 1, 1, 1)
+        own = _own(op, device, partial(modulated_deform_gather, projected, offset, mask))
+        own = _bounded(own, batch)
+        peer = {TORCHVISION: partial(deform_conv2d, each, offset, weight, padding=1, mask=mask)}
+        inputs = (projected, offset, mask)
+        yield Case(op, shape, "forward", own | peer, inputs=inputs, device=device)
+        if not _slow(shape, batch):
+            calls = with_gradients(own | peer, [offset, mask])
+            yield Case(op, shape, BOTH, calls, {}, 1e-3, inputs, device)
+
+
+def memory_attention(scope: Scope, device: str) -> Iterator[Case]:
+    """``dense``: temperature 1 and a threshold that most weights pass. ``sparse``: the default model's settings."""
+    op, config = "sparse_memory_attention", BKDConfig()
+    sparse = (config.memory_threshold, config.memory_temperature, config.memory_renormalize)
+    for regime, counts in zip(("dense", "sparse"), scope.items, strict=True):
+        for place, batch, channels, size in _levels(scope):
+            for items in counts[:1] if batch > 1 else counts:
+                if _slow(place, batch):
+                    continue
+                if regime == "dense":
+                    query, memory = torch.randn(batch, size, size, channels), torch.randn(items, channels)
+                    settings = (0.2 / items, 1.0, False)
+                else:
+                    query, memory = _addressed(batch, channels, size, items)
+                    settings = sparse
+                query, memory = query.to(device), memory.to(device)
+                own = _own(op, device, partial(sparse_memory_attention, query, memory, *settings))
+                # A weight at the threshold is dropped by one provider and kept by another that rounds differently.
+                tolerance = 1e-4 if regime == "dense" else 1e-2
+                shape, inputs = f"{place} I={items} {regime}", (query, memory)
+                bare: dict[str, Call] = {"bare GEMMs": partial(_products, query, memory)}
+                yield Case(op, shape, "forward", own, bare, tolerance, inputs, device)
+                bare = {"bare GEMMs": partial(_all_products, query, memory)}
+                yield Case(op, shape, BOTH, with_gradients(own, inputs), bare, max(tolerance, 1e-3), inputs, device)
+
+
+def anomaly_map(scope: Scope, device: str) -> Iterator[Case]:
+    """Three levels and one branch to a map of 256 x 256."""
+    op = "cosine_anomaly_map"
+    for shape, teacher, student in _features(scope, device):
+        both = (*teacher, *student)
+        own = _own(op, device, partial(cosine_anomaly_map, teacher, student, SIZE))
+        copies = [torch.empty_like(level) for level in both]
+        bounds: dict[str, Call] = {
+            "read the features": partial(_read, both),
+            "copy the features": partial(_copy, both, copies),
+        }
+        yield Case(op, shape, "forward", own, bounds, inputs=both, device=device)
+
+
+def loss(scope: Scope, device: str) -> Iterator[Case]:
+    """Value and direction terms, and the gradient by the student."""
+    op = "distillation_loss"
+    for direction in ("flat", "pixel"):
+        for shape, teacher, student in _features(scope, device):
+            own = _own(op, device, partial(distillation_loss, teacher, student, direction=direction))
+            calls = with_gradients(own, student)
+            yield Case(op, f"{shape} {direction}", BOTH, calls, inputs=(*teacher, *student), device=device)
+
+
+OPERATORS = {
+    "modulated_deform_conv2d": deform_conv,
+    "modulated_deform_gather": deform_gather,
+    "sparse_memory_attention": memory_attention,
+    "cosine_anomaly_map": anomaly_map,
+    "distillation_loss": loss,
+}
+
+
+def cases(scope: Scope, device: str = "cpu", only: Sequence[str] | None = None) -> Iterator[Case]:
+    """The cases of all operators, or of those in ``only``, made one after another from a fixed seed."""
+    torch.manual_seed(0)
+    for name, make in OPERATORS.items():
+        if only is None or name in only:
+            yield from make(scope, device)
+
+
+def with_gradients(calls: Mapping[str, Call], leaves: Sequence[Tensor]) -> dict[str, Call]:
+    """Calls that give the gradients of the sum of squares of each result by ``leaves``."""
+
+    def backward(call: Call) -> Call:
+        return lambda: torch.autograd.grad(call().square().sum(), leaves)
+
+    for leaf in leaves:
+        leaf.requires_grad_()
+    return {name: backward(call) for name, call in calls.items()}
+
+
+def _own(op: str, device: str, call: Call) -> dict[str, Call]:
+    return on_backends((op, f"{op}_backward"), device, call)
+
+
+def _levels(scope: Scope) -> Iterator[tuple[str, int, int, int]]:
+    """Label, images, channels and height."""
+    for label, levels in TEACHERS.items():
+        for batch in scope.batches:
+            for channels, size in (levels[index] for index in scope.levels):
+                yield f"{label} N={batch} C={channels} H=W={size}", batch, channels, size
+
+
+def _slow(shape: str, batch: int) -> bool:
+    """Where a call of the slowest provider takes tens of seconds."""
+    return shape.startswith("WRN50") and batch > 1
+
+
+def _bounded(own: dict[str, Call], batch: int) -> dict[str, Call]:
+    """Without the reference of the deformable operators where it takes many seconds a call; torchvision stays."""
+    return own if batch == 1 else {name: call for name, call in own.items() if name != REFERENCE or len(own) == 1}
+
+
+def _convolution(batch: int, channels: int, size: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Input (channels_last), offset, mask and weight of a 3 x 3 kernel."""
+    x = torch.randn(batch, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    offset, mask = torch.randn(batch, 18, size, size, device=device), torch.rand(batch, 9, size, size, device=device)
+    return x, offset, mask, torch.randn(channels, channels, 3, 3, device=device) / (9 * channels) ** 0.5
+
+
+def _addressed(batch: int, channels: int, size: int, items: int) -> tuple[Tensor, Tensor]:
+    """Queries that lie near random items, both in few dimensions of the feature space, as a CNN's features do.
+
+    With them the default settings keep 6 % of 500 items, as they do of real features (Lite0's, of photographs: 6 to
+    11 %), at every number of channels.
+    """
+    dimensions, mean, noise = 6, 1.2, 0.5
+    basis = torch.randn(dimensions, channels) / dimensions**0.5
+    normal = mean + torch.randn(items, dimensions)
+    chosen = normal[torch.randint(items, (batch, size, size))]
+    return (chosen + noise * torch.randn_like(chosen)) @ basis, normal @ basis
+
+
+def _products(query: Tensor, memory: Tensor) -> Tensor:
+    return query.flatten(0, 2) @ memory.t() @ memory
+
+
+@torch.no_grad()
+def _all_products(query: Tensor, memory: Tensor) -> list[Tensor]:
+    """The weights, again in the backward pass, and what is multiplied by them and by their gradients."""
+    rows = query.flatten(0, 2)
+    weights, back = rows @ memory.t(), rows @ memory.t()
+    return [weights @ memory, back @ memory, weights.t() @ rows, back.t() @ rows, rows @ memory.t()]
+
+
+def _read(levels: Sequence[Tensor]) -> list[Tensor]:
+    return [level.sum() for level in levels]
+
+
+def _copy(levels: Sequence[Tensor], copies: Sequence[Tensor]) -> list[Tensor]:
+    return [copy.copy_(level) for copy, level in zip(copies, levels, strict=True)]
+
+
+def _features(scope: Scope, device: str) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
+    """Label, and the levels of a teacher and of a student."""
+    formats: dict[str, Any] = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
+    for label, levels in TEACHERS.items():
+        for batch in scope.batches:
+            for layout in scope.layouts:
+                shapes = [(batch, channels, size, size) for channels, size in levels] * 2
+                made = [torch.randn(shape, device=device).contiguous(memory_format=formats[layout]) for shape in shapes]
+                yield f"{label} N={batch} {layout}", made[: len(levels)], made[len(levels) :]

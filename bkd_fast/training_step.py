@@ -1,0 +1,69 @@
+"""One step of training: losses, gradients and update."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from bkd_fast.config import BKDConfig
+from bkd_fast.model import BKD
+
+
+class TrainingStep(nn.Module):
+    """What the strategy wraps: from teacher levels to losses, so that data-parallel hooks see one forward."""
+
+    def __init__(self, model: BKD) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, query: list[Tensor], support: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """-> losses, and the largest and mean absolute offset of every level."""
+        result = self.model.distill(query, self.model.prepare(support))
+        moves = [offset.detach().abs() for offset in result.offsets]
+        return self.model.losses(result), [torch.stack([move.max(), move.mean()]) for move in moves]
+
+
+def train_step(
+    fabric: Fabric, step: nn.Module, optimizer: Any, query: list[Tensor], support: list[Tensor], clip_norm: float = 0.0
+) -> tuple[dict[str, float], list[Tensor]]:
+    """One update of the weights; none if the total loss is not finite, which is for the caller to check.
+
+    Args:
+        step: a :class:`TrainingStep` as ``fabric.setup`` returns it, and so is ``optimizer``.
+        query: teacher levels (N, C_l, H_l, W_l).
+        support: teacher levels (B, k, C_l, H_l, W_l), B = 1 or N.
+        clip_norm: largest norm of the gradient; 0 = no limit.
+
+    Returns:
+        Losses by name before the update, and the offsets' sizes as :class:`TrainingStep` gives them.
+    """
+    losses, moves = step(query, support)
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    if math.isfinite(values["total"]):
+        optimizer.zero_grad()
+        fabric.backward(losses["total"])
+        if clip_norm:
+            fabric.clip_gradients(step, optimizer, max_norm=clip_norm)
+        optimizer.step()
+    return values, moves
+
+
+def make_optimizer(model: BKD, config: BKDConfig) -> torch.optim.Adam:
+    """Adam (paper 3.2), the offset predictors in a group of their own with a lower rate."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[name.startswith("alignment.predictors")].append(parameter)
+    return torch.optim.Adam(
+        [
+            {"params": parameters, "scale": config.offset_lr_scale if offsets else 1.0}
+            for offsets, parameters in groups.items()
+            if parameters
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+    )
