@@ -34,7 +34,7 @@ except ImportError as error:
 
 DEVICES = ("cpu",)
 SIMD = "BKD_FAST_SIMD"
-IMAGE_BYTES = 4 * 2**20  # of input that is converted to channels-last at a time, for each thread
+IMAGE_BYTES = 3 * 2**20  # of input that is converted to channels-last at a time, for each thread
 
 _native = torch.ops.bkd_fast_native
 
@@ -77,15 +77,18 @@ def modulated_deform_conv2d(
     shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
     output = torch.empty(shape, dtype=_wide(input), device=input.device, memory_format=memory_format(input))
     kernel, shift = _dense(weight), _optional(bias)
-    # A channels-last input is read where it lies; of others one part after another is converted.
+    # A channels-last input is read where it lies; others are converted part after part, in the same room.
     image = max(1, input[:1].numel() * output.element_size())
     converted = _wide(input) != input.dtype or memory_format(input) != torch.channels_last
     step = max(1, IMAGE_BYTES * torch.get_num_threads() // image if converted else shape[0])
+    held = (min(step, shape[0]) if converted else 0, *input.shape[1:])
+    room = torch.empty(held, dtype=output.dtype, memory_format=torch.channels_last)
     for start in range(0, shape[0], step):
         part = slice(start, start + step)
+        images = room[: min(step, shape[0] - start)].copy_(input[part]) if converted else input[part]
         _native.deform_conv(
-            _tier(), _last(input[part]), _dense(offset[part]), None if mask is None else _dense(mask[part]), kernel,
-            shift, stride, padding, dilation, output[part],
+            _tier(), images, _dense(offset[part]), None if mask is None else _dense(mask[part]), kernel, shift,
+            stride, padding, dilation, output[part],
         )  # fmt: skip
     return output.to(input.dtype)
 

@@ -7,7 +7,7 @@
 namespace bkd {
 namespace {
 
-constexpr int64_t TILE = 256;       // pixels of a task
+constexpr int64_t TILE = 1024;      // pixels of a task
 constexpr int64_t STRETCH = 16384;  // numbers of a task, where an image is one vector
 
 // One task: units begin.. of image n of a level; before: units of all images of the levels before it.
@@ -22,9 +22,9 @@ struct PartsOfLevels {
   int64_t levels, batch;
   bool by_pixel;
 
-  int64_t step() const { return by_pixel ? TILE : STRETCH; }
+  int64_t step(const Level<T>& one) const { return !by_pixel ? STRETCH : one.pixel_stride == 1 ? TILE : TILE / 4; }
   int64_t units(const Level<T>& one) const { return by_pixel ? one.pixels() : one.image(); }
-  int64_t pieces(const Level<T>& one) const { return parts(units(one), step()); }
+  int64_t pieces(const Level<T>& one) const { return parts(units(one), step(one)); }
   int64_t count() const {
     int64_t total = 0;
     for (int64_t l = 0; l < levels; ++l) total += batch * pieces(level[l]);
@@ -33,10 +33,10 @@ struct PartsOfLevels {
   Part at(int64_t task) const {
     int64_t before = 0;
     for (int64_t l = 0;; ++l) {
-      const int64_t whole = units(level[l]), each = pieces(level[l]);
+      const int64_t whole = units(level[l]), each = pieces(level[l]), size = step(level[l]);
       if (task < batch * each) {
-        const int64_t begin = task % each * step();
-        return {l, task / each, begin, least(step(), whole - begin), before};
+        const int64_t begin = task % each * size;
+        return {l, task / each, begin, least(size, whole - begin), before};
       }
       task -= batch * each;
       before += batch * whole;
