@@ -7,7 +7,8 @@
 namespace bkd {
 namespace {
 
-constexpr int64_t TILE = 1024;      // pixels of a task
+// Pixels of a task at most: a page of each channel, where pixels lie side by side; else a quarter of it does.
+constexpr int64_t TILE = 1024;
 constexpr int64_t STRETCH = 16384;  // numbers of a task, where an image is one vector
 
 // One task: units begin.. of image n of a level; before: units of all images of the levels before it.
