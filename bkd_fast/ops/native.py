@@ -85,7 +85,9 @@ def modulated_deform_conv2d(
     room = torch.empty(held, dtype=output.dtype, memory_format=torch.channels_last)
     for start in range(0, shape[0], step):
         part = slice(start, start + step)
-        images = room[: min(step, shape[0] - start)].copy_(input[part]) if converted else input[part]
+        images = input[part]
+        if converted:
+            images = room[: len(images)].copy_(images)
         _native.deform_conv(
             _tier(), images, _dense(offset[part]), None if mask is None else _dense(mask[part]), kernel, shift,
             stride, padding, dilation, output[part],

@@ -62,7 +62,7 @@ BKD_INLINE void sample_backward(const Sample<T>& sample, const T* grad, const T*
       }
     }
   }
-  four_sums<T>(sums, totals, std::make_integer_sequence<int, W>{});
+  four_sums<T>(sums, totals);
   for (int k = 0; k < 4; ++k) dots[k * pitch] = totals[k];
 }
 
@@ -92,8 +92,8 @@ void run_backward(const DeformConv<T>& p, int64_t n, Run run, T* found) {
         sample_backward<T>({samples, tap, i, image, p.channels}, columns + i * pitch + tap * channels, image, grad_image,
                            channels, dots + i, WIDTH);
       T* to = found + 3 * tap * pixels + begin;
-      moves<T>(View<T, DeformConv<T>>{p, n, slot + tap, begin, count, samples.rows, samples.columns}, dots, WIDTH, false, to,
-               to + pixels, to + 2 * pixels);
+      moves<T>(View<T, DeformConv<T>>{p, n, slot + tap, begin, count, samples.rows, samples.columns}, dots, WIDTH, to, to + pixels,
+               to + 2 * pixels);
     }
   }
 }

@@ -80,7 +80,7 @@ void moves_backward(const DeformGather<T>& p) {
         const int64_t slot = n * taps + tap;
         T* by_y = p.grad_offset ? p.grad_offset + 2 * slot * pixels + begin : nullptr;
         moves<T>(View<T, DeformGather<T>>{p, n, tap, begin, count, samples.rows, samples.columns}, dots, samples.pitch,
-                 false, by_y, by_y ? by_y + pixels : nullptr, p.grad_mask ? p.grad_mask + slot * pixels + begin : nullptr);
+                 by_y, by_y ? by_y + pixels : nullptr, p.grad_mask ? p.grad_mask + slot * pixels + begin : nullptr);
       }
     }
   });

@@ -84,7 +84,6 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
   for (int64_t i = 0; i < p.items; ++i) pulls[i] = Vec<T>{};
   const T *query = p.query + begin * channels, *grad = p.grad + begin * channels;
   turn_rows<T>(query, count, channels, queries);
-  turn_rows<T>(grad, count, channels, grads);
   for (int64_t i = 0; i < used * NR<T>; ++i) norms[i] = i < count ? norm(query + i * channels, channels) : T(1);
   multiply<T>(p.items, channels, p.memory, queries, used, weights);
   chunk.kept[tile] = 0;
@@ -93,10 +92,12 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
     attend<T>(p, items, norms + i * NR<T>, weights + i * panel, cosine);
     const int64_t kept = prune<T>(p, weights + i * panel, sparse, totals);
     chunk.kept[tile] += kept;
-    if (few<T>(kept, panel, channels))
+    if (few<T>(kept, panel, channels)) {
       read_backward<T>(p, sparse, grad + i * NR<T> * channels, rows, by_read + i * panel);
-    else
-      multiply<T>(p.items, channels, p.memory, grads + i * NR<T> * channels, 1, by_read + i * panel);
+    } else {
+      turn_rows<T>(grad + i * NR<T> * channels, rows, channels, grads);
+      multiply<T>(p.items, channels, p.memory, grads, 1, by_read + i * panel);
+    }
     attend_backward<T>(p, items, norms + i * NR<T>, weights + i * panel, cosine, sparse, totals, by_read + i * panel,
                        pull + i * NR<T>, pulls);
     if (chunk.read)

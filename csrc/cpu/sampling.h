@@ -118,15 +118,15 @@ struct Sample {
 };
 
 // Derivatives of a tile's samples by their y, x and mask: dots[k * pitch + i] is the product of the gradient by sample i
-// with corner k. Results where not null; `add` to what is there or replace it.
+// with corner k. Results where not null.
 template <class T, class Problem>
-void moves(const View<T, Problem>& view, const T* dots, int64_t pitch, bool add, T* by_y, T* by_x, T* by_mask) {
+void moves(const View<T, Problem>& view, const T* dots, int64_t pitch, T* by_y, T* by_x, T* by_mask) {
   const auto write = [&](T* to, int64_t i, Vec<T> value) {
     if (!to) return;
     if (view.left(i) < LANES<T>)
-      store_part(to + i, add ? load_part(to + i, view.left(i)) + value : value, view.left(i));
+      store_part(to + i, value, view.left(i));
     else
-      store(to + i, add ? load(to + i) + value : value);
+      store(to + i, value);
   };
   for (int64_t i = 0; i < view.count; i += LANES<T>) {
     const Corners<Vec<T>> at = view.corners_at(i);

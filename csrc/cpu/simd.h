@@ -55,18 +55,31 @@ template <class T>
 BKD_INLINE Vec<T> all(T value) {
   return value - Vec<T>{};
 }
+#if defined(__AVX512F__)
+template <class T>
+BKD_INLINE auto first_lanes(int64_t count) {
+  using Mask = std::conditional_t<std::is_same<T, float>::value, __mmask16, __mmask8>;
+  return static_cast<Mask>((1u << count) - 1);
+}
+#elif defined(__AVX2__)
+template <class T>
+BKD_INLINE __m256i first_lanes(int64_t count) {
+  if constexpr (std::is_same<T, float>::value)
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  else
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+#endif
 // The first `count` lanes, fewer than there are: the others are not touched in memory, and zero when loaded.
 template <class T>
 BKD_INLINE Vec<T> load_part(const T* from, int64_t count) {
   constexpr bool single = std::is_same<T, float>::value;
 #if defined(__AVX512F__)
-  if constexpr (single) return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
-  if constexpr (!single) return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+  if constexpr (single) return _mm512_maskz_loadu_ps(first_lanes<T>(count), from);
+  if constexpr (!single) return _mm512_maskz_loadu_pd(first_lanes<T>(count), from);
 #elif defined(__AVX2__)
-  if constexpr (single)
-    return _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
-  if constexpr (!single)
-    return _mm256_maskload_pd(from, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3)));
+  if constexpr (single) return _mm256_maskload_ps(from, first_lanes<T>(count));
+  if constexpr (!single) return _mm256_maskload_pd(from, first_lanes<T>(count));
 #else
   Vec<T> value = {};
   for (int i = 0; i < LANES<T>; ++i)
@@ -78,13 +91,11 @@ template <class T>
 BKD_INLINE void store_part(T* to, Vec<T> value, int64_t count) {
   constexpr bool single = std::is_same<T, float>::value;
 #if defined(__AVX512F__)
-  if constexpr (single) _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), value);
-  if constexpr (!single) _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), value);
+  if constexpr (single) _mm512_mask_storeu_ps(to, first_lanes<T>(count), value);
+  if constexpr (!single) _mm512_mask_storeu_pd(to, first_lanes<T>(count), value);
 #elif defined(__AVX2__)
-  if constexpr (single)
-    _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), value);
-  if constexpr (!single)
-    _mm256_maskstore_pd(to, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3)), value);
+  if constexpr (single) _mm256_maskstore_ps(to, first_lanes<T>(count), value);
+  if constexpr (!single) _mm256_maskstore_pd(to, first_lanes<T>(count), value);
 #else
   for (int i = 0; i < LANES<T>; ++i)
     if (i < count) to[i] = value[i];
@@ -104,9 +115,8 @@ BKD_INLINE T lane_sum(Vec<T> value) {
   for (int half = LANES<T> / 2; half > 0; half /= 2) value = fold<T>(value, half, std::make_integer_sequence<int, LANES<T>>{});
   return value[0];
 }
-// The sums of four vectors' lanes, in a third of the steps of four lane_sum().
 template <class T, int... I>
-BKD_INLINE void four_sums(const Vec<T>* value, T* sums, std::integer_sequence<int, I...>) {
+BKD_INLINE void interleaved_sums(const Vec<T>* value, T* sums, std::integer_sequence<int, I...>) {
   constexpr int W = LANES<T>;
   if constexpr (W < 4) {
     for (int k = 0; k < 4; ++k) sums[k] = lane_sum<T>(value[k]);
@@ -122,6 +132,11 @@ BKD_INLINE void four_sums(const Vec<T>* value, T* sums, std::integer_sequence<in
     if constexpr (W > 4) four += __builtin_shufflevector(four, four, ((I + 4) % W)...);
     for (int k = 0; k < 4; ++k) sums[k] = four[k];
   }
+}
+// The sums of four vectors' lanes, in a third of the steps of four lane_sum().
+template <class T>
+BKD_INLINE void four_sums(const Vec<T>* value, T* sums) {
+  interleaved_sums<T>(value, sums, std::make_integer_sequence<int, LANES<T>>{});
 }
 
 // <a, b>
