@@ -1,22 +1,31 @@
-# make demo: the main job on built-in data. make test: every check. make sanitize: the operator tests on kernels that
-# watch their memory. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks
+# make demo: the main job on built-in data. make test: every check. make mutations: that the tests of the CUDA kernels catch
+# planted faults. make sanitize: the operator tests on CPU kernels that watch their memory. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks
 # that they agree first). All set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Without a GPU the CUDA extension is only linked and imported: one architecture will do (tests/cuda_gate compiles for all).
+ifeq ($(shell nvidia-smi -L 2>/dev/null),)
+export TORCH_CUDA_ARCH_LIST ?= 8.0
+endif
 
-.PHONY: demo test lint sanitize bench clean
+.PHONY: demo test lint mutations sanitize bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
 
 test: $(VENV)/installed lint
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/cuda_on_cpu
+	$(BIN)/python tests/cuda_on_cpu/sanitized.py
+	CUDA_ON_CPU_ARCHITECTURE=750 $(BIN)/pytest tests/cuda_on_cpu -k "(with_the_reference and forward) or tiles"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+mutations: $(VENV)/installed
+	$(BIN)/python tests/cuda_on_cpu/mutations.py
 
 sanitize: $(VENV)/installed
 	$(BIN)/python tests/sanitize.py
@@ -26,7 +35,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/ops.py --quick
 
 # Torch and the build tools come first; the package is then built without isolation, with just these.
-$(VENV)/installed: pyproject.toml setup.py bkd_fast/_build.py $(shell find csrc -type f)
+$(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/_build/*.py) $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision

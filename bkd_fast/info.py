@@ -37,7 +37,7 @@ def _kernels() -> str:
     """The instruction set that the compiled CPU kernels use, of those there are."""
     if available("native") is not None:
         return "none"
-    from bkd_fast.ops.native import simd_tier, simd_tiers
+    from bkd_fast.ops.native.cpu import simd_tier, simd_tiers
 
     return f"{simd_tier()} (of {', '.join(simd_tiers())})"
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+
+import torch
 
 OPERATORS = (
     "modulated_deform_conv2d",
@@ -22,7 +24,8 @@ OPERATORS = (
     "distillation_loss_backward",
 )
 VARIABLE = "BKD_FAST_BACKEND"
-# Each backend is a module of bkd_fast.ops with functions named as OPERATORS, and the DEVICES it runs on.
+# Each backend is a module of bkd_fast.ops with functions named as OPERATORS, and the DEVICES it runs on; or for each
+# device the module that has the functions, and its DTYPES where they are not all.
 BACKENDS = ("native", "triton", "reference")
 
 _chosen: ContextVar[str | None] = ContextVar("bkd_fast_backend", default=None)
@@ -47,30 +50,31 @@ def backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def implementation(operator: str, device: str) -> Callable[..., Any]:
-    """The function that computes ``operator`` on tensors of a device type.
+def implementation(operator: str, device: str, dtype: torch.dtype | None = None) -> Callable[..., Any]:
+    """The function that computes ``operator`` on tensors of a device type and, if given, a dtype.
 
     Without a choice (:func:`backend`, or the environment variable BKD_FAST_BACKEND) that is the first backend
     which has it.
 
     Raises:
-        RuntimeError: the chosen backend does not have the operator for this device.
+        RuntimeError: the chosen backend does not have the operator for this device and dtype.
     """
+    tensors = f"{device} tensors" if dtype is None else f"{device} tensors of {dtype}"
     name = _chosen.get() or os.environ.get(VARIABLE) or None
     if name is not None:
-        found = _find(_load(name), operator, device)
+        found = _find(_load(name), operator, device, dtype)
         if found is None:
             raise RuntimeError(
-                f"the {name} backend has no {operator} for {device} tensors; "
+                f"the {name} backend has no {operator} for {tensors}; "
                 f"choose another with bkd_fast.backend(…) or {VARIABLE}"
             )
         return found
     for candidate in BACKENDS:
         if available(candidate) is None:
-            found = _find(_load(candidate), operator, device)
+            found = _find(_load(candidate), operator, device, dtype)
             if found is not None:
                 return found
-    raise RuntimeError(f"no backend has {operator} for {device} tensors")  # the reference runs everywhere
+    raise RuntimeError(f"no backend has {operator} for {tensors}")  # the reference runs everywhere
 
 
 def available(name: str) -> str | None:
@@ -115,5 +119,10 @@ def _load(name: str) -> Any:
     return found
 
 
-def _find(module: Any, operator: str, device: str) -> Callable[..., Any] | None:
-    return getattr(module, operator, None) if device in module.DEVICES else None
+def _find(module: Any, operator: str, device: str, dtype: torch.dtype | None = None) -> Callable[..., Any] | None:
+    if device not in module.DEVICES:
+        return None
+    holder = module.DEVICES[device] if isinstance(module.DEVICES, Mapping) else module
+    if dtype is not None and dtype not in getattr(holder, "DTYPES", (dtype,)):
+        return None
+    return getattr(holder, operator, None)

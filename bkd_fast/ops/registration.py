@@ -24,7 +24,7 @@ def register(name: str, schema: str, fake: Callable[..., Any]) -> CustomOpDef:
 
     def kernel(*arguments: Any) -> Any:
         tensor = next(value for value in _flat(arguments) if isinstance(value, Tensor))
-        results = implementation(name, tensor.device.type)(*arguments)
+        results = implementation(name, tensor.device.type, tensor.dtype)(*arguments)
         if isinstance(results, Tensor):
             return _laid_out(results, fake(*arguments))
         laid_out = [_laid_out(one, other) for one, other in zip(results, fake(*arguments), strict=True)]

@@ -4,11 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define BKD_BOTH __host__ __device__ __forceinline__
-#else
-#define BKD_BOTH inline
-#endif
+#include "both.h"
 
 namespace bkd {
 namespace {

@@ -29,7 +29,7 @@ def each_backend():
 
 @pytest.fixture(params=TIERS)
 def tier(request, monkeypatch):
-    from bkd_fast.ops.native import simd_tiers
+    from bkd_fast.ops.native.cpu import simd_tiers
 
     if request.param not in simd_tiers():
         pytest.skip(f"this machine has no {request.param}")

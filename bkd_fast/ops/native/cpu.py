@@ -1,4 +1,4 @@
-"""The operators on compiled kernels: lays arguments out as the kernels take them, and gives them results to fill in.
+"""The operators on the CPU kernels: lays arguments out as the kernels take them, and gives them results to fill in.
 
 The kernels compute in float32 or float64; float16 and bfloat16 are converted. They read images channels-last.
 BKD_FAST_SIMD chooses an instruction set (see :func:`simd_tiers`); without it the best that this machine has is taken.
@@ -6,7 +6,6 @@ BKD_FAST_SIMD chooses an instruction set (see :func:`simd_tiers`); without it th
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -17,22 +16,6 @@ from torch import Tensor
 from bkd_fast.ops import reference
 from bkd_fast.ops.registration import memory_format
 
-try:
-    importlib.import_module("bkd_fast._C")  # which registers the kernels
-except ImportError as error:
-    if os.environ.get("BKD_FAST_JIT") != "1":
-        raise ImportError(
-            f"{error}; it was installed without a C++ compiler (install one and install again, or set BKD_FAST_JIT=1 "
-            "to compile when the kernels are first used)"
-        ) from error
-    from bkd_fast._build import just_in_time
-
-    try:
-        torch.ops.load_library(str(just_in_time()))
-    except (RuntimeError, OSError) as failure:
-        raise ImportError(str(failure)) from failure
-
-DEVICES = ("cpu",)
 SIMD = "BKD_FAST_SIMD"
 IMAGE_BYTES = 3 * 2**20  # of input that is converted to channels-last at a time, for each thread
 

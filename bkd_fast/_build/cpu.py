@@ -1,0 +1,81 @@
+"""The extension with the CPU kernels, ``bkd_fast._C``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from .compiling import escaped, needed_compiler, run_ninja, sources_folder, stable_flags, torch_folder
+
+FILE = "_C.abi3.so"
+SOURCES = (
+    "library.cpp",
+    "cpu/dispatch.cpp",
+    "cpu/deform_conv.cpp",
+    "cpu/memory_attention.cpp",
+    "cpu/anomaly_map.cpp",
+)
+# Every instruction set has a file and flags of its own, and is chosen when the program runs: never -march=native.
+TIERS: dict[str, tuple[str, ...]] = {"cpu/tier_portable.cpp": ()}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    TIERS["cpu/tier_avx2.cpp"] = ("-mavx2", "-mfma")
+    TIERS["cpu/tier_avx512.cpp"] = ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma")
+
+
+def build(folder: Path, *, sanitize: bool = False) -> Path:
+    """Compiles and links the extension in ``folder``; returns the file.
+
+    Args:
+        sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer.
+
+    Raises:
+        RuntimeError: no compiler, no ninja, or it failed; its output is in the message.
+    """
+    return run_ninja(folder, _rules(sanitize), FILE)
+
+
+def just_in_time() -> Path:
+    """The extension, compiled once for these sources and kept in the user's cache folder.
+
+    Raises:
+        RuntimeError: see :func:`build`.
+    """
+    digest = hashlib.sha256("\n".join(_rules(False)).encode())
+    root = sources_folder()
+    for path in sorted([*root.glob("*.cpp"), *root.glob("common/*"), *root.glob("cpu/*")]):
+        digest.update(path.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bkd_fast" / digest.hexdigest()[:16]
+    if not (cache / FILE).exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        print(f"bkd_fast: compiling the native kernels once, into {cache}", file=sys.stderr)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            os.replace(build(Path(folder)), cache / FILE)  # another process that does the same does no harm
+    return cache / FILE
+
+
+def _rules(sanitize: bool) -> list[str]:
+    found = needed_compiler()
+    extra = ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"] if sanitize else []
+    link = ["-shared", *extra, f"-L{escaped(torch_folder() / 'lib')}", "-ltorch_cpu"]
+    if sys.platform == "darwin":
+        link.append("-undefined dynamic_lookup")
+    lines = [
+        f"flags = {' '.join([*stable_flags(), *extra])}",
+        "rule compile",
+        f"  command = {found} -MMD -MF $out.d $flags $tier -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {found} $in -o $out {' '.join(link)}",
+    ]
+    objects = []
+    for source in (*SOURCES, *TIERS):
+        objects.append(source.replace("/", "_") + ".o")
+        lines.append(f"build {objects[-1]}: compile {escaped(sources_folder() / source)}")
+        lines.append(f"  tier = {' '.join(TIERS.get(source, ()))}")
+    lines.append(f"build {FILE}: link {' '.join(objects)}")
+    return lines

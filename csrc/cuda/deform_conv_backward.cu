@@ -1,0 +1,118 @@
+// Gradients of modulated deformable convolution by input, offset and mask. A block has a tile of pixels, one tap and
+// one offset group; for 64 channels at a time it multiplies grad by the weights, keeps the product in shared memory,
+// and goes over it once for all three gradients. Nothing of the forward pass is kept.
+#include "deform_conv.h"
+#include "scatter.cuh"
+#include "tile.cuh"
+
+namespace bkd {
+namespace {
+
+constexpr int kM = 64, kN = 64;  // pixels and channels of a tile
+
+template <class T>
+struct Columns {
+  unsigned char a[2][Tile<T, kM, true>::kBytes], b[2][Tile<T, kN, false>::kBytes];
+  float2 columns[kM][kN / 2];
+  Spot spots[kM];
+};
+
+template <class T, bool kTensor>
+__global__ void __launch_bounds__(kThreads, 2) deform_conv_backward_kernel(const DeformConv p) {
+  using A = Tile<T, kM, true>;
+  using B = Tile<T, kN, false>;
+  using Shared = Columns<T>;
+  BKD_SHARED(Shared, shared);
+  const T* grad = static_cast<const T*>(p.grad);
+  const T* weight = static_cast<const T*>(p.weight);
+  const T* input = static_cast<const T*>(p.input);
+  const int first_pixel = blockIdx.x * kM, tap = blockIdx.y, offset_group = blockIdx.z;
+  const int thread = threadIdx.x, warp = thread / kWarpSize, lane = thread % kWarpSize;
+  constexpr int kOwn = kM / (kThreads / kWarpSize);  // pixels of a warp
+  const float scale = p.grad_input.exact ? load<float>(p.grad_input.scale) : 1;
+
+  if (thread < kM && first_pixel + thread < p.pixels) {
+    const Place place = place_of(p.sampling, first_pixel + thread);
+    shared.spots[thread] = spot_at<T>(p.sampling, place, offset_group, tap, false);
+  }
+  float dots[kOwn][4] = {};
+
+  const int begin = offset_group * p.offset_channels(), end = begin + p.offset_channels();
+  for (int channel = begin; channel < end;) {
+    const int group = channel / p.group_channels();
+    const int last = min(min(channel + kN, end), (group + 1) * p.group_channels());  // of this step's channels
+    auto copy = [&](int step, int buffer) {
+      constexpr int kChunks = kDepthBytes / 16, kWide = kN / kVector<T>;
+#pragma unroll
+      for (int i = 0; i < kM * kChunks / kThreads; ++i) {
+        const int row = (i * kThreads + thread) / kChunks, chunk = thread % kChunks;
+        const int output = step * kDepth<T> + chunk * kVector<T>, pixel = first_pixel + row;
+        const bool valid = pixel < p.pixels && output < p.group_outputs();
+        const T* from = grad + (valid ? int64_t{pixel} * p.outputs + group * p.group_outputs() + output : 0);
+        copy_async(shared.a[buffer] + A::chunk(row, chunk), from, valid);
+      }
+#pragma unroll
+      for (int i = 0; i < kDepth<T> * kWide / kThreads; ++i) {
+        const int row = (i * kThreads + thread) / kWide, chunk = thread % kWide;
+        const int output = step * kDepth<T> + row, own = channel + chunk * kVector<T>;
+        const bool valid = output < p.group_outputs() && own < last;
+        const int64_t line = (int64_t{group} * p.group_outputs() + output) * p.sampling.taps + tap;
+        const T* from = weight + (valid ? line * p.group_channels() + own - group * p.group_channels() : 0);
+        copy_async(shared.b[buffer] + B::chunk(row, chunk), from, valid);
+      }
+      commit_copies();
+    };
+
+    Sums<kM, kN> sums;
+    sums.clear();
+    const int steps = (p.group_outputs() + kDepth<T> - 1) / kDepth<T>;
+    copy(0, 0);
+    for (int step = 0; step < steps; ++step) {
+      wait_for_copies<0>();
+      __syncthreads();
+      if (step + 1 < steps) copy(step + 1, (step + 1) % 2);
+      multiply_tiles<T, kTensor, A, B>(sums, shared.a[step % 2], shared.b[step % 2]);
+    }
+    // Pairs of neighbouring lines start in different banks.
+    sums.pairs([&](int row, int column, float first, float second) {
+      store_shared(&shared.columns[row][(column / 2) ^ (row % 8 * 4)], make_float2(first, second));
+    });
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int row = warp * kOwn + i;
+      if (first_pixel + row < p.pixels && channel + 2 * lane < last) {
+        const float2 column = load_shared<float2>(&shared.columns[row][lane ^ (row % 8 * 4)]);
+        scatter(column, shared.spots[row], input, p.channels, channel + 2 * lane, p.grad_input, scale,
+                p.grad_moves.wanted(), dots[i]);
+      }
+    }
+    __syncthreads();  // before the buffers and columns are written again
+    channel = last;
+  }
+  if (!p.grad_moves.wanted()) return;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int row = warp * kOwn + i;
+    if (first_pixel + row >= p.pixels) continue;  // the same for the whole warp
+    const Place place = place_of(p.sampling, first_pixel + row);
+    write_moves(p.sampling, p.grad_moves, p.offset_groups, place, offset_group, tap, shared.spots[row], dots[i]);
+  }
+}
+
+template <class T, bool kTensor>
+void start(const DeformConv& p, const Device& device) {
+  launch("deform_conv_backward", &deform_conv_backward_kernel<T, kTensor>, blocks_for(p.pixels, kM), p.sampling.taps,
+         p.offset_groups, kThreads, 0, device, p);
+}
+
+}  // namespace
+
+void deform_conv_backward(const DeformConv& p, Type type, bool tf32, const Device& device) {
+  if (type == Type::kHalf) return start<Half, true>(p, device);
+  if (type == Type::kBFloat) return start<BFloat, true>(p, device);
+  if (tf32) return start<float, true>(p, device);
+  start<float, false>(p, device);
+}
+
+}  // namespace bkd

@@ -1,0 +1,144 @@
+// Gradient of modulated deformable convolution by its weights: for one tap, outputs x channels summed over pixels. A
+// block samples its channels of a few pixels again and multiplies grad by them; parts of the pixels are summed apart.
+#include "deform_conv.h"
+#include "sampling.cuh"
+#include "tile.cuh"
+
+namespace bkd {
+namespace {
+
+constexpr int kN = 64;  // channels of a tile
+
+template <class T, int kM>
+struct Pixels {
+  unsigned char a[2][Tile<T, kM, false>::kBytes], b[2][Tile<T, kN, false>::kBytes];
+  Reads<kDepth<T>> reads[2];
+};
+
+// Tiles of channels that lie in one group and one offset group: as many for each stretch of channels without a border.
+struct Stretch {
+  int begin, end;
+};
+__device__ __forceinline__ Stretch stretch_of(const DeformConv& p, int tile) {
+  for (int begin = 0;;) {
+    const int group = (begin / p.group_channels() + 1) * p.group_channels();
+    const int offset_group = (begin / p.offset_channels() + 1) * p.offset_channels();
+    const int end = min(begin + kN, min(group, offset_group));
+    if (tile-- == 0) return {begin, end};
+    begin = end;
+  }
+}
+int tiles_of(const DeformConv& p) {
+  int tiles = 0;
+  for (int begin = 0; begin < p.channels; ++tiles) {
+    const int group = (begin / p.group_channels() + 1) * p.group_channels();
+    const int offset_group = (begin / p.offset_channels() + 1) * p.offset_channels();
+    begin = std::min(begin + kN, std::min(group, offset_group));
+  }
+  return tiles;
+}
+
+template <class T, bool kTensor, int kM>
+__global__ void __launch_bounds__(kThreads, 2) deform_conv_weight_kernel(const DeformConv p) {
+  using A = Tile<T, kM, false>;
+  using B = Tile<T, kN, false>;
+  using Shared = Pixels<T, kM>;
+  BKD_SHARED(Shared, shared);
+  constexpr int kWideA = kM / kVector<T>, kWideB = kN / kVector<T>;
+  static_assert(kDepth<T> * kWideB == kThreads, "each thread samples one chunk");
+  const T* grad = static_cast<const T*>(p.grad);
+  const T* input = static_cast<const T*>(p.input);
+  const Sampling& s = p.sampling;
+  const int part = blockIdx.x, tap = blockIdx.y % s.taps, thread = threadIdx.x;
+  const Stretch stretch = stretch_of(p, blockIdx.y / s.taps);
+  const int group = stretch.begin / p.group_channels(), offset_group = stretch.begin / p.offset_channels();
+  const int first_output = blockIdx.z * kM;  // of the group
+  const int steps = (p.pixels + kDepth<T> - 1) / kDepth<T>;
+  const int begin = static_cast<int>(int64_t{steps} * part / p.parts);
+  const int end = static_cast<int>(int64_t{steps} * (part + 1) / p.parts);
+
+  auto work_out = [&](int step) {
+    const int pixel = step * kDepth<T> + thread;
+    if (thread < kDepth<T>) {
+      shared.reads[step % 2].template work_out<T>(thread, s, pixel, pixel < p.pixels, offset_group, tap);
+    }
+  };
+  auto copy_grad = [&](int step) {
+#pragma unroll
+    for (int i = 0; i < kDepth<T> * kWideA / kThreads; ++i) {
+      const int row = (i * kThreads + thread) / kWideA, chunk = thread % kWideA;
+      const int pixel = step * kDepth<T> + row, output = first_output + chunk * kVector<T>;
+      const bool valid = pixel < p.pixels && output < p.group_outputs();
+      const T* from = grad + (valid ? int64_t{pixel} * p.outputs + group * p.group_outputs() + output : 0);
+      copy_async(shared.a[step % 2] + A::chunk(row, chunk), from, valid);
+    }
+    commit_copies();
+  };
+  const int row = thread / kWideB, chunk = thread % kWideB, channel = stretch.begin + chunk * kVector<T>;
+  Corner4<T> corners;
+  auto sampled = [&](int step) { return channel < stretch.end && step * kDepth<T> + row < p.pixels; };
+  auto fetch = [&](int step) {
+    if (sampled(step)) {
+      corners.fetch(input, load_shared<uint4>(&shared.reads[step % 2].pixel[row]), p.channels, channel);
+    }
+  };
+  auto put = [&](int step) {
+    Pack<T> values{};
+    if (sampled(step)) {
+      values = corners.template sums<kTensor>(load_shared<float4>(&shared.reads[step % 2].weight[row]));
+    }
+    store_shared(shared.b[step % 2] + B::chunk(row, chunk), values);
+  };
+
+  Sums<kM, kN> sums;
+  sums.clear();
+  if (begin < end) {
+    work_out(begin);
+    __syncthreads();
+    copy_grad(begin);
+    fetch(begin);
+    put(begin);
+    if (begin + 1 < end) work_out(begin + 1);
+  }
+  for (int step = begin; step < end; ++step) {
+    wait_for_copies<0>();
+    __syncthreads();
+    const bool more = step + 1 < end;
+    if (more) {
+      copy_grad(step + 1);
+      fetch(step + 1);
+    }
+    multiply_tiles<T, kTensor, A, B>(sums, shared.a[step % 2], shared.b[step % 2]);
+    if (more) put(step + 1);
+    if (step + 2 < end) work_out(step + 2);  // the reads of `step`, which nobody needs any more
+  }
+  sums.pairs([&](int output, int column, float first, float second) {
+    const int within = first_output + output, own = stretch.begin + column;
+    if (within >= p.group_outputs() || own >= stretch.end) return;
+    const int64_t line = ((int64_t{part} * p.outputs + group * p.group_outputs() + within) * s.taps + tap);
+    store(p.grad_weight + line * p.group_channels() + own - group * p.group_channels(), make_float2(first, second));
+  });
+}
+
+template <class T, bool kTensor>
+void choose(const DeformConv& p, const Device& device) {
+  const int tiles = tiles_of(p) * p.sampling.taps;
+  if (p.group_outputs() > 64) {
+    launch("deform_conv_weight", &deform_conv_weight_kernel<T, kTensor, 128>, p.parts, tiles,
+           blocks_for(p.group_outputs(), 128), kThreads, 0, device, p);
+  } else {
+    launch("deform_conv_weight", &deform_conv_weight_kernel<T, kTensor, 64>, p.parts, tiles,
+           blocks_for(p.group_outputs(), 64), kThreads, 0, device, p);
+  }
+}
+
+}  // namespace
+
+void deform_conv_weight(const DeformConv& p, Type type, bool tf32, const Device& device) {
+  if (type == Type::kHalf) return choose<Half, true>(p, device);
+  if (type == Type::kBFloat) return choose<BFloat, true>(p, device);
+  if (tf32) return choose<float, true>(p, device);
+  choose<float, false>(p, device);
+}
+
+}  // namespace bkd

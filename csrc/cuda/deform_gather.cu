@@ -1,0 +1,105 @@
+// Samples and sums, forward and backward: memory is what counts. Forward, a thread has 16 bytes of channels of one
+// pixel and keeps their sums over all taps; backward, a warp has a pixel.
+#include "deform_gather.h"
+#include "scatter.cuh"
+
+namespace bkd {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kTaps = 9;  // whose reads are worked out together
+constexpr int kMostPixels = 64;
+
+struct Taps {
+  Reads<kMostPixels> reads[kTaps];
+};
+
+// chunks: of 16 bytes of a pixel that a block has, a power of 2 from 4.
+template <class T>
+__global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGather p, int chunks) {
+  BKD_SHARED(Taps, shared);
+  const T* projected = static_cast<const T*>(p.projected);
+  const Sampling& s = p.sampling;
+  const int pixels = kThreads / chunks, first_pixel = blockIdx.x * pixels, thread = threadIdx.x;
+  const int row = thread / chunks, channel = (blockIdx.y * chunks + thread % chunks) * Pack<T>::kCount;
+  const bool mine = first_pixel + row < p.pixels && channel < p.channels;
+  constexpr int kPairs = Pack<T>::kCount / 2;
+  float2 sums[kPairs] = {};
+  for (int first = 0; first < s.taps; first += kTaps) {
+    const int count = min(kTaps, s.taps - first);
+    if (first) __syncthreads();
+    for (int i = thread; i < count * pixels; i += kThreads) {
+      const int tap = i / pixels, index = i - tap * pixels, pixel = first_pixel + index;
+      shared.reads[tap].template work_out<T>(index, s, pixel, pixel < p.pixels, 0, first + tap, p.shared);
+    }
+    __syncthreads();
+    if (!mine) continue;
+    for (int tap = 0; tap < count; ++tap) {
+      const uint4 pixel = load_shared<uint4>(&shared.reads[tap].pixel[row]);
+      const float4 weight = load_shared<float4>(&shared.reads[tap].weight[row]);
+      Corner4<T> corners;
+      corners.fetch(projected, pixel, s.taps * p.channels, (first + tap) * p.channels + channel);
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const float2 value = corners.sum(i, weight);
+        sums[i] = make_float2(sums[i].x + value.x, sums[i].y + value.y);
+      }
+    }
+  }
+  if (!mine) return;
+  Pack<T> result;
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) result.set_pair(i, sums[i]);
+  store(static_cast<T*>(p.output) + int64_t{first_pixel + row} * p.channels + channel, result);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) deform_gather_backward_kernel(const DeformGather p) {
+  struct alignas(2 * sizeof(T)) Pair {
+    T first, second;
+  };
+  const T* projected = static_cast<const T*>(p.projected);
+  const Sampling& s = p.sampling;
+  const int lane = threadIdx.x % kWarpSize;
+  const int64_t index = int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
+  if (index >= p.pixels) return;  // a whole warp
+  const Place place = place_of(s, static_cast<int>(index));
+  const T* grad = static_cast<const T*>(p.grad) + index * p.channels;
+  const float scale = p.grad_projected.exact ? load<float>(p.grad_projected.scale) : 1;
+  for (int tap = 0; tap < s.taps; ++tap) {
+    const Spot spot = spot_at<T>(s, place, 0, tap, p.shared);
+    float dots[4] = {};
+    for (int channel = 2 * lane; channel < p.channels; channel += 2 * kWarpSize) {
+      const Pair pair = load<Pair>(grad + channel);
+      scatter(make_float2(wide(pair.first), wide(pair.second)), spot, projected + tap * p.channels, s.taps * p.channels,
+              channel, p.grad_projected.from(int64_t{tap} * p.channels), scale, p.grad_moves.wanted(), dots);
+    }
+    if (p.grad_moves.wanted()) write_moves(s, p.grad_moves, 1, place, 0, tap, spot, dots);
+  }
+}
+
+template <class T>
+void start(const DeformGather& p, const Device& device) {
+  int chunks = 4;
+  while (chunks < 16 && chunks * Pack<T>::kCount < p.channels) chunks *= 2;
+  launch("deform_gather", &deform_gather_kernel<T>, blocks_for(p.pixels, kThreads / chunks),
+         blocks_for(p.channels, chunks * Pack<T>::kCount), 1, kThreads, 0, device, p, chunks);
+}
+
+template <class T>
+void start_backward(const DeformGather& p, const Device& device) {
+  launch("deform_gather_backward", &deform_gather_backward_kernel<T>, blocks_for(p.pixels, kThreads / kWarpSize), 1, 1,
+         kThreads, 0, device, p);
+}
+
+}  // namespace
+
+void deform_gather(const DeformGather& p, Type type, const Device& device) {
+  by_type(type, [&](auto zero) { start<decltype(zero)>(p, device); });
+}
+
+void deform_gather_backward(const DeformGather& p, Type type, const Device& device) {
+  by_type(type, [&](auto zero) { start_backward<decltype(zero)>(p, device); });
+}
+
+}  // namespace bkd

@@ -1,0 +1,139 @@
+// The instructions of tensor cores and of asynchronous copies, each a function; their twins on the CPU are in
+// tests/cuda_on_cpu/emulation/instructions.h.
+#pragma once
+
+#include "device.cuh"
+
+#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
+#define BKD_ARCH __CUDA_ARCH__
+#else
+#define BKD_ARCH 0  // the host's pass over the file
+#endif
+#else
+#include "instructions.h"
+#endif
+
+namespace bkd {
+namespace {
+
+// Which numbers tensor cores multiply: Turing's only float16.
+template <class T>
+constexpr bool kHasTensorCores =
+    BKD_ARCH >= 800 || (BKD_ARCH >= 750 && sizeof(T) == 2 && !std::is_same<T, BFloat>::value);
+
+// Four 8 x 8 matrices of 16-bit numbers (or 8 x 4 of floats) from shared memory: lanes 8 i to 8 i + 7 give the
+// addresses of matrix i's rows. Lane l gets word l % 4 of row l / 4, or, transposed, numbers 2 (l % 4), + 1 of column l
+// / 4.
+template <bool kTransposed = false>
+__device__ __forceinline__ void load_matrices(uint32_t (&result)[4], const void* row BKD_SEEN) {
+#if defined(__CUDACC__)
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
+                 : "r"(address)
+                 : "memory");
+  }
+#else
+  emulated::load_matrices(result, row, kTransposed, file, line);
+#endif
+}
+
+// c += a b: a of 16 rows, b of 8 columns, 32 bytes of depth (16 halves, 8 floats).
+// c: (row l / 4, columns 2 (l % 4), + 1), (row l / 4 + 8, the same).
+template <class T>
+__device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
+#if defined(__CUDACC__)
+#if BKD_ARCH >= 800
+  if constexpr (sizeof(T) == 4) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else if constexpr (std::is_same<T, BFloat>::value) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#elif BKD_ARCH >= 750
+  for (int half = 0; half < 2; ++half) {  // 16 bytes of depth at a time
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+  }
+#endif
+#else
+  if constexpr (BKD_ARCH >= 800) {
+    emulated::multiply<T, 2>(c, a, b);
+  } else {
+    for (int half = 0; half < 2; ++half) emulated::multiply<T, 1>(c, a + 2 * half, b + half);
+  }
+#endif
+}
+
+// A float as TF32 reads it, rounded to nearest.
+__device__ __forceinline__ float rounded_to_tf32(float x) {
+#if defined(__CUDACC__)
+#if BKD_ARCH >= 800
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+#else
+  return x;
+#endif
+#else
+  return emulated::rounded_to_tf32(x);
+#endif
+}
+
+// 16 bytes from global to shared memory, or zeros where not `valid`; they are there after commit, wait and a barrier.
+__device__ __forceinline__ void copy_async(void* target, const void* source, bool valid BKD_SEEN) {
+#if !defined(__CUDACC__)
+  if constexpr (BKD_ARCH >= 800) {
+    emulated::copy_async(target, source, valid, file, line);
+  } else {
+    store_shared(target, valid ? load<uint4>(source, file, line) : make_uint4(0, 0, 0, 0), file, line);
+  }
+#elif BKD_ARCH >= 800
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(target))),
+      "l"(source), "r"(valid ? 16 : 0)
+      : "memory");
+#else
+  store_shared(target, valid ? load<uint4>(source) : make_uint4(0, 0, 0, 0));
+#endif
+}
+__device__ __forceinline__ void commit_copies() {
+#if !defined(__CUDACC__)
+  emulated::commit_copies();
+#elif BKD_ARCH >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// All copies but those of the last `kKept` commits have arrived for this thread.
+template <int kKept>
+__device__ __forceinline__ void wait_for_copies() {
+#if !defined(__CUDACC__)
+  emulated::wait_copies(kKept);
+#elif BKD_ARCH >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kKept) : "memory");
+#endif
+}
+
+}  // namespace
+}  // namespace bkd

@@ -1,0 +1,43 @@
+#include "memory_attention.h"
+
+#include "bindings.h"
+
+namespace bkd {
+namespace {
+
+void attention(const Tensor& query, const Tensor& memory, const Tensor& query_norms, const Tensor& memory_norms,
+               double threshold, double temperature, bool renormalize, bool tf32, const Tensor& parts,
+               const Tensor& output) {
+  const Current current(query);
+  MemoryAttention p{};
+  p.rows = static_cast<int>(query.size(0)), p.items = static_cast<int>(memory.size(0));
+  p.channels = static_cast<int>(query.size(1));
+  p.threshold = static_cast<float>(threshold), p.temperature = static_cast<float>(temperature);
+  p.renormalize = renormalize;
+  p.query = data(query), p.memory = data(memory);
+  p.query_norms = data<float>(query_norms), p.memory_norms = data<float>(memory_norms);
+  p.parts = data<float>(parts);
+  p.splits = static_cast<int>(parts.size(0));
+  p.output = data(output);
+  memory_attention(p, type_of(query), tf32, current.device);
+}
+
+void gradient(const Tensor& query_norms, const Tensor& memory_norms, double threshold, double temperature,
+              bool renormalize, const Tensor& dots, const Tensor& by_read, const Tensor& pull) {
+  const Current current(dots);
+  MemoryAttentionGradient p{};
+  p.rows = static_cast<int>(dots.size(0)), p.items = static_cast<int>(dots.size(1));
+  p.threshold = static_cast<float>(threshold), p.temperature = static_cast<float>(temperature);
+  p.renormalize = renormalize;
+  p.query_norms = data<float>(query_norms), p.memory_norms = data<float>(memory_norms);
+  p.dots = data<float>(dots), p.by_read = data<float>(by_read), p.pull = data<float>(pull);
+  memory_attention_gradient(p, current.device);
+}
+
+}  // namespace
+}  // namespace bkd
+
+BKD_KERNELS(m) {
+  m.impl("memory_attention", TORCH_BOX(&bkd::attention));
+  m.impl("memory_attention_gradient", TORCH_BOX(&bkd::gradient));
+}

@@ -1,0 +1,98 @@
+// Where the taps of a deformable convolution read (Eq. 2 and 5): corners and weights of one output pixel and tap.
+#pragma once
+
+#include "../common/bilinear.h"
+#include "instructions.cuh"
+#include "sampling.h"
+
+namespace bkd {
+namespace {
+
+// An output pixel: which image, where in it.
+struct Place {
+  int image, pixel, y, x;
+};
+__device__ __forceinline__ Place place_of(const Sampling& s, int index) {
+  const int image = index / s.pixels(), pixel = index - image * s.pixels();
+  const int y = pixel / s.out_width;
+  return {image, pixel, y, pixel - y * s.out_width};
+}
+
+template <class T>
+__device__ __forceinline__ Corners<float> corners_at(const Sampling& s, const Place& place, int group, int tap) {
+  const int64_t channel = 2 * (group * s.taps + tap);
+  const int64_t at = place.image * s.offset_image + channel * s.offset_channel + int64_t{place.pixel} * s.offset_pixel;
+  const float move_y = load_either<T>(s.offset, at, s.float_offset);
+  const float move_x = load_either<T>(s.offset, at + s.offset_channel, s.float_offset);
+  const int down = tap / s.kernel_width, right = tap - down * s.kernel_width;
+  const float y = static_cast<float>(place.y * s.stride_y - s.padding_y + down * s.dilation_y) + move_y;
+  const float x = static_cast<float>(place.x * s.stride_x - s.padding_x + right * s.dilation_x) + move_x;
+  return corners(y, x, s.height, s.width);
+}
+
+template <class T>
+__device__ __forceinline__ float mask_at(const Sampling& s, const Place& place, int group, int tap) {
+  if (!s.mask) return 1;
+  const int64_t channel = group * s.taps + tap;
+  const int64_t at = place.image * s.mask_image + channel * s.mask_channel + int64_t{place.pixel} * s.mask_pixel;
+  return load_either<T>(s.mask, at, s.float_mask);
+}
+
+// For each pixel of a tile the input pixels that one tap reads, and their weights times the mask.
+template <int kPixels>
+struct Reads {
+  uint4 pixel[kPixels];  // over all images
+  float4 weight[kPixels];
+
+  // Line `index`, of an output pixel; of one that is not there nothing is read.
+  template <class T>
+  __device__ __forceinline__ void work_out(int index, const Sampling& s, int output, bool there, int group, int tap,
+                                           bool shared_input = false) {
+    uint4 pixels = make_uint4(0, 0, 0, 0);
+    float4 weights = make_float4(0, 0, 0, 0);
+    if (there) {
+      const Place place = place_of(s, output);
+      const Corners<float> found = corners_at<T>(s, place, group, tap);
+      const float mask = mask_at<T>(s, place, group, tap);
+      const uint32_t base = shared_input ? 0 : place.image * s.height * s.width;
+      pixels = make_uint4(base + found.pixel[0], base + found.pixel[1], base + found.pixel[2], base + found.pixel[3]);
+      weights =
+          make_float4(found.weight[0] * mask, found.weight[1] * mask, found.weight[2] * mask, found.weight[3] * mask);
+    }
+    store_shared(&pixel[index], pixels);
+    store_shared(&weight[index], weights);
+  }
+};
+
+// The four corners of a chunk of channels on their way from memory.
+template <class T>
+struct Corner4 {
+  Pack<T> value[4];
+
+  __device__ __forceinline__ void fetch(const T* input, const uint4& pixel, int channels, int channel) {
+    const uint32_t index[4] = {pixel.x, pixel.y, pixel.z, pixel.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) value[i] = load<Pack<T>>(input + int64_t{index[i]} * channels + channel);
+  }
+  // Of numbers 2 i and 2 i + 1.
+  __device__ __forceinline__ float2 sum(int i, const float4& weight) const {
+    const float2 a = value[0].pair(i), b = value[1].pair(i), c = value[2].pair(i), d = value[3].pair(i);
+    return make_float2(weight.x * a.x + weight.y * b.x + weight.z * c.x + weight.w * d.x,
+                       weight.x * a.y + weight.y * b.y + weight.z * c.y + weight.w * d.y);
+  }
+  // All of them, as the tensor cores want them where `tf32`.
+  template <bool kTf32>
+  __device__ __forceinline__ Pack<T> sums(const float4& weight) const {
+    Pack<T> result;
+#pragma unroll
+    for (int i = 0; i < Pack<T>::kCount / 2; ++i) {
+      float2 x = sum(i, weight);
+      if constexpr (kTf32 && sizeof(T) == 4) x = make_float2(rounded_to_tf32(x.x), rounded_to_tf32(x.y));
+      result.set_pair(i, x);
+    }
+    return result;
+  }
+};
+
+}  // namespace
+}  // namespace bkd

@@ -1,0 +1,150 @@
+// A block's product of two tiles in shared memory, on tensor cores or not: c (kM x kN) += a b, 64 bytes of depth at a
+// time.
+//
+// Either factor lies by rows (64 bytes of depth for each row or column of c, chunks of 16 bytes swizzled) or by depth
+// (for each step of depth all rows or columns). Both ways no two lanes of a load meet in a bank.
+#pragma once
+
+#include "instructions.cuh"
+
+namespace bkd {
+namespace {
+
+constexpr int kThreads = 256;  // of every block that multiplies: 4 x 2 warps
+constexpr int kDepthBytes = 64;
+template <class T>
+constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));
+template <class T>
+constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+
+// A tile of kCount rows (of a) or columns (of b) by kDepth steps of depth.
+template <class T, int kCount, bool kByRows>
+struct Tile {
+  // Behind a step of depth, so that eight of them start in different banks.
+  static constexpr int kPadding = sizeof(T) == 2 ? 16 : 32;
+  static constexpr int kStride = kByRows ? kDepthBytes : kCount * static_cast<int>(sizeof(T)) + kPadding;
+  static constexpr int kBytes = kStride * (kByRows ? kCount : kDepth<T>);
+
+  // Where 16 bytes lie: a chunk of row `row`, or of depth `row`.
+  static __device__ __forceinline__ int chunk(int row, int chunk) {
+    return row * kStride + (kByRows ? chunk ^ (row >> 1 & 3) : chunk) * 16;
+  }
+  static __device__ __forceinline__ T number(const unsigned char* tile, int index, int depth) {
+    const int row = kByRows ? index : depth, column = kByRows ? depth : index;
+    const int at = chunk(row, column / kVector<T>) + column % kVector<T> * static_cast<int>(sizeof(T));
+    return load_shared<T>(tile + at);
+  }
+
+  // Fragments of 16 indices from `first`, 32 bytes of depth from step `step`. As a: registers 0 to 3 of multiply().
+  // As b: registers of indices 0 to 7 and then of 8 to 15.
+  template <bool kIsA>
+  static __device__ __forceinline__ void fragments(uint32_t (&result)[4], const unsigned char* tile, int first,
+                                                   int step) {
+    const int lane = threadIdx.x % kWarpSize;
+    const int low = lane & 7, middle = lane >> 3 & 1, high = lane >> 4;
+    const int next_index = kIsA ? middle : high, next_depth = kIsA ? high : middle;
+    if constexpr (kByRows) {
+      load_matrices(result, tile + chunk(first + low + 8 * next_index, step * 2 + next_depth));
+    } else if constexpr (sizeof(T) == 2) {
+      load_matrices<true>(result, tile + chunk(step * 16 + low + 8 * next_depth, first / 8 + next_index));
+    } else {
+      const int index = lane / 4, depth = step * 8 + lane % 4;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int beside = kIsA ? i & 1 : i >> 1, deeper = kIsA ? i >> 1 : i & 1;
+        const int at = (depth + 4 * deeper) * kStride + (first + index + 8 * beside) * 4;
+        result[i] = load_shared<uint32_t>(tile + at);
+      }
+    }
+  }
+};
+
+// The part of c that a thread holds, as multiply() lays it out.
+template <int kM, int kN>
+struct Sums {
+  static constexpr int kRows = kM / 64, kColumns = kN / 16;  // 16 x 8 tiles of a warp
+  float value[kRows][kColumns][4];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) value[i][j][k] = 0;
+  }
+  static __device__ __forceinline__ int first_row() { return threadIdx.x / kWarpSize / 2 * (kM / 4); }
+  static __device__ __forceinline__ int first_column() { return threadIdx.x / kWarpSize % 2 * (kN / 2); }
+
+  // visit(row, column, c[row][column], c[row][column + 1]) for all pairs of this thread.
+  template <class Visit>
+  __device__ __forceinline__ void pairs(Visit visit) const {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int below = 0; below < 2; ++below)
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          visit(first_row() + i * 16 + below * 8 + lane / 4, first_column() + j * 8 + lane % 4 * 2,
+                value[i][j][below * 2], value[i][j][below * 2 + 1]);
+        }
+  }
+};
+
+constexpr int kSteps = kDepthBytes / 32;  // that a tile's depth is multiplied in
+
+// sums += a b over step `step` of the depth. kTensor: on tensor cores where the device has them for T (floats are then
+// TF32).
+template <class T, bool kTensor, class A, class B, int kM, int kN>
+__device__ __forceinline__ void multiply_step(Sums<kM, kN>& sums, const unsigned char* a, const unsigned char* b,
+                                              int step) {
+  using S = Sums<kM, kN>;
+  if constexpr (kTensor && kHasTensorCores<T>) {
+    uint32_t left[S::kRows][4];
+#pragma unroll
+    for (int i = 0; i < S::kRows; ++i) A::template fragments<true>(left[i], a, S::first_row() + i * 16, step);
+#pragma unroll
+    for (int j = 0; j < S::kColumns; j += 2) {
+      uint32_t right[4];
+      B::template fragments<false>(right, b, S::first_column() + j * 8, step);
+#pragma unroll
+      for (int i = 0; i < S::kRows; ++i) {
+        multiply<T>(sums.value[i][j], left[i], right);
+        multiply<T>(sums.value[i][j + 1], left[i], right + 2);
+      }
+    }
+  } else {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll 1
+    for (int depth = step * kDepth<T> / kSteps; depth < (step + 1) * kDepth<T> / kSteps; ++depth) {
+      float left[S::kRows][2];
+#pragma unroll
+      for (int i = 0; i < S::kRows; ++i)
+#pragma unroll
+        for (int below = 0; below < 2; ++below)
+          left[i][below] = wide(A::number(a, S::first_row() + i * 16 + below * 8 + lane / 4, depth));
+#pragma unroll
+      for (int j = 0; j < S::kColumns; ++j) {
+        const int column = S::first_column() + j * 8 + lane % 4 * 2;
+        const float first = wide(B::number(b, column, depth)), second = wide(B::number(b, column + 1, depth));
+#pragma unroll
+        for (int i = 0; i < S::kRows; ++i)
+#pragma unroll
+          for (int below = 0; below < 2; ++below) {
+            sums.value[i][j][below * 2] += left[i][below] * first;
+            sums.value[i][j][below * 2 + 1] += left[i][below] * second;
+          }
+      }
+    }
+  }
+}
+
+template <class T, bool kTensor, class A, class B, int kM, int kN>
+__device__ __forceinline__ void multiply_tiles(Sums<kM, kN>& sums, const unsigned char* a, const unsigned char* b) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) multiply_step<T, kTensor, A, B>(sums, a, b, step);
+}
+
+}  // namespace
+}  // namespace bkd

@@ -1,0 +1,135 @@
+"""Compiles the CUDA kernels for every architecture and reads what the compiler says of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-cubin", "-Xptxas=-v")
+CACHE = ROOT / "build" / "cuda_gate"
+
+
+class Kernel(NamedTuple):
+    """What one kernel needs on one architecture; sizes in bytes."""
+
+    name: str
+    architecture: str
+    registers: int
+    shared: int
+    stack: int
+    spills: int
+    threads: int
+    instructions: tuple[str, ...]  # those of SEEN that it contains
+
+
+# Products on tensor cores, loads of their fragments, asynchronous copies, additions in global memory.
+SEEN = ("HMMA", "LDSM", "LDGSTS", "RED")
+
+
+def why_not() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    from bkd_fast._build.toolkit import Unfit, find_toolkit
+
+    try:
+        find_toolkit()
+    except Unfit as error:
+        return str(error)
+    return None if _tool("cuobjdump") else "there is no cuobjdump (triton brings one)"
+
+
+def compiled() -> list[Kernel]:
+    """All kernels, kept in build/cuda_gate until a source changes.
+
+    Raises:
+        RuntimeError: the compiler's message.
+    """
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    jobs = [(source, architecture) for source in sources for architecture in ARCHITECTURES]
+    with ThreadPoolExecutor(2) as pool:
+        return [kernel for found in pool.map(_compile, jobs) for kernel in found]
+
+
+def _compile(job: tuple[Path, str]) -> list[Kernel]:
+    from bkd_fast._build.toolkit import find_toolkit
+
+    source, architecture = job
+    cache = CACHE / f"{source.stem}_{architecture}_{_digest(source)}.json"
+    if cache.exists():
+        return [Kernel(*fields[:-1], tuple(fields[-1])) for fields in json.loads(cache.read_text())]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:  # another process may do the same
+        cubin = Path(folder) / "kernels.cubin"
+        command = [str(find_toolkit().nvcc), *FLAGS, f"-arch=sm_{architecture}", "-o", str(cubin), str(source)]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if ran.returncode:
+            raise RuntimeError(f"{source.name} does not compile for sm_{architecture}:\n{ran.stdout}")
+        command = [_tool("cuobjdump") or "", "-sass", str(cubin)]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        kernels = _read(ran.stdout, code, architecture)
+        (Path(folder) / "kernels.json").write_text(json.dumps(kernels))
+        os.replace(Path(folder) / "kernels.json", cache)
+    return kernels
+
+
+def _read(log: str, code: str, architecture: str) -> list[Kernel]:
+    """From ptxas -v and the disassembly."""
+    bodies = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", code, re.DOTALL))
+    kernels = []
+    for part in log.split("Compiling entry function ")[1:]:
+        symbol = part.split("'")[1]
+
+        def number(pattern: str, text: str = part) -> int:
+            found = re.search(pattern, text)
+            return int(found[1]) if found else 0
+
+        body = bodies[symbol]
+        kernels.append(
+            Kernel(
+                short_name(symbol),
+                architecture,
+                number(r"Used (\d+) registers"),
+                number(r"(\d+) bytes smem"),
+                number(r"(\d+) bytes stack frame"),
+                number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+                256,  # of every launch, as a test in tests/cuda_on_cpu sees
+                tuple(one for one in SEEN if re.search(rf"\b{one}\b", body)),
+            )
+        )
+    return kernels
+
+
+def short_name(symbol: str) -> str:
+    """``deform_conv<half, tensor, 128, 128>`` for a mangled kernel."""
+    name = subprocess.run([shutil.which("c++filt") or "c++filt", symbol], capture_output=True, text=True).stdout.strip()
+    name = re.sub(r"^void |bkd::|\(anonymous namespace\)::|\(bkd::.*$|\(long\)|\(int\)|\(bool\)", "", name)
+    name = re.sub(r"_kernel\b", "", name).split("(")[0]
+    for long, short in (("__half", "half"), ("__nv_bfloat16", "bfloat16"), ("true", "yes"), ("false", "no")):
+        name = name.replace(long, short)
+    return name
+
+
+@functools.cache
+def _digest(source: Path) -> str:
+    digest = hashlib.sha256(" ".join(FLAGS).encode() + source.read_bytes() + Path(__file__).read_bytes())
+    for path in sorted([*source.parent.glob("*.cuh"), *source.parent.glob("*.h"), *(ROOT / "csrc/common").glob("*")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _tool(name: str) -> str | None:
+    import triton
+
+    brought = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return str(brought) if brought.exists() else shutil.which(name)

@@ -1,0 +1,174 @@
+"""Calls of every operator that reach every kernel, option and tail; and when a result is right.
+
+The rule is flash-attention's: the error against float64 is at most twice (gradients: three times) that of plain PyTorch
+in the same type, and a rounding more, where PyTorch happens to err very little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bkd_fast.ops import (
+    backend,
+    cosine_anomaly_map,
+    distillation_loss,
+    modulated_deform_conv2d,
+    modulated_deform_gather,
+    sparse_memory_attention,
+)
+
+Case = tuple[Callable[..., Tensor], list[Tensor]]
+ROUNDING = {torch.float32: 4e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+TF32_ROUNDING = 2.0**-9  # twice that of one number
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def conv(
+    batch: int = 2,
+    channels: int = 19,
+    outputs: int = 13,
+    size: tuple[int, int] = (7, 9),
+    kernel: tuple[int, int] = (3, 3),
+    groups: int = 1,
+    offset_groups: int = 1,
+    stride: int = 1,
+    dilation: int = 1,
+    mask: bool = True,
+    bias: bool = True,
+    last: bool = True,
+    moves_last: bool = False,
+) -> Case:
+    taps, padding = kernel[0] * kernel[1], (kernel[0] // 2, kernel[1] // 2)
+    out = [(s + 2 * p - dilation * (k - 1) - 1) // stride + 1 for s, p, k in zip(size, padding, kernel, strict=True)]
+
+    def laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+    tensors = [
+        laid_out(random(batch, channels, *size), last),
+        random(outputs, channels // groups, *kernel, seed=1) / 5,
+        laid_out(random(batch, 2 * offset_groups * taps, *out, seed=2), moves_last),
+        laid_out(random(batch, offset_groups * taps, *out, seed=3), moves_last),
+        random(outputs, seed=4),
+    ]
+
+    def call(i: Tensor, w: Tensor, o: Tensor, m: Tensor, b: Tensor) -> Tensor:
+        found = modulated_deform_conv2d(i, o, w, b if bias else None, stride, padding, dilation, m if mask else None)
+        return found if bias and mask else found + 0 * (b.sum() + m.sum())
+
+    return call, tensors
+
+
+def gather(batch: int = 2, channels: int = 19, kernel: int = 3, shared: bool = False, mask: bool = True) -> Case:
+    taps = kernel * kernel
+    tensors = [
+        random(1 if shared else batch, taps * channels, 6, 5),
+        random(batch, 2 * taps, 6, 5, seed=2),
+        random(batch, taps, 6, 5, seed=3),
+    ]
+    return (
+        lambda p, o, m: (
+            modulated_deform_gather(p, o, m if mask else None, kernel, 1, kernel // 2) + (0 if mask else 0 * m.sum())
+        ),
+        tensors,
+    )
+
+
+def attention(
+    rows: int = 37, items: int = 21, channels: int = 19, threshold: float = 0.02, temperature: float = 0.3,
+    renormalize: bool = True, zero: bool = False,
+) -> Case:  # fmt: skip
+    query, memory = random(rows, channels), random(items, channels, seed=1)
+    if zero:
+        query[3], memory[2] = 0, 0
+    return lambda q, m: sparse_memory_attention(q, m, threshold, temperature, renormalize), [query, memory]
+
+
+LEVELS = ((2, 19, 9, 7), (2, 40, 5, 5), (2, 3, 1, 2))
+
+
+def levels(branches: int, last: bool) -> list[Tensor]:
+    layout = torch.channels_last if last else torch.contiguous_format
+    shapes = [shape for _ in range(1 + branches) for shape in LEVELS]
+    return [random(*shape, seed=seed).contiguous(memory_format=layout) for seed, shape in enumerate(shapes)]
+
+
+def anomaly(
+    size: tuple[int, int] = (37, 21), branches: int = 2, last: bool = False, fusion: str = "product",
+    sigma: float = 2.0, share: float = 0.2, align: bool = False,
+) -> Case:  # fmt: skip
+    weights = [1 + index / 10 for index in range(3 * branches)]
+    return lambda *all_levels: cosine_anomaly_map(
+        all_levels[:3], all_levels[3:], size, fusion=fusion, sigma=sigma, weights=weights, align_corners=align,
+        value_share=share,
+    ), levels(branches, last)  # fmt: skip
+
+
+def loss(direction: str, last: bool) -> Case:
+    return lambda *all_levels: distillation_loss(all_levels[:3], all_levels[3:], direction=direction), levels(1, last)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "conv": conv,
+    "conv: channels first": lambda: conv(last=False),
+    "conv: groups": lambda: conv(channels=32, outputs=12, groups=2, offset_groups=4),
+    "conv: more groups than offset groups": lambda: conv(
+        1, 48, 200, kernel=(1, 1), groups=4, offset_groups=2, moves_last=True
+    ),
+    "conv: odd groups": lambda: conv(1, 30, 10, groups=2, offset_groups=3),
+    "conv: depthwise": lambda: conv(1, 5, 5, groups=5, offset_groups=1),
+    "conv: stride and dilation": lambda: conv(1, 24, 8, (11, 9), (3, 2), stride=2, dilation=2),
+    "conv: neither mask nor bias": lambda: conv(mask=False, bias=False, moves_last=True),
+    "conv: large tiles": lambda: conv(1, 40, 130, (32, 33), (1, 1)),
+    "conv: many channels": lambda: conv(1, 200, 9, (3, 3)),
+    "gather": gather,
+    "gather: shared": lambda: gather(shared=True),
+    "gather: many taps, no mask": lambda: gather(1, 8, 5, mask=False),
+    "gather: many channels": lambda: gather(1, 300, 1),
+    "attention": attention,
+    "attention: as printed": lambda: attention(70, 200, 64, 0.002, 1.0, False),
+    "attention: sparse": lambda: attention(70, 150, 300, 0.02, 0.05),
+    "attention: zero vectors": lambda: attention(zero=True),
+    "attention: one item": lambda: attention(3, 1, 8),
+    "attention: nothing is left": lambda: attention(5, 70, 16, 0.9, 1.0),
+    "anomaly": anomaly,
+    "anomaly: channels last, one branch": lambda: anomaly(last=True, branches=1),
+    "anomaly: sum, no smoothing": lambda: anomaly(fusion="sum", sigma=0.0, last=True, share=0.0),
+    "anomaly: many branches, aligned corners": lambda: anomaly(branches=6, align=True),
+    "anomaly: small map": lambda: anomaly((4, 3)),
+    "anomaly: wide map": lambda: anomaly((3, 300)),
+    "loss: flat": lambda: loss("flat", False),
+    "loss: flat, channels last": lambda: loss("flat", True),
+    "loss: pixel": lambda: loss("pixel", False),
+    "loss: pixel, channels last": lambda: loss("pixel", True),
+}
+
+
+def results(case: Case, name: str, dtype: torch.dtype) -> list[Tensor]:
+    """The output and all gradients, on a backend."""
+    call, tensors = case
+    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+    with backend(name):
+        output = call(*leaves)
+        grad = random(*output.shape, seed=9).to(output.dtype) if output.shape else torch.ones_like(output)
+        return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+def rounded(case: Case, dtype: torch.dtype) -> Case:
+    """The same call on numbers that ``dtype`` holds, so that only the arithmetic errs."""
+    return case[0], [tensor.to(dtype).float() for tensor in case[1]]
+
+
+def check(found: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor], rounding: float) -> None:
+    """Raises AssertionError where a result errs more than the rule allows."""
+    for index, (own, other, truth) in enumerate(zip(found, plain, exact, strict=True)):
+        allowed = (3 if index else 2) * (other.double() - truth).abs().max().item()
+        allowed += rounding * max(truth.abs().max().item(), 1e-3)
+        error = (own.double() - truth).abs().max().item()
+        assert error <= allowed, f"result {index} errs by {error}, allowed are {allowed}"

@@ -1,0 +1,43 @@
+// What the tests ask of the emulation itself.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "cuda_on_cpu.h"
+
+namespace emulated {
+namespace {
+
+// forward, reversed, or a seed for a random order
+void choose_order(std::string order, int64_t seed) {
+  set_order(order == "forward"    ? Order::kForward
+            : order == "reversed" ? Order::kReversed
+                                  : Order::kRandom,
+            static_cast<uint64_t>(seed));
+}
+void count_traffic(bool on) { traffic::count(on); }
+std::string traffic_report() { return traffic::report(); }
+// A line each: kernel, threads, bytes of dynamic shared memory.
+std::string launches() {
+  std::string text;
+  for (const auto& [name, size] : launched) {
+    text += name + ' ' + std::to_string(size.first) + ' ' + std::to_string(size.second) + '\n';
+  }
+  return text;
+}
+
+}  // namespace
+}  // namespace emulated
+
+STABLE_TORCH_LIBRARY(cuda_on_cpu, m) {
+  m.def("order(str order, int seed) -> ()");
+  m.def("count_traffic(bool on) -> ()");
+  m.def("traffic() -> str");
+  m.def("launches() -> str");
+}
+STABLE_TORCH_LIBRARY_IMPL(cuda_on_cpu, CompositeExplicitAutograd, m) {
+  m.impl("order", TORCH_BOX(&emulated::choose_order));
+  m.impl("count_traffic", TORCH_BOX(&emulated::count_traffic));
+  m.impl("traffic", TORCH_BOX(&emulated::traffic_report));
+  m.impl("launches", TORCH_BOX(&emulated::launches));
+}

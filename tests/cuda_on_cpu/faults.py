@@ -1,0 +1,113 @@
+"""Faults that the tests must catch: barriers, bounds, fragments, waits, indices, and arithmetic."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """A text that occurs once in a file of csrc/cuda, what is put in its place, and the tests that may catch it."""
+
+    name: str
+    file: str
+    text: str
+    instead: str
+    tests: str
+
+
+CONV, GATHER, ATTENTION = "reference and conv", "reference and gather", "reference and attention"
+ANOMALY, LOSS = "reference and anomaly", "reference and loss"
+
+FAULTS = (
+    # tiles and instructions
+    Fault("fragment of a: rows 8 to 15 before the deeper half", "tile.cuh",
+          "const int next_index = kIsA ? middle : high, next_depth = kIsA ? high : middle;",
+          "const int next_index = kIsA ? high : high, next_depth = kIsA ? middle : middle;", "tiles"),
+    Fault("fragment of b: columns before depth", "tile.cuh",
+          "next_depth = kIsA ? high : middle;", "next_depth = kIsA ? high : high;", "tiles"),
+    Fault("swizzle differs between rows", "tile.cuh", "chunk ^ (row >> 1 & 3)", "chunk ^ (row >> 1 & (row > 40 ? 1 : 3))",
+          "tiles or conv"),
+    Fault("second step of the depth is left out", "tile.cuh",
+          "for (int step = 0; step < kSteps; ++step) multiply_step", "for (int step = 0; step < kSteps - 1; ++step) multiply_step",
+          "tiles"),
+    Fault("columns of c are exchanged", "tile.cuh", "value[i][j][below * 2], value[i][j][below * 2 + 1]",
+          "value[i][j][below * 2 + 1], value[i][j][below * 2]", "tiles"),
+    # modulated deformable convolution
+    Fault("conv: no barrier before a tile is multiplied", "deform_conv.cu",
+          "    wait_for_copies<0>();\n    __syncthreads();\n    if (more(next))", "    wait_for_copies<0>();\n    if (more(next))",
+          CONV),
+    Fault("conv: no wait for the weights", "deform_conv.cu", "    wait_for_copies<0>();\n", "", CONV),
+    Fault("conv: bound of the outputs off by one", "deform_conv.cu",
+          "const bool valid = output < p.group_outputs() && channel < d.last;",
+          "const bool valid = output < p.group_outputs() - 1 && channel < d.last;", CONV),
+    Fault("conv: bound of the channels off by one", "deform_conv.cu", "if (d.channel < d.last) return false;",
+          "if (d.channel <= d.last) return false;", CONV),
+    Fault("conv: reads of the wrong tap", "deform_conv.cu", "d.reads ^= 1;", "", CONV),
+    Fault("conv: last pixel is left out", "deform_conv.cu", "if (pixel >= p.pixels ||", "if (pixel >= p.pixels - 1 ||", CONV),
+    Fault("conv: bias of the first group for all", "deform_conv.cu",
+          "const int channel = group * p.group_outputs() + within;\n    if (bias) first += wide(load<T>(bias + channel));",
+          "const int channel = group * p.group_outputs() + within;\n    if (bias) first += wide(load<T>(bias + within));", CONV),
+    Fault("sampling: x before y", "sampling.cuh",
+          "const int64_t channel = 2 * (group * s.taps + tap);", "const int64_t channel = 2 * (group * s.taps + tap) ^ 1;",
+          CONV),
+    Fault("sampling: mask of another offset group", "sampling.cuh",
+          "const int64_t channel = group * s.taps + tap;", "const int64_t channel = tap;", CONV),
+    Fault("sampling: dilation is exchanged with stride", "sampling.cuh", "down * s.dilation_y", "down * s.stride_y",
+          "reference and (conv or dilation)"),
+    Fault("sampling: images begin a pixel late", "sampling.cuh",
+          "const int image = index / s.pixels(), pixel = index - image * s.pixels();",
+          "const int image = (index + 1) / s.pixels(), pixel = index - index / s.pixels() * s.pixels();", CONV),
+    Fault("backward: no barrier before columns are read", "deform_conv_backward.cu",
+          "    });\n    __syncthreads();\n#pragma unroll\n    for (int i = 0; i < kOwn; ++i) {",
+          "    });\n#pragma unroll\n    for (int i = 0; i < kOwn; ++i) {", CONV),
+    Fault("backward: no barrier before buffers are written again", "deform_conv_backward.cu",
+          "    __syncthreads();  // before the buffers and columns are written again\n", "", CONV),
+    Fault("backward: columns are read as if not shifted", "deform_conv_backward.cu",
+          "shared.columns[row][lane ^ (row % 8 * 4)]", "shared.columns[row][lane]", CONV),
+    Fault("backward: mask is left out", "scatter.cuh", "const float weight = spot.weight[i] * spot.mask;",
+          "const float weight = spot.weight[i];", CONV),
+    Fault("backward: offset's gradient without the mask", "scatter.cuh", "by_y * spot.mask);", "by_y);", CONV),
+    Fault("backward: second channel is added to the first", "scatter.cuh", "add(grad_input, scale, at + 1, weight * grad.y);",
+          "add(grad_input, scale, at, weight * grad.y);", CONV),
+    Fault("weights: last pixels are left out", "deform_conv_weight.cu",
+          "const int steps = (p.pixels + kDepth<T> - 1) / kDepth<T>;", "const int steps = p.pixels / kDepth<T>;", CONV),
+    Fault("weights: reads are overwritten too early", "deform_conv_weight.cu",
+          "if (step + 2 < end) work_out(step + 2);", "if (step + 2 < end) work_out(step + 3 < end ? step + 3 : step + 2);", CONV),
+    Fault("weights: parts overlap", "deform_conv_weight.cu", "const int end = static_cast<int>(int64_t{steps} * (part + 1) / p.parts);",
+          "const int end = min(steps, static_cast<int>(int64_t{steps} * (part + 1) / p.parts) + 1);", CONV),
+    Fault("gather: taps beyond the ninth read the first ones", "deform_gather.cu",
+          "(first + tap) * p.channels + channel", "tap * p.channels + channel", GATHER),
+    Fault("gather: no barrier before the next taps", "deform_gather.cu", "    if (first) __syncthreads();\n", "", GATHER),
+    Fault("gather: gradient of a shared image by batch", "scatter.cuh",
+          "const uint32_t base = shared_input ? 0 : place.image", "const uint32_t base = place.image",
+          GATHER),
+    # memory attention
+    Fault("attention: infinite logits are counted", "memory_attention.cu",
+          "const float logit = item < p.items ? dots[i] / fmaxf(norms, kEpsilon) / p.temperature : -INFINITY;",
+          "const float logit = item < p.items ? dots[i] / fmaxf(norms, kEpsilon) / p.temperature : 0;", ATTENTION),
+    Fault("attention: sums are not scaled to the new largest", "memory_attention.cu",
+          "(sum == 0 ? 0 : sum * expf(largest - both))", "sum", ATTENTION),
+    Fault("attention: items that are alive are left out", "memory_attention.cu", "if (any) shared.alive[step] = 1;",
+          "if (any && own == 0) shared.alive[step] = row % 2;", ATTENTION),
+    Fault("attention: no barrier before logits are written again", "memory_attention.cu",
+          "    __syncthreads();  // before logits are written where the memory is\n", "", ATTENTION),
+    Fault("attention: total of one thread", "memory_attention.cu", "  total = sum_lanes<kSharers>(total);\n", "", ATTENTION),
+    Fault("attention: gradient without the softmax's own", "memory_attention.cu", "(by_weight(item, own) - inner)",
+          "(by_weight(item, own))", ATTENTION),
+    # levels
+    Fault("levels: one sharer is left out", "pairs.cuh", "for (int i = 0; i < kSharers; ++i) total",
+          "for (int i = 0; i < kSharers - 1; ++i) total", f"{ANOMALY} or {LOSS}"),
+    Fault("levels: no barrier before sums are read", "pairs.cuh",
+          "      store_shared(&partial[sharer][own], x);\n      __syncthreads();\n", "      store_shared(&partial[sharer][own], x);\n",
+          f"{ANOMALY} or {LOSS}"),
+    Fault("levels: teacher's gradient of the last branch only", "pairs.cu", "by_teacher[i] += slope", "by_teacher[i] = slope",
+          ANOMALY),
+    Fault("anomaly: borders are not mirrored", "anomaly_map.cu", "2 * length - 1 - within", "length - 1", ANOMALY),
+    Fault("anomaly: half a pixel off", "anomaly_map.cu", "* ratio - 0.5f, 0)", "* ratio, 0)", ANOMALY),
+    Fault("anomaly: no barrier before neighbours are read", "anomaly_map.cu", "    __syncthreads();\n    if (x < p.width) {",
+          "    if (x < p.width) {", ANOMALY),
+    Fault("loss: last numbers of an image are left out", "distillation_loss.cu",
+          "end = chunks * (blockIdx.x + 1) / p.splits;", "end = chunks / p.splits * (blockIdx.x + 1);", LOSS),
+    Fault("loss: a warp is left out", "distillation_loss.cu", "for (int i = 0; i < kThreads / kWarpSize; ++i) total",
+          "for (int i = 1; i < kThreads / kWarpSize; ++i) total", LOSS),
+)  # fmt: skip

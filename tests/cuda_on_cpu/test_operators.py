@@ -1,0 +1,236 @@
+"""Every kernel, type and option against the reference, with threads in every order."""
+
+import csv
+from contextlib import contextmanager
+
+import building
+import cases
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bkd_fast.ops import backend, modulated_deform_conv2d
+
+TYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@contextmanager
+def precision(chosen):
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = chosen
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+KERNELS = """
+deform_conv deform_conv_backward deform_conv_weight deform_gather deform_gather_backward memory_attention
+memory_attention_normalizer memory_attention_gradient pair_gradient loss_images loss_pixels loss_total
+"""
+
+# With TF32 only what multiplies on tensor cores, and where no weight is so near the threshold that rounding decides.
+CALLS = [
+    (name, kind)
+    for name in cases.CASES
+    for kind in TYPES
+    if kind != "tf32" or name.startswith(("conv", "attention: as", "attention: one"))
+]
+
+
+@pytest.fixture
+def ieee():
+    with precision("ieee"):
+        yield
+
+
+@pytest.mark.parametrize(("name", "kind"), CALLS)
+def test_the_kernels_agree_with_the_reference(name, kind, order):
+    dtype = TYPES[kind]
+    case = cases.rounded(cases.CASES[name](), dtype)
+    rounding = cases.TF32_ROUNDING if kind == "tf32" else cases.ROUNDING[dtype]
+    exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
+    with precision("tf32" if kind == "tf32" else "ieee"):
+        cases.check(cases.results(case, "native", dtype), plain, exact, rounding)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(0, 3), inputs=st.integers(1, 40), outputs=st.integers(1, 70), height=st.integers(1, 6),
+    width=st.integers(1, 9), tall=st.integers(1, 3), wide=st.integers(1, 3), half=st.booleans(),
+)  # fmt: skip
+def test_convolutions_of_any_size_agree(batch, inputs, outputs, height, width, tall, wide, half):
+    dtype = torch.float16 if half else torch.float32
+    size = (height + 2, width + 2)
+    case = cases.rounded(cases.conv(batch, inputs, outputs, size, (tall, wide)), dtype)
+    if batch == 0:
+        found = cases.results(case, "native", dtype)
+        assert found[0].shape[0] == 0
+        assert not any(value.any() for value in found[1:])
+        return
+    exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
+    with precision("ieee"):
+        cases.check(cases.results(case, "native", dtype), plain, exact, cases.ROUNDING[dtype])
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 80), items=st.integers(1, 140), channels=st.integers(1, 80),
+    threshold=st.sampled_from([0.0, 0.5]), half=st.booleans(),
+)  # fmt: skip
+def test_memories_of_any_size_agree(rows, items, channels, threshold, half):
+    dtype = torch.float16 if half else torch.float32
+    case = cases.rounded(cases.attention(rows, items, channels, threshold), dtype)
+    exact = cases.results(case, "reference", torch.float64)
+    # A weight at the threshold may fall on either side of it.
+    near = threshold and _nearest(case, threshold) < 1e-3
+    if not near:
+        found, plain = (cases.results(case, name, dtype) for name in ("native", "reference"))
+        cases.check(found, plain, exact, cases.ROUNDING[dtype])
+
+
+def _nearest(case, threshold):
+    from bkd_fast.ops.reference import memory_attention_weights
+
+    return (memory_attention_weights(*case[1], 0.0, 0.3, False) - threshold).abs().min().item()
+
+
+@pytest.mark.parametrize("name", ["conv", "conv: groups", "gather: shared", "gather"])
+def test_deterministic_sums_agree_and_do_not_depend_on_the_order(name, ieee):
+    case = cases.CASES[name]()
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = []
+        for order in ("forward", "reversed", "random"):
+            torch.ops.cuda_on_cpu.order(order, 1)
+            runs.append(cases.results(case, "native", torch.float32))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
+    exact = cases.results(case, "reference", torch.float64)
+    cases.check(runs[0], cases.results(case, "reference", torch.float32), exact, cases.ROUNDING[torch.float32])
+
+
+def test_deterministic_sums_of_what_is_not_finite_are_not_numbers(ieee):
+    call, tensors = cases.conv()
+    tensors[0][0, 0, 0, 0] = float("inf")
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    torch.use_deterministic_algorithms(True)
+    try:
+        with backend("native"):
+            (found,) = torch.autograd.grad(call(*leaves), leaves[0], torch.full((2, 13, 7, 9), float("inf")))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found.isnan().all()
+
+
+def test_the_order_of_floating_point_sums_shows_without_that(ieee):
+    """What the test above would not catch if additions were always in the same order."""
+    runs = []
+    for order in ("forward", "reversed"):
+        torch.ops.cuda_on_cpu.order(order, 1)
+        runs.append(cases.results(cases.gather(), "native", torch.float32)[1])
+    assert not torch.equal(*runs)
+
+
+@pytest.mark.parametrize("name", ["conv", "gather", "gather: shared"])
+def test_more_images_than_a_launch_takes(name, ieee, monkeypatch):
+    from bkd_fast.ops.native.cuda import layout
+
+    case = cases.CASES[name]()
+    whole = cases.results(case, "native", torch.float32)
+    monkeypatch.setattr(layout, "MOST_PIXELS", 63)
+    for one, other in zip(cases.results(case, "native", torch.float32), whole, strict=True):
+        torch.testing.assert_close(one, other)
+    monkeypatch.setattr(layout, "MOST_PIXELS", 20)
+    with pytest.raises(RuntimeError, match="images of up to 20 pixels, this one has .*: use tiles"):
+        cases.results(case, "native", torch.float32)
+
+
+def test_more_queries_than_a_launch_takes(monkeypatch):
+    from bkd_fast.ops.native.cuda import memory_attention
+
+    case = cases.attention(150, 70)
+    whole = cases.results(case, "native", torch.float32)
+    monkeypatch.setattr(memory_attention, "MOST_ROWS", 64)
+    monkeypatch.setattr(memory_attention, "GRADIENT_NUMBERS", 70 * 40)
+    for one, other in zip(cases.results(case, "native", torch.float32), whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("wanted", range(5))
+def test_only_the_gradients_that_are_asked_for(wanted, ieee):
+    call, tensors = cases.conv()
+    every = cases.results((call, tensors), "native", torch.float32)
+    leaves = [tensor.detach().requires_grad_(index == wanted) for index, tensor in enumerate(tensors)]
+    with backend("native"):
+        output = call(*leaves)
+        (found,) = torch.autograd.grad(output, leaves[wanted], cases.random(*output.shape, seed=9))
+    assert torch.equal(found, every[1 + wanted])
+
+
+def test_offsets_and_masks_of_another_type_keep_their_precision(monkeypatch):
+    """As under autocast, where they may be float32 beside float16 images."""
+    call, tensors = cases.conv(channels=16, mask=True)
+    halves = [tensor.half() for tensor in tensors]
+    mixed = [halves[0], halves[1], tensors[2], tensors[3], halves[4]]
+    exact = [tensor.double() for tensor in mixed]
+    with backend("native"):
+        found = call(*mixed)
+    with backend("reference"):
+        plain, truth = call(*mixed), call(*exact)
+    cases.check([found], [plain], [truth], cases.ROUNDING[torch.float16])
+
+
+def test_not_a_number_stays_where_it_is_read(ieee):
+    call, (input, *others) = cases.conv(1, 8, 4, (6, 6), kernel=(1, 1), bias=True)
+    input[0, 0, 2, 2] = float("nan")
+    others[1].zero_()
+    with backend("native"):
+        found = call(input, *others)
+    assert found[0, :, 2, 2].isnan().all()
+    assert found.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
+
+
+def test_levels_of_different_types_are_compared_in_float32():
+    call, tensors = cases.anomaly()
+    mixed = [tensor.half() if index < 3 else tensor for index, tensor in enumerate(tensors)]
+    with backend("native"):
+        found = call(*mixed)
+    with backend("reference"):
+        expected = call(*[tensor.float() for tensor in mixed])
+    torch.testing.assert_close(found, expected)
+
+
+def test_too_wide_a_smoothing_is_refused():
+    call, tensors = cases.anomaly(sigma=2000.0)
+    with backend("native"), pytest.raises(RuntimeError, match="CUDA kernels take up to 8 levels and sigma up to 1450"):
+        call(*tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_launches_are_as_the_compile_gate_has_them(dtype):
+    """The compiler knows neither the threads of a launch nor its dynamic shared memory."""
+    for name in ("conv", "gather", "attention", "loss: flat", "loss: pixel"):
+        cases.results(cases.CASES[name](), "native", dtype)
+    launches = {line.split()[0]: line.split()[1:] for line in torch.ops.cuda_on_cpu.launches().splitlines()}
+    with open(building.HERE.parent / "cuda_gate" / "launches.csv", newline="", encoding="utf-8") as file:
+        dynamic = {row["kernel"]: row["dynamic"] for row in csv.DictReader(file)}
+    label = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float32: "float"}[dtype]
+    assert set(KERNELS.split()) <= set(launches)
+    for kernel in KERNELS.split():
+        assert launches[kernel] == ["256", dynamic.get(f"{kernel}<{label}", "0")]
+
+
+def test_float64_runs_on_the_reference_and_a_chosen_backend_says_so():
+    tensors = [tensor.double() for tensor in cases.conv()[1]]
+    i, w, o, m, b = tensors
+    modulated_deform_conv2d(i, o, w, b, padding=1, mask=m)
+    message = "native backend has no modulated_deform_conv2d for cpu tensors of torch.float64"
+    with backend("native"), pytest.raises(RuntimeError, match=message):
+        modulated_deform_conv2d(i, o, w, b, padding=1, mask=m)
