@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
             "kernels": _kernels(),
             "threads": torch.get_num_threads(),
         },
-        "cuda": {"torch_built_for": torch.version.cuda, "devices": gpus},
+        "cuda": {"torch_built_for": torch.version.cuda, "kernels": _cuda_kernels(), "devices": gpus},
         "operators": ops.describe(),
     }
 
@@ -40,6 +40,15 @@ def _kernels() -> str:
     from bkd_fast.ops.native.cpu import simd_tier, simd_tiers
 
     return f"{simd_tier()} (of {', '.join(simd_tiers())})"
+
+
+def _cuda_kernels() -> str:
+    """Whether there are compiled CUDA kernels, or why not."""
+    if available("native") is not None:
+        return "none"
+    from bkd_fast.ops import native
+
+    return native.without_cuda or "available"
 
 
 def render(facts: dict[str, Any]) -> str:

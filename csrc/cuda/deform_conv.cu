@@ -130,12 +130,16 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? 2 : 3) deform_conv_kerne
     const int pixel = first_pixel + row, within = first_output + column;
     if (pixel >= p.pixels || within >= p.group_outputs()) return;
     const int channel = group * p.group_outputs() + within;
+    const bool both = within + 1 < p.group_outputs();
     if (bias) first += wide(load<T>(bias + channel));
+    if (bias && both) second += wide(load<T>(bias + channel + 1));
     T* to = output + int64_t{pixel} * p.outputs + channel;
-    store(to, narrow<T>(first));
-    if (within + 1 >= p.group_outputs()) return;
-    if (bias) second += wide(load<T>(bias + channel + 1));
-    store(to + 1, narrow<T>(second));
+    if (both && (p.outputs | channel) % 2 == 0) {
+      store(to, Both<T>{narrow<T>(first), narrow<T>(second)});
+    } else {
+      store(to, narrow<T>(first));
+      if (both) store(to + 1, narrow<T>(second));
+    }
   });
 }
 

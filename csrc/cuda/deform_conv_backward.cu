@@ -87,8 +87,7 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_backward_kernel(const
                 p.grad_moves.wanted(), dots[i]);
       }
     }
-    __syncthreads();  // before the buffers and columns are written again
-    channel = last;
+    channel = last;  // the columns are written again after the barriers of the next product
   }
   if (!p.grad_moves.wanted()) return;
 #pragma unroll

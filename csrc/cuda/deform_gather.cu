@@ -55,9 +55,6 @@ __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGat
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) deform_gather_backward_kernel(const DeformGather p) {
-  struct alignas(2 * sizeof(T)) Pair {
-    T first, second;
-  };
   const T* projected = static_cast<const T*>(p.projected);
   const Sampling& s = p.sampling;
   const int lane = threadIdx.x % kWarpSize;
@@ -70,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) deform_gather_backward_kernel(const 
     const Spot spot = spot_at<T>(s, place, 0, tap, p.shared);
     float dots[4] = {};
     for (int channel = 2 * lane; channel < p.channels; channel += 2 * kWarpSize) {
-      const Pair pair = load<Pair>(grad + channel);
+      const auto pair = load<Both<T>>(grad + channel);
       scatter(make_float2(wide(pair.first), wide(pair.second)), spot, projected + tap * p.channels, s.taps * p.channels,
               channel, p.grad_projected.from(int64_t{tap} * p.channels), scale, p.grad_moves.wanted(), dots);
     }

@@ -55,6 +55,12 @@ void by_type(Type type, const Call& call) {
   call(float{});
 }
 
+// Two numbers, moved at once.
+template <class T>
+struct alignas(2 * sizeof(T)) Both {
+  T first, second;
+};
+
 // 16 bytes of numbers, moved at once.
 template <class T>
 struct alignas(16) Pack {

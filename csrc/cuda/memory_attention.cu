@@ -199,19 +199,16 @@ __global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1) memory_atte
     const int channel = first_channel + column;
     if (first_row + row >= p.rows || channel >= p.channels) return;
     const float scale = load_shared<float>(&shared.scale[row]);
-    struct alignas(2 * sizeof(T)) Pair {
-      T first, second;
-    };
     store(output + int64_t{first_row + row} * p.channels + channel,
-          Pair{narrow<T>(first * scale), narrow<T>(second * scale)});
+          Both<T>{narrow<T>(first * scale), narrow<T>(second * scale)});
   });
 }
 
 template <class T, bool kTensor>
 void start(const MemoryAttention& p, const Device& device) {
   const int64_t tiles = blocks_for(p.rows, kRows);
-  launch("memory_attention_normalizer", &memory_attention_normalizer_kernel<T, kTensor>, tiles, p.splits, 1, kThreads, 0, device,
-         p);
+  launch("memory_attention_normalizer", &memory_attention_normalizer_kernel<T, kTensor>, tiles, p.splits, 1, kThreads,
+         0, device, p);
   launch("memory_attention", &memory_attention_kernel<T, kTensor>, tiles, blocks_for(p.channels, kRead<T>), 1, kThreads,
          sizeof(Read<T>), device, p);
 }

@@ -41,14 +41,11 @@ __device__ __forceinline__ void add(const Accumulator& to, float scale, int64_t 
 template <class T>
 __device__ __forceinline__ void scatter(float2 grad, const Spot& spot, const T* input, int64_t line, int channel,
                                         const Accumulator& grad_input, float scale, bool moves, float (&dots)[4]) {
-  struct alignas(2 * sizeof(T)) Pair {
-    T first, second;
-  };
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int64_t at = int64_t{spot.pixel[i]} * line + channel;
     if (moves) {
-      const Pair value = load<Pair>(input + at);
+      const auto value = load<Both<T>>(input + at);
       dots[i] += grad.x * wide(value.first) + grad.y * wide(value.second);
     }
     const float weight = spot.weight[i] * spot.mask;

@@ -1,7 +1,7 @@
 """Plants known faults in the CUDA kernels, one at a time, and sees that a test catches each: `make mutations`.
 
-A fault is a text of csrc/cuda that occurs once, what stands there instead, and which tests may catch it. Further arguments
-choose faults by a part of their names.
+A fault is a text of csrc/cuda that occurs once, what stands there instead, and which tests may catch it. Further
+arguments choose faults by a part of their names.
 """
 
 from __future__ import annotations

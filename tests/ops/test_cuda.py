@@ -1,0 +1,128 @@
+"""What only a GPU shows of the CUDA kernels: streams, graphs, determinism, memory, and that they agree there too."""
+
+import cases
+import pytest
+import torch
+
+from bkd_fast.ops import backend
+from bkd_fast.ops.backend import available
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(available("native") is not None, reason=str(available("native"))),
+]
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+SOME = ["conv: groups", "gather", "attention: sparse", "anomaly", "loss: flat", "loss: pixel, channels last"]
+
+
+@pytest.fixture(autouse=True)
+def each_backend():
+    """Overrides the suite's: each test says what it compares."""
+
+
+@pytest.fixture(autouse=True)
+def cuda():
+    """There are CUDA kernels, and no TF32."""
+    from bkd_fast.ops import native
+
+    if native.without_cuda:
+        pytest.fail(f"a GPU, and no CUDA kernels: {native.without_cuda}")
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_kernels_agree_with_the_reference(name, dtype):
+    case = cases.rounded(cases.CASES[name](), dtype)
+    exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
+    found = cases.results(case, "native", dtype, "cuda")
+    cases.check(found, [value.cpu() for value in plain], exact, cases.ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_graph_of_it_can_be_captured_and_replayed(name):
+    """Nothing waits for the device, and everything runs on the current stream."""
+    call, tensors = cases.CASES[name]()
+    inputs = [tensor.cuda().half() for tensor in tensors]
+    with backend("native"):
+        expected = call(*inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            call(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call(*inputs)
+    for value in inputs:
+        value.mul_(2)
+    graph.replay()
+    with backend("native"):
+        torch.testing.assert_close(captured, call(*inputs))
+    assert not torch.equal(captured, expected)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_work_is_ordered_by_the_current_stream(name):
+    """A kernel on another stream would read what is not yet there."""
+    call, tensors = cases.CASES[name]()
+    with backend("native"):
+        expected = call(*[tensor.cuda() for tensor in tensors])
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            inputs = [torch.zeros_like(tensor, device="cuda") for tensor in tensors]
+            torch.cuda._sleep(50_000_000)
+            for value, tensor in zip(inputs, tensors, strict=True):
+                value.copy_(tensor)
+            found = call(*inputs)
+        stream.synchronize()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_the_same_bits_twice_where_they_are_asked_for(name):
+    case = cases.CASES[name]()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        first, second = (cases.results(case, "native", torch.float32, "cuda") for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    # The gradient of a map goes through PyTorch's upsampling, which is not deterministic on CUDA.
+    count = 1 if name.startswith("anomaly") else len(first)
+    assert all(torch.equal(one, other) for one, other in zip(first[:count], second[:count], strict=True))
+
+
+def test_a_convolution_holds_no_columns():
+    call, tensors = cases.conv(4, 256, 256, (64, 64), mask=True)
+    inputs = [tensor.cuda().half() for tensor in tensors]
+    with backend("native"):
+        call(*inputs)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        output = call(*inputs)
+    # The result and the weights in the kernel's order; columns would be nine times the input.
+    extra = torch.cuda.max_memory_allocated() - before
+    assert extra < 2 * output.numel() * output.element_size() + 2**21
+
+
+def test_tensors_of_more_than_two_billion_numbers():
+    free = torch.cuda.mem_get_info()[0]
+    if free < 40 * 2**30:
+        pytest.skip(f"{free / 2**30:.0f} GB of GPU memory are free, 40 are needed")
+    batch, channels, size = 40, 4096, 128  # 2.7e9 numbers
+    input = torch.zeros(batch, channels, size, size, dtype=torch.half, device="cuda").to(
+        memory_format=torch.channels_last
+    )
+    input[-1] = 1
+    offset = torch.zeros(batch, 2, size, size, dtype=torch.half, device="cuda")
+    weight = torch.full((8, channels, 1, 1), 2.0**-10, dtype=torch.half, device="cuda")
+    from bkd_fast.ops import modulated_deform_conv2d
+
+    with backend("native"):
+        found = modulated_deform_conv2d(input, offset, weight)
+    assert (found[-1] == channels * 2.0**-10).all()
+    assert not found[:-1].any()
