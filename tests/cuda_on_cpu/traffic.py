@@ -35,6 +35,9 @@ class Gpu(NamedTuple):
 GPUS = (Gpu("RTX 4070 Ti", 60, 2.61, 256, 504), Gpu("H100", 132, 1.755, 0.6 * 2135, 3350))
 
 
+ITEMS = 500  # of the memory, the default
+
+
 class Count(NamedTuple):
     """Of one call: bytes asked of global memory, in sectors, passes through shared memory, and as few as possible."""
 
@@ -70,16 +73,11 @@ def half(*shape: int) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
 
-def conv(channels: int, size: tuple[int, int]) -> tuple[Callable[[], Tensor], int, int]:
-    """A call, its multiplications, and the bytes of its tensors."""
-    tensors = [half(1, channels, *size), half(1, 18, *size), half(channels, channels, 3, 3), half(1, 9, *size)]
-    input, offset, weight, mask = tensors
-    tensors_bytes = 2 * (sum(tensor.numel() for tensor in tensors) + input.numel())
-    return (
-        lambda: modulated_deform_conv2d(input, offset, weight, None, padding=1, mask=mask),
-        size[0] * size[1] * 9 * channels * channels,
-        tensors_bytes,
-    )
+def conv(channels: int, size: tuple[int, int]) -> Callable[[], Tensor]:
+    """A convolution of 3 x 3 with a mask."""
+    input, offset, mask = half(1, channels, *size), half(1, 18, *size), half(1, 9, *size)
+    weight = half(channels, channels, 3, 3)
+    return lambda: modulated_deform_conv2d(input, offset, weight, None, padding=1, mask=mask)
 
 
 def gradients(channels: int, size: tuple[int, int], needs: list[bool]) -> Callable[[], object]:
@@ -89,60 +87,85 @@ def gradients(channels: int, size: tuple[int, int], needs: list[bool]) -> Callab
     return lambda: cuda.modulated_deform_conv2d_backward(grad, input, offset, weight, mask, one, one, one, needs)
 
 
+class Work(NamedTuple):
+    """What a call has to do for so many pixels of so many channels, and what the kernel does."""
+
+    multiplications: float  # that the operator needs
+    executed: float  # that the kernel executes
+    megabytes: float  # of its tensors, each moved once
+    unit: float  # in which the counted cycles grow
+
+
+def work(kernel: str, pixels: int, channels: int) -> Work:
+    """By the formulas of each kernel, in float16; gradients by input, offset, mask and weights are float32."""
+    image, moves, weights = pixels * channels, 27 * pixels, 9 * channels * channels
+    product = 9.0 * pixels * channels * channels
+    if kernel == "deform_conv":
+        return Work(product, product, 2 * (2 * image + moves + weights) / 1e6, product)
+    if kernel == "deform_conv_backward":
+        return Work(product, product, (8 * image + 6 * moves + 2 * weights) / 1e6, product)
+    if kernel == "deform_conv_weight":
+        return Work(product, product, (4 * image + 2 * moves + 4 * weights) / 1e6, product)
+    if kernel == "deform_gather":
+        return Work(0, 0, 2 * (10 * image + moves) / 1e6, image)
+    if kernel == "memory_attention":
+        one = float(image * ITEMS)  # a product; the logits' is computed again for every 256 channels that are read
+        executed = (2 + -(-channels // 256)) * one
+        return Work(2 * one, executed, 2 * (2 * image + ITEMS * channels) / 1e6, executed)
+    return Work(0, 0, 6 * image / 1e6, image)  # the distances of two branches
+
+
 def main() -> None:
     """Prints the two tables."""
     torch.ops.load_library(str(building.build(building.ROOT / "build" / "cuda_on_cpu_800")))
     native.DEVICES["cpu"] = cuda
     layout.NAMESPACE = "bkd_fast_cuda_on_cpu"
     torch.manual_seed(0)
-    forward, products, _ = conv(256, (16, 32))
-    small, _, _ = conv(256, (8, 8))
     projected, offset, mask = half(1, 9 * 256, 16, 16), half(1, 18, 16, 16), half(1, 9, 16, 16)
-    query, memory = half(256, 256), half(500, 256)
-    levels = [half(1, 256, 32, 32), half(1, 512, 16, 16)]
-    students = [half(*level.shape) for level in levels]
-    calls = {
-        "deform_conv, tiles of 128 x 128": forward,
-        "deform_conv, tiles of 64 x 64": small,
-        "deform_conv_backward": gradients(256, (8, 16), [True, True, False, False, True]),
-        "deform_conv_weight": gradients(128, (16, 16), [False, False, True, False, False]),
-        "deform_gather": lambda: modulated_deform_gather(projected, offset, mask),
-        "memory_attention, dense": lambda: attention(query, memory, 0.0, 1.0),
-        "memory_attention, sparse": lambda: attention(query, memory, 0.02, 0.02),
-        "cosine_anomaly_map": lambda: cosine_anomaly_map(levels, students, 64),
+    query, memory = half(256, 256), half(ITEMS, 256)
+    levels = [half(1, 256, 32, 32) for _ in range(3)]
+    # A call, and its pixels and channels.
+    calls: dict[str, tuple[Callable[[], object], int, int]] = {
+        "deform_conv": (conv(256, (16, 32)), 512, 256),
+        "deform_conv, small tiles": (conv(256, (8, 8)), 64, 256),
+        "deform_conv_backward": (gradients(256, (8, 16), [True, True, False, False, True]), 128, 256),
+        "deform_conv_weight": (gradients(256, (8, 16), [False, False, True, False, False]), 128, 256),
+        "deform_gather": (lambda: modulated_deform_gather(projected, offset, mask), 256, 256),
+        "memory_attention": (lambda: attention(query, memory, 0.0, 1.0), 256, 256),
+        "memory_attention, sparse": (lambda: attention(query, memory, 0.02, 0.02), 256, 256),
+        "cosine_anomaly_map": (lambda: cosine_anomaly_map(levels[:1], levels[1:], 64), 1024, 256),
     }
-    print(
-        "| kernel | MB asked of global memory | moved in sectors / asked | passes of shared memory / fewest possible |"
-    )
+    print("| kernel | MB asked of global memory | in sectors / asked | passes of shared memory / fewest possible |")
     print("|---|---|---|---|")
-    counts = {}
+    cycles = {}
     with backend("native"), torch.no_grad():
-        for name, call in calls.items():
-            found = counts[name] = count(call)
+        for name, (call, pixels, channels) in calls.items():
+            found = count(call)
             share = f"{found.passes / found.least:.2f}" if found.least else "–"
             print(f"| {name} | {found.asked / 1e6:.2f} | {found.sectors * 32 / found.asked:.2f} | {share} |")
+            cycles[name] = found.cycles / work(name, pixels, channels).unit
 
-    own = counts["deform_conv, tiles of 128 x 128"]
-    print("\n| level | images | GPU | GFLOP | products, µs | memory, µs | loads of tiles, µs | expected / floor |")
-    print("|---|---|---|---|---|---|---|---|")
-    for channels, size in ((256, 64), (512, 32), (1024, 16)):
-        for images in (1, 16):
-            work = images * size * size * 9 * channels * channels
-            _, _, image_bytes = conv(channels, (size, size))
-            weights = 2 * 9 * channels * channels
-            moved = images * (image_bytes - weights) + weights
-            for gpu in GPUS:
-                rate = gpu.processors * gpu.gigahertz * 1e9
-                by_products = work / (gpu.multiplications * rate) * 1e6
-                by_memory = moved / gpu.gigabytes / 1e3
-                # Cycles for each multiplication do not depend on the level: a tile is a tile.
-                by_loads = own.cycles / products * work / rate * 1e6
-                floor = max(by_products, by_memory)
-                expected = max(by_products, by_loads, by_memory)
-                print(
-                    f"| {channels} x {size}² | {images} | {gpu.name} | {2 * work / 1e9:.1f} | {by_products:.1f} | "
-                    f"{by_memory:.1f} | {by_loads:.1f} | {expected / floor:.1f} |"
-                )
+    print(
+        "\n| kernel | level | images | GFLOP | MB | "
+        + " | ".join(f"{gpu.name}: floor, expected" for gpu in GPUS)
+        + " |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name in (name for name in calls if "," not in name):
+        for channels, size in ((256, 64), (512, 32), (1024, 16)):
+            for images in (1, 16):
+                need = work(name, images * size * size, channels)
+                cells = []
+                for gpu in GPUS:
+                    rate = gpu.processors * gpu.gigahertz * 1e3  # cycles in a microsecond, of all multiprocessors
+                    by_memory = need.megabytes / gpu.gigabytes * 1e3
+                    floor = max(need.multiplications / gpu.multiplications / rate, by_memory)
+                    by_products = need.executed / gpu.multiplications / rate
+                    expected = max(by_products, by_memory, cycles[name] * need.unit / rate)
+                    cells.append(f"{floor:.1f} µs, × {expected / floor:.1f}")
+                flops = f"{2 * need.multiplications / 1e9:.1f}" if need.multiplications else "–"
+                level = f"{channels} × {size}²"
+                print(f"| {name} | {level} | {images} | {flops} | {need.megabytes:.1f} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
