@@ -77,12 +77,10 @@ def _backward_fake(grad: Any, teacher: Any, student: Any, *settings: Any) -> lis
 
 
 _SETTINGS = "int[] size, str fusion, float sigma, float[] weights, bool align_corners, float value_share"
-_map = register("cosine_anomaly_map", f"(Tensor[] teacher, Tensor[] student, {_SETTINGS}) -> Tensor", _fake)
-_map_backward = register(
-    "cosine_anomaly_map_backward",
-    f"(Tensor grad, Tensor[] teacher, Tensor[] student, {_SETTINGS}, bool[] needs) -> Tensor[]",
-    _backward_fake,
-)
+SCHEMA = f"(Tensor[] teacher, Tensor[] student, {_SETTINGS}) -> Tensor"
+BACKWARD_SCHEMA = f"(Tensor grad, Tensor[] teacher, Tensor[] student, {_SETTINGS}, bool[] needs) -> Tensor[]"
+_map = register("cosine_anomaly_map", SCHEMA, _fake)
+_map_backward = register("cosine_anomaly_map_backward", BACKWARD_SCHEMA, _backward_fake)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -200,28 +200,20 @@ def _gather_backward_fake(
 
 
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation"
-_conv = register(
-    "modulated_deform_conv2d",
-    f"(Tensor input, Tensor offset, Tensor weight, Tensor? bias, {_GEOMETRY}, Tensor? mask) -> Tensor",
-    _conv_fake,
-)
-_conv_backward = register(
-    "modulated_deform_conv2d_backward",
+CONV_SCHEMA = f"(Tensor input, Tensor offset, Tensor weight, Tensor? bias, {_GEOMETRY}, Tensor? mask) -> Tensor"
+CONV_BACKWARD_SCHEMA = (
     f"(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, {_GEOMETRY}, bool[] needs) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _conv_backward_fake,
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_gather = register(
-    "modulated_deform_gather",
-    f"(Tensor projected, Tensor offset, Tensor? mask, int[] kernel_size, {_GEOMETRY}) -> Tensor",
-    _gather_fake,
-)
-_gather_backward = register(
-    "modulated_deform_gather_backward",
+GATHER_SCHEMA = f"(Tensor projected, Tensor offset, Tensor? mask, int[] kernel_size, {_GEOMETRY}) -> Tensor"
+GATHER_BACKWARD_SCHEMA = (
     f"(Tensor grad, Tensor projected, Tensor offset, Tensor? mask, int[] kernel_size, {_GEOMETRY}, bool[] needs) "
-    "-> (Tensor, Tensor, Tensor)",
-    _gather_backward_fake,
+    "-> (Tensor, Tensor, Tensor)"
 )
+_conv = register("modulated_deform_conv2d", CONV_SCHEMA, _conv_fake)
+_conv_backward = register("modulated_deform_conv2d_backward", CONV_BACKWARD_SCHEMA, _conv_backward_fake)
+_gather = register("modulated_deform_gather", GATHER_SCHEMA, _gather_fake)
+_gather_backward = register("modulated_deform_gather_backward", GATHER_BACKWARD_SCHEMA, _gather_backward_fake)
 
 
 def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -59,17 +59,13 @@ def _backward_fake(grad: Any, teacher: Any, student: Any, statistics: Any, *sett
     return [empty_like(level, need) for level, need in zip([*teacher, *student], settings[-1], strict=True)]
 
 
-_loss = register(
-    "distillation_loss",
-    "(Tensor[] teacher, Tensor[] student, str direction, float value_weight) -> (Tensor, Tensor)",
-    _fake,
-)
-_loss_backward = register(
-    "distillation_loss_backward",
+SCHEMA = "(Tensor[] teacher, Tensor[] student, str direction, float value_weight) -> (Tensor, Tensor)"
+BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor[] teacher, Tensor[] student, Tensor statistics, str direction, float value_weight, "
-    "bool[] needs) -> Tensor[]",
-    _backward_fake,
+    "bool[] needs) -> Tensor[]"
 )
+_loss = register("distillation_loss", SCHEMA, _fake)
+_loss_backward = register("distillation_loss_backward", BACKWARD_SCHEMA, _backward_fake)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -58,12 +58,10 @@ def _backward_fake(
 
 
 _SETTINGS = "float threshold, float temperature, bool renormalize"
-_attention = register("sparse_memory_attention", f"(Tensor query, Tensor memory, {_SETTINGS}) -> Tensor", _fake)
-_attention_backward = register(
-    "sparse_memory_attention_backward",
-    f"(Tensor grad, Tensor query, Tensor memory, {_SETTINGS}, bool[] needs) -> (Tensor, Tensor)",
-    _backward_fake,
-)
+SCHEMA = f"(Tensor query, Tensor memory, {_SETTINGS}) -> Tensor"
+BACKWARD_SCHEMA = f"(Tensor grad, Tensor query, Tensor memory, {_SETTINGS}, bool[] needs) -> (Tensor, Tensor)"
+_attention = register("sparse_memory_attention", SCHEMA, _fake)
+_attention_backward = register("sparse_memory_attention_backward", BACKWARD_SCHEMA, _backward_fake)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

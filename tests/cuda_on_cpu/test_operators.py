@@ -140,7 +140,7 @@ def test_the_order_of_floating_point_sums_shows_without_that(ieee):
 
 @pytest.mark.parametrize("name", ["conv", "gather", "gather: shared"])
 def test_more_images_than_a_launch_takes(name, ieee, monkeypatch):
-    from bkd_fast.ops.native.cuda import layout
+    from bkd_fast.ops.gpu import layout
 
     case = cases.CASES[name]()
     whole = cases.results(case, "native", torch.float32)
@@ -153,12 +153,13 @@ def test_more_images_than_a_launch_takes(name, ieee, monkeypatch):
 
 
 def test_more_queries_than_a_launch_takes(monkeypatch):
+    from bkd_fast.ops.gpu import attention_backward
     from bkd_fast.ops.native.cuda import memory_attention
 
     case = cases.attention(150, 70)
     whole = cases.results(case, "native", torch.float32)
     monkeypatch.setattr(memory_attention, "MOST_ROWS", 64)
-    monkeypatch.setattr(memory_attention, "GRADIENT_NUMBERS", 70 * 40)
+    monkeypatch.setattr(attention_backward, "GRADIENT_NUMBERS", 70 * 40)
     for one, other in zip(cases.results(case, "native", torch.float32), whole, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops import reference
-from bkd_fast.ops.native.cuda.layout import floats, kernels
+from bkd_fast.ops.gpu.layout import floats
+from bkd_fast.ops.native.cuda.layout import kernels
 from bkd_fast.ops.native.cuda.levels import Levels
 
 MOST_LEVELS = 8

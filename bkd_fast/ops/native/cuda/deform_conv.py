@@ -8,18 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.native.cuda.layout import (
-    CHUNK_BYTES,
-    floats,
-    kernels,
-    last,
-    moves,
-    parts,
-    processors,
-    whole_chunks,
-    without_chunks,
-)
-from bkd_fast.ops.native.cuda.sums import Sums, largest
+from bkd_fast.ops.gpu.layout import floats, moves, parts
+from bkd_fast.ops.gpu.sums import Sums, convolution_bound, exact_sums
+from bkd_fast.ops.native.cuda.layout import CHUNK_BYTES, kernels, last, processors, whole_chunks, without_chunks
 
 
 class _Problem:
@@ -81,7 +72,8 @@ def modulated_deform_conv2d_backward(
     each = weight.shape[0] // p.groups
     by_output = last(whole_chunks(grad.to(input.dtype), 1, each), input.dtype)
     kernel = last(whole_chunks(p.weight, 0, each), input.dtype)
-    by_input = Sums(p.input, needs[0], _bound(by_output, kernel, p.mask, offset) if _exact(needs[0]) else None)
+    bound = convolution_bound(by_output, kernel, p.mask, offset) if exact_sums(needs[0]) else None
+    by_input = Sums(p.input, needs[0], bound)
     by_offset = floats(offset.shape if needs[1] else (0,), input)
     by_mask = floats((0,) if mask is None or not needs[4] else mask.shape, input)
     by_kernel = torch.zeros(kernel.shape if needs[2] else (0,), dtype=torch.float32, device=input.device)
@@ -123,13 +115,3 @@ def _by_weight(
     sums = floats((count, outputs, taps, channels), kernel)
     kernels().deform_conv_weight(*shared, size, stride, padding, dilation, p.offset_groups, p.tf32, sums)
     return sums.sum(0).unflatten(1, size).permute(0, 3, 1, 2)
-
-
-def _bound(grad: Tensor, kernel: Tensor, mask: Tensor | None, offset: Tensor) -> Tensor:
-    """What no sum of the input's gradient exceeds: all samples of an image at one pixel."""
-    columns = largest(grad) * kernel.float().abs().sum(0).max()
-    return columns * largest(mask) * (offset.shape[1] // 2 * offset.shape[2] * offset.shape[3])
-
-
-def _exact(needed: bool) -> bool:
-    return needed and torch.are_deterministic_algorithms_enabled()

@@ -7,17 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.native.cuda.layout import (
-    CHUNK_BYTES,
-    floats,
-    kernels,
-    last,
-    moves,
-    parts,
-    whole_chunks,
-    without_chunks,
-)
-from bkd_fast.ops.native.cuda.sums import Sums, largest
+from bkd_fast.ops.gpu.layout import floats, moves, parts
+from bkd_fast.ops.gpu.sums import Sums, exact_sums, gather_bound
+from bkd_fast.ops.native.cuda.layout import CHUNK_BYTES, kernels, last, whole_chunks, without_chunks
 
 
 def modulated_deform_gather(
@@ -61,10 +53,7 @@ def modulated_deform_gather_backward(
     table, places = last(whole_chunks(projected, 1, channels), dtype), moves(offset, dtype)
     by_output = last(whole_chunks(grad.to(dtype), 1, channels), dtype)
     scale = None if mask is None else moves(mask, dtype)
-    bound = None
-    if needs[0] and torch.are_deterministic_algorithms_enabled():
-        samples = offset[:, 0].numel() if len(table) == 1 else offset.shape[2] * offset.shape[3]
-        bound = largest(by_output) * largest(mask) * torch.ones((), device=grad.device) * max(samples, 1)
+    bound = gather_bound(by_output, mask, offset, len(table)) if exact_sums(needs[0]) else None
     by_table = Sums(table, needs[0], bound)
     by_offset = floats(offset.shape if needs[1] else (0,), grad)
     mask_shape = (0,) if mask is None or not needs[2] else mask.shape

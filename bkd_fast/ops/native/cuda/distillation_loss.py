@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from bkd_fast.ops.native.cuda.layout import floats, kernels, processors
+from bkd_fast.ops.gpu.layout import floats
+from bkd_fast.ops.native.cuda.layout import kernels, processors
 from bkd_fast.ops.native.cuda.levels import Levels
 
 PIXELS = 32  # that a block sums up

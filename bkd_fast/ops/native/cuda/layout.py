@@ -1,8 +1,7 @@
-"""How the CUDA kernels want their arguments: dense, in whole chunks of 16 bytes, not too many pixels at a time."""
+"""How the CUDA kernels want their arguments: dense, in whole chunks of 16 bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 NAMESPACE = "bkd_fast_cuda"  # of the operators that fill results in; the tests put in those that run on the CPU
 CHUNK_BYTES = 16
-MOST_PIXELS = 2**30  # that kernels count in 32 bits
 
 
 def kernels() -> Any:
@@ -45,33 +43,6 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % CHUNK_BYTES == 0 else tensor.clone(memory_format=torch.preserve_format)
 
 
-def floats(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Room for float32 numbers on the device of ``like``."""
-    return torch.empty(tuple(shape), dtype=torch.float32, device=like.device)
-
-
 def last(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """An image in channels-last layout."""
     return aligned(tensor.to(dtype).contiguous(memory_format=torch.channels_last))
-
-
-def moves(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Offsets or a mask: float32 or the kernel's own type, channels first or last."""
-    tensor = tensor if tensor.dtype in (torch.float32, dtype) else tensor.float()
-    return tensor if tensor.is_contiguous(memory_format=torch.channels_last) else tensor.contiguous()
-
-
-def parts(offset: Tensor, image: Tensor) -> Iterator[slice]:
-    """Images at a time, so that neither their outputs nor their inputs have more than MOST_PIXELS pixels.
-
-    Raises:
-        RuntimeError: one image has more.
-    """
-    each = max(offset.shape[2] * offset.shape[3], image.shape[2] * image.shape[3])
-    if each > MOST_PIXELS:
-        raise RuntimeError(
-            f"the CUDA kernels take images of up to {MOST_PIXELS} pixels, this one has {each}: use tiles"
-        )
-    step = max(1, MOST_PIXELS // max(each, 1))
-    for start in range(0, offset.shape[0], step):
-        yield slice(start, start + step)

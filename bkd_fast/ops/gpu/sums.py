@@ -47,3 +47,24 @@ def largest(tensor: Tensor | None) -> Tensor | float:
     if tensor is None:
         return 1.0
     return tensor.abs().max().float() if tensor.numel() else tensor.new_zeros((), dtype=torch.float32)
+
+
+def convolution_bound(grad: Tensor, kernel: Tensor, mask: Tensor | None, offset: Tensor) -> Tensor:
+    """What no sum of an input's gradient exceeds: all samples of an image at one pixel.
+
+    Args:
+        grad: by the output. kernel: (O, C / groups, kh, kw). mask, offset: of the convolution.
+    """
+    columns = largest(grad) * kernel.float().abs().sum(0).max()
+    return columns * largest(mask) * (offset.shape[1] // 2 * offset.shape[2] * offset.shape[3])
+
+
+def gather_bound(grad: Tensor, mask: Tensor | None, offset: Tensor, images: int) -> Tensor:
+    """The same for a table of ``images`` images: each sample reads its own tap's channels."""
+    samples = offset[:, 0].numel() if images == 1 else offset.shape[2] * offset.shape[3]
+    return largest(grad) * largest(mask) * torch.ones((), device=grad.device) * max(samples, 1)
+
+
+def exact_sums(needed: bool) -> bool:
+    """Whether sums that are needed must not depend on an order."""
+    return needed and torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,170 @@
+"""Modulated deformable convolution as an implicit GEMM in Triton: samples go from registers to the tensor cores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from bkd_fast.ops.deform_conv import CONV_SCHEMA
+from bkd_fast.ops.gpu.layout import moves, parts
+from bkd_fast.ops.triton.launching import Tuned, bucket, config, kind_of, last, operator, strides
+from bkd_fast.ops.triton.sampling import place_of, sample, spot
+
+
+@triton.jit
+def deform_conv_kernel(
+    input, offset, mask, weight, bias, output,
+    pixels, rows, columns, height, width, channels, outputs, group_channels, group_outputs, offset_channels, piece,
+    taps, kernel_columns, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
+    offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel, problem,
+    MASK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A block of pixels times a block of one group's outputs.
+
+    The depth of the product is ``piece`` channels of one group and one offset group at a time, tap after tap, so that a
+    pixel's four neighbours and their weights are worked out once for all of a piece's channels.
+    """
+    pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
+    offset_at = image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel
+    mask_at = image.to(tl.int64) * mask_image + place.to(tl.int64) * mask_pixel
+    tiles = tl.cdiv(group_outputs, BLOCK_N)
+    group = tl.program_id(1) // tiles
+    within_group = tl.program_id(1) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    own = within_group < group_outputs
+    out = group * group_outputs + within_group
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(0, group_channels // piece * taps):
+        tap = step % taps
+        first = group * group_channels + step // taps * piece
+        slot = first // offset_channels * taps + tap
+        top, left, down, right = spot(
+            offset, offset_at, valid, offset_channel, slot, tap, kernel_columns, row, column,
+            stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
+        )  # fmt: skip
+        scale = tl.full((BLOCK_M,), 1.0, tl.float32)
+        if MASK:
+            at = mask_at + tl.cast(slot, tl.int64) * mask_channel
+            scale = tl.load(mask + at, mask=valid, other=0.0).to(tl.float32)
+        line = (tl.cast(out, tl.int64) * taps + tap) * group_channels + step // taps * piece
+        for start in range(0, piece, BLOCK_K):
+            channel = start + tl.arange(0, BLOCK_K)
+            within = channel < piece
+            samples = sample(
+                input + first, channels, channel, within, top, left, down, right, valid, image * (height * width),
+                height, width, scale,
+            )  # fmt: skip
+            kernel = tl.load(
+                weight + line[None, :] + channel[:, None], mask=within[:, None] & own[None, :], other=0.0
+            )
+            sums = tl.dot(samples.to(kernel.dtype), kernel, sums, input_precision=PRECISION)
+    if BIAS:
+        sums += tl.load(bias + out, mask=own, other=0.0).to(tl.float32)[None, :]
+    to = tl.cast(pixel, tl.int64)[:, None] * outputs + out[None, :]
+    tl.store(output + to, sums.to(output.dtype.element_ty), mask=valid[:, None] & own[None, :])
+
+
+KERNEL = Tuned(
+    deform_conv_kernel,
+    {
+        "half": (
+            config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32),
+            config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=32),
+            config(8, 2, BLOCK_M=64, BLOCK_N=256, BLOCK_K=32),
+            config(4, 2, BLOCK_M=32, BLOCK_N=128, BLOCK_K=64),
+            config(4, 1, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
+        ),
+        "tf32": (
+            config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32),
+            config(8, 2, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
+            config(8, 1, BLOCK_M=128, BLOCK_N=128, BLOCK_K=16),
+        ),
+        "ieee": (
+            config(8, 1, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16),
+            config(4, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16),
+        ),
+    },
+    key=("channels", "outputs", "taps", "problem"),
+)
+
+
+class Problem:
+    """The arguments of a convolution as the kernels take them."""
+
+    def __init__(self, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None) -> None:
+        dtype = input.dtype
+        taps = weight.shape[2] * weight.shape[3]
+        self.groups = input.shape[1] // weight.shape[1]
+        self.offset_groups = offset.shape[1] // (2 * taps)
+        self.piece = math.gcd(weight.shape[1], input.shape[1] // self.offset_groups)
+        self.input, self.weight = last(input, dtype), last(weight, dtype)
+        self.offset = moves(offset, dtype)
+        self.mask = None if mask is None else moves(mask, dtype)
+        # Convolutions ask PyTorch's switch for convolutions.
+        self.kind = kind_of(input, torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+        self.precision = "tf32" if self.kind == "tf32" else "ieee"
+        self.problem = bucket(offset.shape[0] * offset.shape[2] * offset.shape[3])
+
+    def sizes(self, pixels: int) -> tuple[int, ...]:
+        """Pixels, sizes and channels, in the kernels' order."""
+        rows, columns = self.offset.shape[2:]
+        channels, outputs = self.input.shape[1], self.weight.shape[0]
+        return (
+            pixels, rows, columns, *self.input.shape[2:], channels, outputs, self.weight.shape[1],
+            outputs // self.groups, channels // self.offset_groups, self.piece,
+        )  # fmt: skip
+
+    def moves(self) -> tuple[int, ...]:
+        """The strides of offset and mask, and the bucket."""
+        return *strides(self.offset), *strides(self.offset if self.mask is None else self.mask), self.problem
+
+    def tensors(self, images: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Input, offset and mask of some images; offset once more without a mask, which is then not read."""
+        return self.input[images], self.offset[images], (self.offset if self.mask is None else self.mask)[images]
+
+
+def geometry(
+    weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
+    """Taps, the kernel's columns, and the arguments of the convolution, in the kernels' order."""
+    return weight.shape[2] * weight.shape[3], weight.shape[3], *stride, *padding, *dilation
+
+
+@operator(CONV_SCHEMA)
+def modulated_deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+) -> Tensor:
+    """See :func:`bkd_fast.ops.modulated_deform_conv2d`."""
+    p = Problem(input, offset, weight, mask)
+    shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
+    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    shift = p.weight if bias is None else bias.to(input.dtype).contiguous()
+    each = weight.shape[0] // p.groups
+    kernel = KERNEL(p.kind)
+    for images in parts(offset, input):
+        image, offsets, modulation = p.tensors(images)
+        pixels = offsets.shape[0] * offsets.shape[2] * offsets.shape[3]
+        wrap_triton(kernel)[
+            lambda meta, pixels=pixels: (
+                triton.cdiv(pixels, meta["BLOCK_M"]), p.groups * triton.cdiv(each, meta["BLOCK_N"]),
+            )
+        ](
+            image, offsets, modulation, p.weight, shift, output[images], *p.sizes(pixels),
+            *geometry(weight, stride, padding, dilation), *p.moves(),
+            MASK=mask is not None, BIAS=bias is not None, PRECISION=p.precision,
+        )  # fmt: skip
+    return output

@@ -1,0 +1,191 @@
+"""Pairs of features, a teacher's and a student's, in Triton: their sums over channels, and the gradient of those.
+
+Levels are read where they lie, channels first or last, in blocks of pixels and channels; a student is laid out as its
+teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from bkd_fast.ops.registration import memory_format
+from bkd_fast.ops.triton.launching import Tuned, bucket, config, strides
+
+EPSILON = tl.constexpr(1e-8)  # least product of norms in a cosine
+
+
+@triton.jit
+def pair_sums(
+    teacher, first, second, at, valid, channels, channel_stride,
+    TWO: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Sums over the channels of each pixel, ``at`` its channel 0, for one student or TWO, from one read of all.
+
+    The teacher's square; then of each student the dot product, the square, and the square of the difference.
+    """
+    teacher_square = tl.zeros((BLOCK_P,), tl.float32)
+    first_dot = tl.zeros((BLOCK_P,), tl.float32)
+    first_square = tl.zeros((BLOCK_P,), tl.float32)
+    first_difference = tl.zeros((BLOCK_P,), tl.float32)
+    second_dot = tl.zeros((BLOCK_P,), tl.float32)
+    second_square = tl.zeros((BLOCK_P,), tl.float32)
+    second_difference = tl.zeros((BLOCK_P,), tl.float32)
+    for start in range(0, channels, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
+        to = at[:, None] + tl.cast(channel, tl.int64)[None, :] * channel_stride
+        within = valid[:, None] & (channel < channels)[None, :]
+        t = tl.load(teacher + to, mask=within, other=0.0).to(tl.float32)
+        s = tl.load(first + to, mask=within, other=0.0).to(tl.float32)
+        teacher_square += tl.sum(t * t, 1)
+        first_dot += tl.sum(t * s, 1)
+        first_square += tl.sum(s * s, 1)
+        first_difference += tl.sum((t - s) * (t - s), 1)
+        if TWO:
+            s = tl.load(second + to, mask=within, other=0.0).to(tl.float32)
+            second_dot += tl.sum(t * s, 1)
+            second_square += tl.sum(s * s, 1)
+            second_difference += tl.sum((t - s) * (t - s), 1)
+    return (
+        teacher_square, first_dot, first_square, first_difference, second_dot, second_square, second_difference,
+    )  # fmt: skip
+
+
+@triton.jit
+def one_less_cosine(dot, teacher_square, student_square):
+    return 1 - dot / tl.maximum(tl.sqrt(teacher_square * student_square), EPSILON)
+
+
+@triton.jit
+def start_of(pixel, plane, image_stride, pixel_stride):
+    """Where channel 0 of numbered pixels lies, and their images."""
+    image = pixel // plane
+    place = (pixel - image * plane).to(tl.int64)
+    return image.to(tl.int64) * image_stride + place * pixel_stride, image
+
+
+@triton.jit
+def pair_gradient_kernel(
+    teacher, student, statistics, grad, by_teacher, by_student,
+    pixels, plane, channels, image_stride, channel_stride, pixel_stride, vectors, direction, value, problem,
+    FLAT: tl.constexpr, EACH: tl.constexpr, BY_TEACHER: tl.constexpr, BY_STUDENT: tl.constexpr, ADD: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Gradients by a block of features of ``direction`` (1 - cos) + ``value`` |t - s|^2.
+
+    statistics: (3, vectors), dot product and squares of each pixel, or of each image where FLAT. grad: one number, or
+    where EACH one for each pixel.
+    """
+    pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    valid = pixel < pixels
+    at, image = start_of(pixel, plane, image_stride, pixel_stride)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    within = valid[:, None] & (channel < channels)[None, :]
+    to = at[:, None] + tl.cast(channel, tl.int64)[None, :] * channel_stride
+    t = tl.load(teacher + to, mask=within, other=0.0).to(tl.float32)
+    s = tl.load(student + to, mask=within, other=0.0).to(tl.float32)
+    vector = image if FLAT else pixel
+    dot = tl.load(statistics + vector, mask=valid, other=0.0)
+    teacher_square = tl.load(statistics + vectors + vector, mask=valid, other=0.0)
+    student_square = tl.load(statistics + 2 * vectors + vector, mask=valid, other=0.0)
+    upstream = tl.load(grad + (pixel if EACH else pixel * 0), mask=valid, other=0.0)
+    norms = tl.sqrt(teacher_square * student_square)
+    slope = -direction * upstream / tl.maximum(norms, EPSILON)
+    difference = (2 * value * upstream)[:, None] * (t - s)
+    regular = tl.where(norms > EPSILON, dot, 0.0)  # a clamped norm is a constant
+    least = EPSILON * EPSILON
+    if BY_TEACHER:
+        along = regular / tl.maximum(teacher_square, least)
+        found = slope[:, None] * (s - along[:, None] * t) + difference
+        if ADD:
+            found += tl.load(by_teacher + to, mask=within, other=0.0).to(tl.float32)
+        tl.store(by_teacher + to, found.to(by_teacher.dtype.element_ty), mask=within)
+    if BY_STUDENT:
+        along = regular / tl.maximum(student_square, least)
+        found = slope[:, None] * (t - along[:, None] * s) - difference
+        tl.store(by_student + to, found.to(by_student.dtype.element_ty), mask=within)
+
+
+GRADIENT = Tuned(
+    pair_gradient_kernel,
+    # One configuration where a gradient may be added to: tuning would add again and again.
+    {"any": (config(4, BLOCK_P=32, BLOCK_C=32),)},
+    key=(),
+)
+BLOCKS = (
+    config(4, BLOCK_P=32, BLOCK_C=64),
+    config(4, BLOCK_P=16, BLOCK_C=128),
+    config(4, BLOCK_P=64, BLOCK_C=32),
+    config(4, BLOCK_P=128, BLOCK_C=16),
+)  # of pixels and channels, for channels last and first
+
+
+class Levels:
+    """Dense levels of one type; students lie as their teacher."""
+
+    def __init__(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
+        tensors = [*teacher, *student]
+        dtype = tensors[0].dtype if len({tensor.dtype for tensor in tensors}) == 1 else torch.float32
+        formats = [memory_format(level) for level in teacher]
+        count = len(teacher)
+        self.teacher = [
+            level.to(dtype).contiguous(memory_format=layout) for level, layout in zip(teacher, formats, strict=True)
+        ]
+        self.student = [
+            level.to(dtype).contiguous(memory_format=formats[index % count]) for index, level in enumerate(student)
+        ]
+
+    def sizes(self, level: int) -> tuple[int, ...]:
+        """Pixels of all images and of one, channels, and the strides of images, channels and pixels."""
+        t = self.teacher[level]
+        plane = t.shape[2] * t.shape[3]
+        return t.shape[0] * plane, plane, t.shape[1], *strides(t)
+
+
+def pair_gradients(
+    levels: Levels,
+    grads: Sequence[Tensor],
+    statistics: Sequence[Tensor],
+    directions: Sequence[float],
+    values: Sequence[float],
+    flat: bool,
+    needs: Sequence[bool],
+    tensors: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients by the teacher's levels, then the students'; empty tensors where ``needs`` says so.
+
+    Args:
+        grads, statistics, directions, values: of each student level, as :func:`pair_gradient_kernel` takes them.
+        tensors: the levels as they were given, whose types the gradients get.
+    """
+    count = len(levels.teacher)
+    several = len(levels.student) > count  # whose parts of a teacher's gradient are added up in float32
+    dtypes = [torch.float32 if several else level.dtype for level in levels.teacher]
+    dtypes += [level.dtype for level in levels.student]
+    found = [
+        torch.empty_like(level, dtype=dtype) if need else level.new_empty(0)
+        for level, dtype, need in zip([*levels.teacher, *levels.student], dtypes, needs, strict=True)
+    ]
+    kernel = GRADIENT()
+    for index, student in enumerate(levels.student):
+        level = index % count
+        own = (needs[level], needs[count + index])
+        sizes = levels.sizes(level)
+        pixels, channels = sizes[0], sizes[2]
+        if not any(own) or pixels == 0:
+            continue
+        wrap_triton(kernel)[
+            lambda meta, pixels=pixels, channels=channels: (
+                triton.cdiv(pixels, meta["BLOCK_P"]), triton.cdiv(channels, meta["BLOCK_C"]),
+            )
+        ](
+            levels.teacher[level], student, statistics[index], grads[index], found[level], found[count + index],
+            *sizes, statistics[index].shape[-1], directions[index], values[index], bucket(pixels),
+            FLAT=flat, EACH=grads[index].ndim > 0, BY_TEACHER=own[0], BY_STUDENT=own[1], ADD=index >= count,
+        )  # fmt: skip
+    return [value.to(tensor.dtype) for value, tensor in zip(found, tensors, strict=True)]

@@ -1,0 +1,138 @@
+"""Bilinear sampling at offset positions, and its gradient, within kernels: what the deformable operators share.
+
+Positions are float32. A neighbour outside the image is not read, and has a weight of 0; a position that is not a number
+gives samples that are none.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def place_of(index, pixels, rows, columns):
+    """Image, and row and column of the output, of numbered pixels."""
+    valid = index < pixels
+    image = index // (rows * columns)
+    place = index - image * (rows * columns)
+    row = place // columns
+    return valid, image, place, row, place - row * columns
+
+
+@triton.jit
+def axis(position, size):
+    """The neighbour before a position, as a whole number, and how far the position is beyond it."""
+    # Positions this far out have no neighbour inside; clamping keeps the conversion to an integer defined.
+    known = tl.where(position == position, position, -2.0)
+    before = tl.floor(tl.minimum(tl.maximum(known, -2.0), size + 1.0))
+    beyond = tl.minimum(tl.maximum(known, -2.0), size + 1.0) - before
+    return before.to(tl.int32), tl.where(position == position, beyond, position)
+
+
+@triton.jit
+def spot(
+    offset, at, valid, channel_stride, tap, kernel_tap, kernel_columns, row, column,
+    stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
+):  # fmt: skip
+    """Where a tap samples: the neighbours above and left, and the shares of those below and right.
+
+    ``at``: of offset's channel 0, for each pixel. ``tap`` counts over the groups of taps, ``kernel_tap`` within one.
+    """
+    step = tl.cast(2 * tap, tl.int64) * channel_stride
+    move_y = tl.load(offset + at + step, mask=valid, other=0.0).to(tl.float32)
+    move_x = tl.load(offset + at + step + channel_stride, mask=valid, other=0.0).to(tl.float32)
+    y = row * stride_y - padding_y + kernel_tap // kernel_columns * dilation_y
+    x = column * stride_x - padding_x + kernel_tap % kernel_columns * dilation_x
+    top, down = axis(y.to(tl.float32) + move_y, height)
+    left, right = axis(x.to(tl.float32) + move_x, width)
+    return top, left, down, right
+
+
+@triton.jit
+def corner(
+    top, left, down, right, valid, base, height, width, BELOW: tl.constexpr, BESIDE: tl.constexpr
+):
+    """One of the four neighbours: its pixel, whether it is to be read, and its weight along y and along x."""
+    row, column = top + BELOW, left + BESIDE
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    vertical = down if BELOW else 1 - down
+    horizontal = right if BESIDE else 1 - right
+    pixel = (base + row * width + column).to(tl.int64)
+    # Both weights, so that each derivative is 0 outside too.
+    share = inside.to(tl.float32)
+    return pixel, inside & valid, vertical * share, horizontal * share
+
+
+@triton.jit
+def read(input, pixel, wanted, stride, channel, within):
+    """Channels of pixels, (pixels, channels), in float32."""
+    at = pixel[:, None] * stride + channel[None, :]
+    return tl.load(input + at, mask=wanted[:, None] & within[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def sample(
+    input, stride, channel, within, top, left, down, right, valid, base, height, width, scale
+):
+    """Samples of channels, (pixels, channels), times each pixel's scale, in float32."""
+    pixel, wanted, v, h = corner(top, left, down, right, valid, base, height, width, 0, 0)
+    total = read(input, pixel, wanted, stride, channel, within) * (v * h * scale)[:, None]
+    pixel, wanted, v, h = corner(top, left, down, right, valid, base, height, width, 0, 1)
+    total += read(input, pixel, wanted, stride, channel, within) * (v * h * scale)[:, None]
+    pixel, wanted, v, h = corner(top, left, down, right, valid, base, height, width, 1, 0)
+    total += read(input, pixel, wanted, stride, channel, within) * (v * h * scale)[:, None]
+    pixel, wanted, v, h = corner(top, left, down, right, valid, base, height, width, 1, 1)
+    total += read(input, pixel, wanted, stride, channel, within) * (v * h * scale)[:, None]
+    return total
+
+
+@triton.jit
+def scatter(
+    grad, input, by_input, factor, stride, channel, within,
+    top, left, down, right, valid, base, height, width, scale,
+    BELOW: tl.constexpr, BESIDE: tl.constexpr, BY_INPUT: tl.constexpr, BY_MOVES: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Adds the samples' gradient to one neighbour, and gives its product with that neighbour, summed over channels.
+
+    ``factor``: that whole numbers stand for, where sums are EXACT.
+    """
+    pixel, wanted, v, h = corner(top, left, down, right, valid, base, height, width, BELOW, BESIDE)
+    dot = tl.zeros_like(down)
+    if BY_MOVES:
+        dot = tl.sum(read(input, pixel, wanted, stride, channel, within) * grad, 1)
+    if BY_INPUT:
+        at = pixel[:, None] * stride + channel[None, :]
+        part = grad * (v * h * scale)[:, None]
+        to = wanted[:, None] & within[None, :]
+        if EXACT:
+            tl.atomic_add(by_input + at, tl.floor(part * factor + 0.5).to(tl.int64), mask=to, sem="relaxed")
+        else:
+            tl.atomic_add(by_input + at, part, mask=to, sem="relaxed")
+    return dot
+
+
+@triton.jit
+def by_position(dots, top, left, down, right, valid, height, width, BELOW: tl.constexpr, BESIDE: tl.constexpr):
+    """What one neighbour adds to the gradients by y, by x and by the mask; ``dots`` as from :func:`scatter`."""
+    _, _, v, h = corner(top, left, down, right, valid, 0, height, width, BELOW, BESIDE)
+    sign_y: tl.constexpr = 1.0 if BELOW else -1.0
+    sign_x: tl.constexpr = 1.0 if BESIDE else -1.0
+    return dots * h * sign_y, dots * v * sign_x, dots * v * h
+
+
+@triton.jit
+def write_moves(
+    by_offset, by_mask, first, second, third, fourth, top, left, down, right, valid, image, place, plane,
+    height, width, scale, slot, slots, BY_OFFSET: tl.constexpr, BY_MASK: tl.constexpr,
+):  # fmt: skip
+    """The gradients by offset and mask, channels first, of the dots with the four neighbours, row by row."""
+    y0, x0, m0 = by_position(first, top, left, down, right, valid, height, width, 0, 0)
+    y1, x1, m1 = by_position(second, top, left, down, right, valid, height, width, 0, 1)
+    y2, x2, m2 = by_position(third, top, left, down, right, valid, height, width, 1, 0)
+    y3, x3, m3 = by_position(fourth, top, left, down, right, valid, height, width, 1, 1)
+    at = (image.to(tl.int64) * slots + slot) * plane + place
+    if BY_OFFSET:
+        to = at * 2 - place
+        tl.store(by_offset + to, (y0 + y1 + y2 + y3) * scale, mask=valid)
+        tl.store(by_offset + to + plane, (x0 + x1 + x2 + x3) * scale, mask=valid)
+    if BY_MASK:
+        tl.store(by_mask + at, m0 + m1 + m2 + m3, mask=valid)
