@@ -1,4 +1,7 @@
-"""How an operator is made known to PyTorch: one opaque call to compilers, dispatched to a backend when it runs."""
+"""How an operator is made known to PyTorch, and dispatched to a backend.
+
+To compilers it is one opaque call, dispatched when it runs; where Triton is the backend they see its kernels instead.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.library import CustomOpDef
 
 from bkd_fast.ops.backend import implementation
@@ -22,16 +26,30 @@ def register(name: str, schema: str, fake: Callable[..., Any]) -> CustomOpDef:
         fake: gives empty results of the right shape, dtype, device and memory format.
     """
 
-    def kernel(*arguments: Any) -> Any:
+    def chosen(arguments: Any) -> Callable[..., Any]:
         tensor = next(value for value in _flat(arguments) if isinstance(value, Tensor))
-        results = implementation(name, tensor.device.type, tensor.dtype)(*arguments)
+        return implementation(name, tensor.device.type, tensor.dtype)
+
+    def kernel(*arguments: Any) -> Any:
+        results = chosen(arguments)(*arguments)
         if isinstance(results, Tensor):
             return _laid_out(results, fake(*arguments))
         laid_out = [_laid_out(one, other) for one, other in zip(results, fake(*arguments), strict=True)]
         return laid_out if schema.endswith("[]") else tuple(laid_out)
 
+    def compiled(mode: Any, call: Any, types: Any, arguments: Any, keywords: Any) -> Any:
+        from torch.export._trace import custom_triton_ops_decomposition_disabled
+
+        # torch.compile, on its way to a graph: a backend of operators is taken apart into what they are made of. An
+        # exported program keeps the call, since it may run where other backends are.
+        if custom_triton_ops_decomposition_disabled() or not isinstance(chosen(arguments), CustomOpDef):
+            return mode.__torch_dispatch__(call, types, arguments, keywords)
+        with mode:
+            return kernel(*arguments, **keywords)
+
     operator = torch.library.custom_op(f"bkd_fast::{name}", kernel, mutates_args=(), schema=schema)
     operator.register_fake(fake)
+    operator.register_torch_dispatch(FunctionalTensorMode, compiled)
     return operator
 
 

@@ -1,18 +1,36 @@
-"""Room for results, offsets and masks as kernels read them, and images in parts that kernels can count."""
+"""How kernels want tensors: in whole chunks of 16 bytes, and not too many pixels at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+CHUNK_BYTES = 16
 MOST_PIXELS = 2**30  # that kernels count in 32 bits
 
 
 def floats(shape: Sequence[int], like: Tensor) -> Tensor:
     """Room for float32 numbers on the device of ``like``."""
     return torch.empty(tuple(shape), dtype=torch.float32, device=like.device)
+
+
+def whole_chunks(tensor: Tensor, dim: int, piece: int) -> Tensor:
+    """Zeros behind each ``piece`` numbers along ``dim``, as many as fill 16 bytes; the tensor itself without any."""
+    missing = -piece % (CHUNK_BYTES // tensor.element_size())
+    if not missing:
+        return tensor
+    pieces = tensor.unflatten(dim, (-1, piece))
+    return F.pad(pieces, [0, 0] * (pieces.ndim - dim - 2) + [0, missing]).flatten(dim, dim + 1)
+
+
+def without_chunks(tensor: Tensor, dim: int, piece: int, whole: int) -> Tensor:
+    """What :func:`whole_chunks` put in is left out: the first ``piece`` of each ``whole`` numbers along ``dim``."""
+    if piece == whole:
+        return tensor
+    return tensor.unflatten(dim, (-1, whole)).narrow(dim + 1, 0, piece).flatten(dim, dim + 1)
 
 
 def moves(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,7 @@
 """The operators on Triton kernels, for CUDA devices where no compiler was when the package was installed.
 
-float32, float16 and bfloat16. With TRITON_INTERPRET=1 they run on the CPU too, in Triton's interpreter, which is slow and
-wrong for bfloat16.
+float32, float16 and bfloat16. With TRITON_INTERPRET=1 they run on the CPU too, in Triton's interpreter, which is slow
+and wrong for bfloat16.
 """
 
 import torch

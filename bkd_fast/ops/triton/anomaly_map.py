@@ -12,8 +12,18 @@ from torch.library import wrap_triton
 from bkd_fast.ops import reference
 from bkd_fast.ops.anomaly_map import BACKWARD_SCHEMA, SCHEMA
 from bkd_fast.ops.gpu.layout import floats
+from bkd_fast.ops.gpu.levels import Levels
 from bkd_fast.ops.triton.launching import Tuned, bucket, config, operator
-from bkd_fast.ops.triton.pairs import BLOCKS, Levels, one_less_cosine, pair_gradients, pair_sums, start_of
+from bkd_fast.ops.triton.pairs import (
+    BLOCKS,
+    hinted,
+    layout,
+    one_less_cosine,
+    pair_gradients,
+    pair_sums,
+    sizes,
+    start_of,
+)
 
 TOGETHER = 4  # levels that are upsampled and fused at a time
 
@@ -21,20 +31,27 @@ TOGETHER = 4  # levels that are upsampled and fused at a time
 @triton.jit
 def distances_kernel(
     teacher, first, second, distances, first_sums, second_sums,
-    pixels, plane, channels, image_stride, channel_stride, pixel_stride, share, first_weight, second_weight, problem,
-    TWO: tl.constexpr, ADD: tl.constexpr, SUMS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    pixels, plane, channels, image_stride, channel_stride, pixel_stride,
+    direction, value, first_weight, second_weight, problem,
+    TWO: tl.constexpr, ADD: tl.constexpr, SUMS: tl.constexpr,
+    LAST: tl.constexpr, WHOLE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The weighted distances of one or two branches to their teacher, pixel by pixel.
 
+    direction, value: the factors of 1 - cos and of the squared difference.
+
     first_sums, second_sums: (3, pixels), dot product and squares, written where SUMS.
     """
-    pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    pixels, plane, channels, image_stride, channel_stride, pixel_stride = hinted(
+        pixels, plane, channels, image_stride, channel_stride, pixel_stride, teacher, LAST, WHOLE
+    )
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     valid = pixel < pixels
     at, _ = start_of(pixel, plane, image_stride, pixel_stride)
     t, dot, s, difference, second_dot, second_s, second_difference = pair_sums(
         teacher, first, second, at, valid, channels, channel_stride, TWO, BLOCK_P, BLOCK_C
     )
-    total = first_weight * ((1 - share) * one_less_cosine(dot, t, s) + share * difference / channels)
+    total = first_weight * (direction * one_less_cosine(dot, t, s) + value * difference)
     if ADD:
         total += tl.load(distances + pixel, mask=valid, other=0.0)
     if SUMS:
@@ -42,8 +59,7 @@ def distances_kernel(
         tl.store(first_sums + pixels + pixel, t, mask=valid)
         tl.store(first_sums + 2 * pixels + pixel, s, mask=valid)
     if TWO:
-        cosine = one_less_cosine(second_dot, t, second_s)
-        total += second_weight * ((1 - share) * cosine + share * second_difference / channels)
+        total += second_weight * (direction * one_less_cosine(second_dot, t, second_s) + value * second_difference)
         if SUMS:
             tl.store(second_sums + pixel, second_dot, mask=valid)
             tl.store(second_sums + pixels + pixel, t, mask=valid)
@@ -186,7 +202,7 @@ def cosine_anomaly_map_backward(
     by_distance = reference.fusion_backward(grad, distances, size, fusion, sigma, align_corners)
     flat = [by_distance[index % count].reshape(-1).contiguous() for index in range(len(student))]
     directions = [(1 - value_share) * weight for weight in weights]
-    values = [value_share * weight / levels.teacher[index % count].shape[1] for index, weight in enumerate(weights)]
+    values = [value_share * weight / levels.channels[index % count] for index, weight in enumerate(weights)]
     return pair_gradients(levels, flat, statistics, directions, values, False, needs, [*teacher, *student])
 
 
@@ -200,15 +216,17 @@ def _distances(
             enumerate(levels.student)]  # fmt: skip
     kernel = DISTANCES()
     for index, teacher in enumerate(levels.teacher):
-        sizes = levels.sizes(index)
-        pixels = sizes[0]
+        own_sizes = sizes(levels, index)
+        pixels = own_sizes[0]
         own = list(range(index, len(levels.student), count))
         for start in range(0, len(own) if len(teacher) else 0, 2):
             first, second = own[start], own[min(start + 1, len(own) - 1)]
             wrap_triton(kernel)[lambda meta, pixels=pixels: (triton.cdiv(pixels, meta["BLOCK_P"]),)](
                 teacher, levels.student[first], levels.student[second], distances[index], sums[first], sums[second],
-                *sizes, value_share, weights[first], weights[second], bucket(pixels),
+                *own_sizes, 1 - value_share, value_share / levels.channels[index], weights[first],
+                weights[second], bucket(pixels),
                 TWO=first != second, ADD=start > 0, SUMS=statistics,
+                **layout(levels, index),
             )  # fmt: skip
     return distances, sums
 

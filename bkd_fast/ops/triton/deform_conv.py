@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from bkd_fast.ops.deform_conv import CONV_SCHEMA
-from bkd_fast.ops.gpu.layout import moves, parts
+from bkd_fast.ops.gpu.layout import moves, parts, whole_chunks, without_chunks
 from bkd_fast.ops.triton.launching import Tuned, bucket, config, kind_of, last, operator, strides
-from bkd_fast.ops.triton.sampling import place_of, sample, spot
+from bkd_fast.ops.triton.sampling import chunks, place_of, sample, spot
 
 
 @triton.jit
@@ -31,6 +31,9 @@ def deform_conv_kernel(
     The depth of the product is ``piece`` channels of one group and one offset group at a time, tap after tap, so that a
     pixel's four neighbours and their weights are worked out once for all of a piece's channels.
     """
+    channels, outputs, piece = chunks(channels, input), chunks(outputs, input), chunks(piece, input)
+    group_channels, group_outputs = chunks(group_channels, input), chunks(group_outputs, input)
+    offset_channels = chunks(offset_channels, input)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     offset_at = image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel
@@ -61,9 +64,7 @@ def deform_conv_kernel(
                 input + first, channels, channel, within, top, left, down, right, valid, image * (height * width),
                 height, width, scale,
             )  # fmt: skip
-            kernel = tl.load(
-                weight + line[None, :] + channel[:, None], mask=within[:, None] & own[None, :], other=0.0
-            )
+            kernel = tl.load(weight + line[None, :] + channel[:, None], mask=within[:, None] & own[None, :], other=0.0)
             sums = tl.dot(samples.to(kernel.dtype), kernel, sums, input_precision=PRECISION)
     if BIAS:
         sums += tl.load(bias + out, mask=own, other=0.0).to(tl.float32)[None, :]
@@ -96,15 +97,23 @@ KERNEL = Tuned(
 
 
 class Problem:
-    """The arguments of a convolution as the kernels take them."""
+    """The arguments of a convolution as the kernels take them.
+
+    Channels come in pieces that lie within one group and one offset group, outputs group by group; each is filled up to
+    whole 16 bytes.
+    """
 
     def __init__(self, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None) -> None:
         dtype = input.dtype
-        taps = weight.shape[2] * weight.shape[3]
         self.groups = input.shape[1] // weight.shape[1]
-        self.offset_groups = offset.shape[1] // (2 * taps)
+        self.offset_groups = offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
         self.piece = math.gcd(weight.shape[1], input.shape[1] // self.offset_groups)
-        self.input, self.weight = last(input, dtype), last(weight, dtype)
+        self.each = weight.shape[0] // self.groups
+        self.input = last(whole_chunks(input, 1, self.piece), dtype)
+        kernel = whole_chunks(whole_chunks(weight.to(dtype), 1, self.piece), 0, self.each)
+        self.weight = last(kernel, dtype)
+        pieces = input.shape[1] // self.piece
+        self.whole_piece, self.whole_each = self.input.shape[1] // pieces, self.weight.shape[0] // self.groups
         self.offset = moves(offset, dtype)
         self.mask = None if mask is None else moves(mask, dtype)
         # Convolutions ask PyTorch's switch for convolutions.
@@ -114,11 +123,10 @@ class Problem:
 
     def sizes(self, pixels: int) -> tuple[int, ...]:
         """Pixels, sizes and channels, in the kernels' order."""
-        rows, columns = self.offset.shape[2:]
-        channels, outputs = self.input.shape[1], self.weight.shape[0]
+        channels = self.input.shape[1]
         return (
-            pixels, rows, columns, *self.input.shape[2:], channels, outputs, self.weight.shape[1],
-            outputs // self.groups, channels // self.offset_groups, self.piece,
+            pixels, *self.offset.shape[2:], *self.input.shape[2:], channels, *self.weight.shape[:2], self.whole_each,
+            channels // self.offset_groups, self.whole_piece,
         )  # fmt: skip
 
     def moves(self) -> tuple[int, ...]:
@@ -130,9 +138,7 @@ class Problem:
         return self.input[images], self.offset[images], (self.offset if self.mask is None else self.mask)[images]
 
 
-def geometry(
-    weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, ...]:
+def geometry(weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
     """Taps, the kernel's columns, and the arguments of the convolution, in the kernels' order."""
     return weight.shape[2] * weight.shape[3], weight.shape[3], *stride, *padding, *dilation
 
@@ -150,21 +156,21 @@ def modulated_deform_conv2d(
 ) -> Tensor:
     """See :func:`bkd_fast.ops.modulated_deform_conv2d`."""
     p = Problem(input, offset, weight, mask)
-    shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
+    shape = (input.shape[0], p.weight.shape[0], *offset.shape[2:])
     output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
-    shift = p.weight if bias is None else bias.to(input.dtype).contiguous()
-    each = weight.shape[0] // p.groups
+    shift = p.weight if bias is None else whole_chunks(bias.to(input.dtype), 0, p.each).contiguous()
     kernel = KERNEL(p.kind)
     for images in parts(offset, input):
         image, offsets, modulation = p.tensors(images)
         pixels = offsets.shape[0] * offsets.shape[2] * offsets.shape[3]
         wrap_triton(kernel)[
             lambda meta, pixels=pixels: (
-                triton.cdiv(pixels, meta["BLOCK_M"]), p.groups * triton.cdiv(each, meta["BLOCK_N"]),
+                triton.cdiv(pixels, meta["BLOCK_M"]),
+                p.groups * triton.cdiv(p.whole_each, meta["BLOCK_N"]),
             )
         ](
             image, offsets, modulation, p.weight, shift, output[images], *p.sizes(pixels),
             *geometry(weight, stride, padding, dilation), *p.moves(),
             MASK=mask is not None, BIAS=bias is not None, PRECISION=p.precision,
         )  # fmt: skip
-    return output
+    return without_chunks(output, 1, p.each, p.whole_each)

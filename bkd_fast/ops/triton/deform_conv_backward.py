@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from bkd_fast.ops.deform_conv import CONV_BACKWARD_SCHEMA
-from bkd_fast.ops.gpu.layout import floats, parts
+from bkd_fast.ops.gpu.layout import floats, parts, whole_chunks, without_chunks
 from bkd_fast.ops.gpu.sums import Sums, convolution_bound, exact_sums
 from bkd_fast.ops.triton.deform_conv import Problem, geometry
 from bkd_fast.ops.triton.launching import Tuned, config, last, operator
-from bkd_fast.ops.triton.sampling import place_of, sample, scatter, spot, write_moves
+from bkd_fast.ops.triton.sampling import chunks, place_of, sample, scatter, spot, write_moves
 
 MOST_PROGRAMS = 512  # that the pixels of the weights' gradient are split over
 
@@ -31,10 +31,13 @@ def deform_conv_backward_kernel(
 ):  # fmt: skip
     """Gradients by input, offset and mask, of a block of pixels and one tap of one offset group.
 
-    The gradient of BLOCK_N channels' samples is the product of the output's gradient and the weights, BLOCK_K outputs at
-    a time. It is spread over the four neighbours at once; nothing of it is stored. Nobody else has this tap of these
+    The gradient of BLOCK_N channels' samples is the product of the output's gradient and the weights, BLOCK_K outputs
+    at a time. It is spread over the four neighbours at once; nothing of it is stored. Nobody else has this tap of these
     pixels, so that only the input's gradient is added to.
     """
+    channels, outputs, piece = chunks(channels, input), chunks(outputs, input), chunks(piece, input)
+    group_channels, group_outputs = chunks(group_channels, input), chunks(group_outputs, input)
+    offset_channels = chunks(offset_channels, input)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     slot = tl.program_id(1)
@@ -73,9 +76,7 @@ def deform_conv_backward_kernel(
             out = group * group_outputs + part
             slopes = tl.load(grad + grad_at + out[None, :], mask=valid[:, None] & own[None, :], other=0.0)
             line = (tl.cast(out, tl.int64) * taps + tap) * group_channels + (first - group * group_channels)
-            kernel = tl.load(
-                weight + line[:, None] + channel[None, :], mask=own[:, None] & within[None, :], other=0.0
-            )
+            kernel = tl.load(weight + line[:, None] + channel[None, :], mask=own[:, None] & within[None, :], other=0.0)
             by_samples = tl.dot(slopes, kernel, by_samples, input_precision=PRECISION)
         first_dots += scatter(
             by_samples, input + first, by_input + first, whole, channels, channel, within, top, left, down, right,
@@ -110,6 +111,9 @@ def deform_conv_weight_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The gradient by the weights of BLOCK_M outputs and BLOCK_N channels of one tap, over one split of the pixels."""
+    channels, outputs, piece = chunks(channels, input), chunks(outputs, input), chunks(piece, input)
+    group_channels, group_outputs = chunks(group_channels, input), chunks(group_outputs, input)
+    offset_channels = chunks(offset_channels, input)
     channel_blocks = tl.cdiv(piece, BLOCK_N)
     tap = tl.program_id(0) % taps
     block = tl.program_id(0) // taps  # of the input's channels, which come piece by piece
@@ -153,19 +157,20 @@ BACKWARD = Tuned(
     deform_conv_backward_kernel,
     {
         "half": (
-            config(4, 2, BLOCK_M=64, BLOCK_N=32, BLOCK_K=64),
-            config(4, 2, BLOCK_M=32, BLOCK_N=64, BLOCK_K=64),
-            config(8, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64),
-            config(8, 3, BLOCK_M=128, BLOCK_N=32, BLOCK_K=32),
+            config(8, 2, BLOCK_M=64, BLOCK_N=32, BLOCK_K=64),
+            config(4, 2, BLOCK_M=32, BLOCK_N=32, BLOCK_K=64),
+            config(8, 2, BLOCK_M=32, BLOCK_N=64, BLOCK_K=64),
         ),
         "tf32": (
-            config(4, 2, BLOCK_M=64, BLOCK_N=32, BLOCK_K=32),
-            config(8, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32),
+            config(8, 2, BLOCK_M=64, BLOCK_N=32, BLOCK_K=32),
+            config(4, 2, BLOCK_M=32, BLOCK_N=32, BLOCK_K=32),
         ),
         "ieee": (
             config(4, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16),
             config(8, 1, BLOCK_M=64, BLOCK_N=32, BLOCK_K=16),
         ),
+        # Sums of whole numbers, in any type: 64 bits each, and an addition for each.
+        "exact": (config(8, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16),),
     },
     key=("channels", "outputs", "taps", "problem"),
     sums=("by_input",),
@@ -205,19 +210,19 @@ def modulated_deform_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients by input, offset, weight, bias and mask; empty tensors where ``needs`` says so."""
     p = Problem(input, offset, weight, mask)
-    slopes = last(grad, input.dtype)
+    slopes = last(whole_chunks(grad.to(input.dtype), 1, p.each), input.dtype)
     exact = exact_sums(needs[0])
     by_input = Sums(p.input, needs[0], convolution_bound(slopes, p.weight, p.mask, offset) if exact else None)
     by_offset = floats(offset.shape if needs[1] else (0,), input)
     by_mask = floats((0,) if mask is None or not needs[4] else mask.shape, input)
-    by_weight = torch.zeros(weight.shape if needs[2] else (0,), dtype=torch.float32, device=input.device)
+    by_weight = torch.zeros(p.weight.shape if needs[2] else (0,), dtype=torch.float32, device=input.device)
     shape = geometry(weight, stride, padding, dilation)
     for images in parts(offset, input):
         image, offsets, modulation = p.tensors(images)
         pixels = offsets.shape[0] * offsets.shape[2] * offsets.shape[3]
         arguments = (*p.sizes(pixels), *shape, *p.moves())
         if needs[0] or needs[1] or needs[4]:
-            backward = BACKWARD(p.kind)
+            backward = BACKWARD("exact" if exact else p.kind)
             wrap_triton(backward)[
                 lambda meta, pixels=pixels: (triton.cdiv(pixels, meta["BLOCK_M"]), p.offset_groups * shape[0])
             ](
@@ -229,9 +234,14 @@ def modulated_deform_conv2d_backward(
             )  # fmt: skip
         if needs[2]:
             by_weight += _by_weight(p, slopes[images], (image, offsets, modulation), arguments, mask is not None)
+    found = by_input.total()
+    if needs[0]:
+        found = without_chunks(found, 1, p.piece, p.whole_piece)
+    if needs[2]:
+        by_weight = without_chunks(without_chunks(by_weight, 0, p.each, p.whole_each), 1, p.piece, p.whole_piece)
     like = grad if mask is None else mask
     return (
-        by_input.total().to(input.dtype),
+        found.to(input.dtype),
         by_offset.to(offset.dtype),
         by_weight.to(weight.dtype),
         grad.sum((0, 2, 3), dtype=torch.float32).to(grad.dtype) if needs[3] else grad.new_empty(0),
@@ -244,15 +254,16 @@ def _by_weight(
 ) -> Tensor:
     """The gradient of some images, shaped as the weights. The pixels are split where there are few weights."""
     outputs, channels, *size = p.weight.shape
-    taps, each = size[0] * size[1], outputs // p.groups
-    pieces = p.input.shape[1] // p.piece
-    blocks = taps * pieces * triton.cdiv(p.piece, 64) * triton.cdiv(each, 64)
+    taps, pieces = size[0] * size[1], p.input.shape[1] // p.whole_piece
+    blocks = taps * pieces * triton.cdiv(p.whole_piece, 64) * triton.cdiv(p.whole_each, 64)
     splits = max(1, min(MOST_PROGRAMS // blocks, 64))
     sums = floats((splits, outputs, taps, channels), slopes)
     kernel = WEIGHT(p.kind)
     wrap_triton(kernel)[
         lambda meta: (
-            taps * pieces * triton.cdiv(p.piece, meta["BLOCK_N"]), triton.cdiv(each, meta["BLOCK_M"]), splits,
+            taps * pieces * triton.cdiv(p.whole_piece, meta["BLOCK_N"]),
+            triton.cdiv(p.whole_each, meta["BLOCK_M"]),
+            splits,
         )
-    ](slopes, *tensors, sums, *arguments, MASK=masked, PRECISION=p.precision)  # fmt: skip
+    ](slopes, *tensors, sums, *arguments, MASK=masked, PRECISION=p.precision)
     return sums.sum(0).unflatten(1, size).permute(0, 3, 1, 2)

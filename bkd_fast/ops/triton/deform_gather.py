@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from bkd_fast.ops.deform_conv import GATHER_BACKWARD_SCHEMA, GATHER_SCHEMA
-from bkd_fast.ops.gpu.layout import floats, moves, parts
+from bkd_fast.ops.gpu.layout import floats, moves, parts, whole_chunks, without_chunks
 from bkd_fast.ops.gpu.sums import Sums, exact_sums, gather_bound
 from bkd_fast.ops.triton.launching import Tuned, bucket, config, last, operator, strides
-from bkd_fast.ops.triton.sampling import place_of, sample, scatter, spot, write_moves
+from bkd_fast.ops.triton.sampling import chunks, place_of, sample, scatter, spot, write_moves
 
 
 @triton.jit
@@ -26,6 +26,7 @@ def deform_gather_kernel(
     MASK: tl.constexpr, SHARED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A block of pixels and channels; the sums over all taps stay in registers."""
+    channels = chunks(channels, projected)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     offset_at = image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel
@@ -61,6 +62,7 @@ def deform_gather_backward_kernel(
     EXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A block of pixels and one tap; all channels, BLOCK_N at a time."""
+    channels = chunks(channels, projected)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     tap = tl.program_id(1)
@@ -86,8 +88,8 @@ def deform_gather_backward_kernel(
     for start in range(0, channels, BLOCK_N):
         channel = start + tl.arange(0, BLOCK_N)
         within = channel < channels
-        at = tl.cast(pixel, tl.int64)[:, None] * channels + channel[None, :]
-        slopes = tl.load(grad + at, mask=valid[:, None] & within[None, :], other=0.0).to(tl.float32)
+        grad_at = tl.cast(pixel, tl.int64)[:, None] * channels + channel[None, :]
+        slopes = tl.load(grad + grad_at, mask=valid[:, None] & within[None, :], other=0.0).to(tl.float32)
         table, sums, stride = projected + tap * channels, by_projected + tap * channels, taps * channels
         first += scatter(
             slopes, table, sums, whole, stride, channel, within, top, left, down, right, valid, base, height, width,
@@ -131,7 +133,8 @@ BACKWARD = Tuned(
             config(4, BLOCK_M=16, BLOCK_N=64),
             config(4, BLOCK_M=32, BLOCK_N=32),
             config(8, BLOCK_M=32, BLOCK_N=64),
-        )
+        ),
+        "exact": (config(8, BLOCK_M=16, BLOCK_N=64),),  # sums of whole numbers: 64 bits each
     },
     key=("channels", "taps", "problem"),
     sums=("by_projected",),
@@ -142,10 +145,12 @@ class _Problem:
     """The arguments as the kernels take them."""
 
     def __init__(self, projected: Tensor, offset: Tensor, mask: Tensor | None, geometry: Sequence[int]) -> None:
-        self.table, self.offset = last(projected, projected.dtype), moves(offset, projected.dtype)
-        self.mask = None if mask is None else moves(mask, projected.dtype)
         self.taps = offset.shape[1] // 2
         self.channels = projected.shape[1] // self.taps
+        self.table = last(whole_chunks(projected, 1, self.channels), projected.dtype)
+        self.whole = self.table.shape[1] // self.taps  # channels, with those that only fill chunks
+        self.offset = moves(offset, projected.dtype)
+        self.mask = None if mask is None else moves(mask, projected.dtype)
         self.shared = projected.shape[0] == 1
         self.modulation = self.offset if self.mask is None else self.mask  # offset is not read as a mask
         self.geometry = geometry
@@ -159,7 +164,7 @@ class _Problem:
         """All that is no tensor, in the kernels' order."""
         kernel, *others = self.geometry[0] * self.geometry[1], *self.geometry[1:]
         return (
-            pixels, *self.offset.shape[2:], *self.table.shape[2:], self.channels, self.taps, kernel, *others,
+            pixels, *self.offset.shape[2:], *self.table.shape[2:], self.whole, self.taps, kernel, *others,
             *strides(self.offset), *strides(self.modulation), self.problem,
         )  # fmt: skip
 
@@ -176,7 +181,7 @@ def modulated_deform_gather(
 ) -> Tensor:
     """See :func:`bkd_fast.ops.modulated_deform_gather`."""
     p = _Problem(projected, offset, mask, (*kernel_size, *stride, *padding, *dilation))
-    shape = (offset.shape[0], p.channels, *offset.shape[2:])
+    shape = (offset.shape[0], p.whole, *offset.shape[2:])
     output = torch.empty(shape, dtype=projected.dtype, device=projected.device, memory_format=torch.channels_last)
     kernel = KERNEL()
     for images in parts(offset, projected):
@@ -184,13 +189,13 @@ def modulated_deform_gather(
         pixels = found.shape[0] * found.shape[2] * found.shape[3]
         wrap_triton(kernel)[
             lambda meta, pixels=pixels: (
-                triton.cdiv(pixels, meta["BLOCK_M"]), triton.cdiv(p.channels, meta["BLOCK_N"]),
+                triton.cdiv(pixels, meta["BLOCK_M"]), triton.cdiv(p.whole, meta["BLOCK_N"]),
             )
         ](
             p.table[p.own(images)], p.offset[images], p.modulation[images], found, *p.sizes(pixels),
             MASK=mask is not None, SHARED=p.shared,
         )  # fmt: skip
-    return output
+    return without_chunks(output, 1, p.channels, p.whole)
 
 
 @operator(GATHER_BACKWARD_SCHEMA)
@@ -207,12 +212,12 @@ def modulated_deform_gather_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by projected, offset and mask; empty tensors where ``needs`` says so."""
     p = _Problem(projected, offset, mask, (*kernel_size, *stride, *padding, *dilation))
-    slopes = last(grad, projected.dtype)
+    slopes = last(whole_chunks(grad.to(projected.dtype), 1, p.channels), projected.dtype)
     exact = exact_sums(needs[0])
     by_table = Sums(p.table, needs[0], gather_bound(slopes, mask, offset, len(p.table)) if exact else None)
     by_offset = floats(offset.shape if needs[1] else (0,), grad)
     by_mask = floats((0,) if mask is None or not needs[2] else mask.shape, grad)
-    kernel = BACKWARD()
+    kernel = BACKWARD("exact" if exact else "any")
     for images in parts(offset, projected):
         part = slopes[images]
         pixels = part.shape[0] * part.shape[2] * part.shape[3]
@@ -222,5 +227,8 @@ def modulated_deform_gather_backward(
             *p.sizes(pixels), MASK=mask is not None, SHARED=p.shared, BY_INPUT=needs[0], BY_OFFSET=needs[1],
             BY_MASK=needs[2], EXACT=exact,
         )  # fmt: skip
+    found = by_table.total()
+    if needs[0]:
+        found = without_chunks(found, 1, p.channels, p.whole)
     like = grad if mask is None else mask
-    return by_table.total().to(projected.dtype), by_offset.to(offset.dtype), by_mask.to(like.dtype)
+    return found.to(projected.dtype), by_offset.to(offset.dtype), by_mask.to(like.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import triton
@@ -11,21 +10,26 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from bkd_fast.ops.distillation_loss import BACKWARD_SCHEMA, SCHEMA
-from bkd_fast.ops.gpu.layout import floats
+from bkd_fast.ops.gpu.layout import CHUNK_BYTES, floats
+from bkd_fast.ops.gpu.levels import Levels
 from bkd_fast.ops.triton.launching import Tuned, bucket, config, operator
-from bkd_fast.ops.triton.pairs import Levels, one_less_cosine, pair_gradients, pair_sums, start_of
+from bkd_fast.ops.triton.pairs import hinted, layout, one_less_cosine, pair_gradients, pair_sums, sizes, start_of
+from bkd_fast.ops.triton.sampling import chunks
 
-SPLITS = 64  # of an image, where all of it is one vector
+SPLIT = 4096  # numbers of an image, or more, that one program sums up where all of it is one vector
+MOST_SPLITS = 64
 PIXELS = 32  # whose parts of the loss are added up by one program
 
 
 @triton.jit
-def loss_images_kernel(teacher, student, parts, numbers, splits, BLOCK: tl.constexpr):
+def loss_images_kernel(teacher, student, parts, numbers, splits, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     """Sums over a split of one image's numbers: dot product, both squares, and the square of the difference."""
-    image = tl.program_id(0)
-    each = tl.cdiv(tl.cdiv(numbers, splits), BLOCK) * BLOCK
+    if WHOLE:
+        numbers = chunks(numbers, teacher)
+    image = tl.program_id(0).to(tl.int64)
+    each = tl.cdiv(tl.cdiv(numbers, splits), BLOCK).to(tl.int64) * BLOCK
     begin = tl.program_id(1) * each
-    base = image.to(tl.int64) * numbers
+    base = image * numbers
     dot = tl.zeros((BLOCK,), tl.float32)
     teacher_square = tl.zeros((BLOCK,), tl.float32)
     student_square = tl.zeros((BLOCK,), tl.float32)
@@ -48,10 +52,13 @@ def loss_images_kernel(teacher, student, parts, numbers, splits, BLOCK: tl.const
 @triton.jit
 def loss_pixels_kernel(
     teacher, student, statistics, parts, pixels, plane, channels, image_stride, channel_stride, pixel_stride, problem,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    LAST: tl.constexpr, WHOLE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Statistics (3, pixels) of a block of pixels, and the sums over it of 1 - cos and of squared differences."""
-    pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    pixels, plane, channels, image_stride, channel_stride, pixel_stride = hinted(
+        pixels, plane, channels, image_stride, channel_stride, pixel_stride, teacher, LAST, WHOLE
+    )
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     valid = pixel < pixels
     at, _ = start_of(pixel, plane, image_stride, pixel_stride)
     t, dot, s, difference, _, _, _ = pair_sums(
@@ -70,8 +77,8 @@ def loss_total_kernel(
 ):
     """Adds a level to the loss, in one order.
 
-    parts: of each of ``count`` images its SPLITS sums, of which the statistics are made, or of each of ``count`` blocks
-    of pixels two.
+    parts: of each of ``count`` images the sums of its splits, of which the statistics are made, or of each of ``count``
+    blocks of pixels two.
     """
     direction = tl.zeros((BLOCK,), tl.float32)
     value = tl.zeros((BLOCK,), tl.float32)
@@ -127,16 +134,21 @@ def distillation_loss(
             continue
         own = statistics[3 * sum(counts[:level]) : 3 * sum(counts[: level + 1])]
         if flat:
-            parts = floats((images, SPLITS, 4), t)
-            wrap_triton(by_image)[(images, SPLITS)](t, s, parts, numbers, SPLITS)
+            splits = max(1, min(MOST_SPLITS, numbers // SPLIT))
+            parts = floats((images, splits, 4), t)
+            wrap_triton(by_image)[(images, splits)](
+                t, s, parts, numbers, splits, WHOLE=numbers % (CHUNK_BYTES // t.element_size()) == 0
+            )
             blocks = images
         else:
-            sizes = levels.sizes(level)
-            blocks = triton.cdiv(sizes[0], PIXELS)
+            own_sizes, splits = sizes(levels, level), 1
+            blocks = triton.cdiv(own_sizes[0], PIXELS)
             parts = floats((blocks, 2), t)
-            wrap_triton(by_pixel)[(blocks,)](t, s, own, parts, *sizes, bucket(sizes[0]))
+            wrap_triton(by_pixel)[(blocks,)](
+                t, s, own, parts, *own_sizes, bucket(own_sizes[0]), **layout(levels, level)
+            )
         wrap_triton(add)[(1,)](
-            parts, own, output, blocks, SPLITS, counts[level], images * numbers, value_weight, IMAGES=flat
+            parts, own, output, blocks, splits, counts[level], teacher[level].numel(), value_weight, IMAGES=flat
         )
     return output, statistics
 
@@ -157,7 +169,7 @@ def distillation_loss_backward(
     sums = [part.view(3, -1) for part in statistics.split([3 * count for count in counts])]
     return pair_gradients(
         levels, [grad.float().contiguous()] * len(counts), sums, [1 / max(count, 1) for count in counts],
-        [value_weight / max(math.prod(level.shape), 1) for level in levels.teacher], flat, needs,
+        [value_weight / max(level.numel(), 1) for level in teacher], flat, needs,
         [*teacher, *student],
     )  # fmt: skip
 

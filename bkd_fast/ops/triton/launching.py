@@ -1,8 +1,8 @@
 """How Triton kernels become operators of PyTorch, and how their block sizes are found.
 
-Every kernel is tuned when a problem of a new kind first runs: each of its configurations is timed once, and Triton keeps
-the result on disk. All of them compile for every architecture that tests/triton_gate names, within the smallest shared
-memory among those, so that none has to be tried in vain.
+Every kernel is tuned when a problem of a new kind first runs: each of its configurations is timed once, and Triton
+keeps the result on disk. All of them compile for every architecture that tests/triton_gate names, within the smallest
+shared memory among those, so that none is tried in vain.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.library import CustomOpDef, custom_op, triton_op
+from torch.library import triton_op
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: kernels run on the CPU, slowly, as numpy does
 NAMESPACE = "bkd_fast_triton"
@@ -21,14 +21,13 @@ NAMESPACE = "bkd_fast_triton"
 Kinds = Mapping[str, Sequence[triton.Config]]
 
 
-def operator(schema: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
     """Registers a function of PyTorch operators and Triton kernels, so that ``torch.compile`` sees through it."""
 
-    def register(function: Callable[..., Any]) -> CustomOpDef:
-        name = f"{NAMESPACE}::{function.__name__}"
-        if INTERPRETED:  # which cannot run on the tensors without data that compilers use
-            return custom_op(name, function, mutates_args=(), schema=schema)
-        return triton_op(name, function, mutates_args=(), schema=schema)
+    def register(function: Callable[..., Any]) -> Any:
+        if INTERPRETED:  # which cannot run on the tensors without data that compilers have: to them it stays opaque
+            return function
+        return triton_op(f"{NAMESPACE}::{function.__name__}", function, mutates_args=(), schema=schema)
 
     return register
 

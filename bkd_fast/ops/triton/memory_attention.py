@@ -1,8 +1,8 @@
 """Sparse memory attention in Triton.
 
 A weight is known only when all logits of its row are: one kernel finds each row's largest logit and the sum of
-exponentials, a second computes the logits again, shrinks the weights and reads the memory with them. No matrix of queries
-and items is stored.
+exponentials, a second computes the logits again, shrinks the weights and reads the memory with them. No matrix of
+queries and items is stored.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from bkd_fast.ops.gpu.attention_backward import attention_backward, norms
-from bkd_fast.ops.gpu.layout import floats
+from bkd_fast.ops.gpu.layout import floats, whole_chunks
 from bkd_fast.ops.memory_attention import BACKWARD_SCHEMA, SCHEMA
 from bkd_fast.ops.triton.launching import Tuned, bucket, config, kind_of, operator
+from bkd_fast.ops.triton.sampling import chunks
 
 MOST_ROWS = 2**24  # queries at a time
 EPSILON = tl.constexpr(1e-8)  # least product of norms in a cosine
@@ -38,7 +39,9 @@ def logits_of(
         channel = start + tl.arange(0, BLOCK_K)
         within = channel < channels
         own = tl.load(query + query_at + channel[None, :], mask=(row < rows)[:, None] & within[None, :], other=0.0)
-        other = tl.load(memory + memory_at + channel[:, None], mask=within[:, None] & (item < items)[None, :], other=0.0)
+        other = tl.load(
+            memory + memory_at + channel[:, None], mask=within[:, None] & (item < items)[None, :], other=0.0
+        )
         dots = tl.dot(own, other, dots, input_precision=PRECISION)
     memory_norm = tl.load(memory_norms + item, mask=item < items, other=0.0)
     size = tl.maximum(query_norm[:, None] * memory_norm[None, :], EPSILON)
@@ -58,6 +61,7 @@ def memory_normalizer_kernel(
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Of each query: its largest logit, and the sum of the exponentials of all logits less that one."""
+    channels = chunks(channels, query)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     query_norm = tl.load(query_norms + row, mask=row < rows, other=0.0)
     most = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -82,6 +86,7 @@ def memory_attention_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_C channels of what a block of queries reads."""
+    channels = chunks(channels, query)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     query_norm = tl.load(query_norms + row, mask=row < rows, other=0.0)
     most = tl.load(largest + row, mask=row < rows, other=0.0)
@@ -103,9 +108,7 @@ def memory_attention_kernel(
     if RENORMALIZE:
         found /= tl.where(kept > 0, kept, 1.0)[:, None]
     to = tl.cast(row, tl.int64)[:, None] * channels + part[None, :]
-    tl.store(
-        output + to, found.to(output.dtype.element_ty), mask=(row < rows)[:, None] & (part < channels)[None, :]
-    )
+    tl.store(output + to, found.to(output.dtype.element_ty), mask=(row < rows)[:, None] & (part < channels)[None, :])
 
 
 @triton.jit
@@ -225,7 +228,9 @@ def sparse_memory_attention(
     query: Tensor, memory: Tensor, threshold: float, temperature: float, renormalize: bool
 ) -> Tensor:
     """See :func:`bkd_fast.ops.sparse_memory_attention`."""
-    queries, memory = query.reshape(-1, query.shape[-1]).contiguous(), memory.to(query.dtype).contiguous()
+    width = query.shape[-1]
+    queries = whole_chunks(query.reshape(-1, width), 1, width).contiguous()
+    memory = whole_chunks(memory.to(query.dtype), 1, width).contiguous()
     items, channels = memory.shape
     memory_norms = norms(memory)
     # Like any product of matrices, it asks PyTorch's switch for those.
@@ -248,7 +253,7 @@ def sparse_memory_attention(
             part, memory, query_norms, memory_norms, largest, total, found, rows, items, channels, threshold,
             temperature, problem, RENORMALIZE=renormalize, PRECISION=precision,
         )  # fmt: skip
-    return output.view(query.shape)
+    return output[:, :width].reshape(query.shape)
 
 
 @operator(BACKWARD_SCHEMA)

@@ -7,6 +7,7 @@ teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -14,8 +15,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from bkd_fast.ops.registration import memory_format
-from bkd_fast.ops.triton.launching import Tuned, bucket, config, strides
+from bkd_fast.ops.gpu.layout import CHUNK_BYTES
+from bkd_fast.ops.gpu.levels import Levels
+from bkd_fast.ops.triton.launching import Tuned, config, strides
+from bkd_fast.ops.triton.sampling import chunks
 
 EPSILON = tl.constexpr(1e-8)  # least product of norms in a cosine
 
@@ -62,26 +65,47 @@ def one_less_cosine(dot, teacher_square, student_square):
 
 
 @triton.jit
+def hinted(
+    pixels, plane, channels, image_stride, channel_stride, pixel_stride, pointer,
+    LAST: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The sizes and strides; the compiler then knows which are whole chunks."""
+    if WHOLE:
+        image_stride = chunks(image_stride, pointer)
+        if LAST:
+            channels, pixel_stride = chunks(channels, pointer), chunks(pixel_stride, pointer)
+        else:
+            pixels, plane, channel_stride = (
+                chunks(pixels, pointer),
+                chunks(plane, pointer),
+                chunks(channel_stride, pointer),
+            )
+    return pixels, plane, channels, image_stride, channel_stride, pixel_stride
+
+
+@triton.jit
 def start_of(pixel, plane, image_stride, pixel_stride):
-    """Where channel 0 of numbered pixels lies, and their images."""
+    """Where channel 0 of numbered pixels lies, and their images; 64 bits as ``pixel``."""
     image = pixel // plane
-    place = (pixel - image * plane).to(tl.int64)
-    return image.to(tl.int64) * image_stride + place * pixel_stride, image
+    return image * image_stride + (pixel - image * plane) * pixel_stride, image
 
 
 @triton.jit
 def pair_gradient_kernel(
     teacher, student, statistics, grad, by_teacher, by_student,
-    pixels, plane, channels, image_stride, channel_stride, pixel_stride, vectors, direction, value, problem,
+    pixels, plane, channels, image_stride, channel_stride, pixel_stride, vectors, direction, value,
     FLAT: tl.constexpr, EACH: tl.constexpr, BY_TEACHER: tl.constexpr, BY_STUDENT: tl.constexpr, ADD: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    LAST: tl.constexpr, WHOLE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Gradients by a block of features of ``direction`` (1 - cos) + ``value`` |t - s|^2.
 
     statistics: (3, vectors), dot product and squares of each pixel, or of each image where FLAT. grad: one number, or
     where EACH one for each pixel.
     """
-    pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    pixels, plane, channels, image_stride, channel_stride, pixel_stride = hinted(
+        pixels, plane, channels, image_stride, channel_stride, pixel_stride, teacher, LAST, WHOLE
+    )
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     valid = pixel < pixels
     at, image = start_of(pixel, plane, image_stride, pixel_stride)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -125,26 +149,19 @@ BLOCKS = (
 )  # of pixels and channels, for channels last and first
 
 
-class Levels:
-    """Dense levels of one type; students lie as their teacher."""
+def sizes(levels: Levels, level: int) -> tuple[Any, ...]:
+    """Pixels of all images and of one, channels (with those that fill chunks, zeros), and the strides of a level."""
+    t = levels.teacher[level]
+    plane = t.shape[2] * t.shape[3]
+    return t.shape[0] * plane, plane, t.shape[1], *strides(t)
 
-    def __init__(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
-        tensors = [*teacher, *student]
-        dtype = tensors[0].dtype if len({tensor.dtype for tensor in tensors}) == 1 else torch.float32
-        formats = [memory_format(level) for level in teacher]
-        count = len(teacher)
-        self.teacher = [
-            level.to(dtype).contiguous(memory_format=layout) for level, layout in zip(teacher, formats, strict=True)
-        ]
-        self.student = [
-            level.to(dtype).contiguous(memory_format=formats[index % count]) for index, level in enumerate(student)
-        ]
 
-    def sizes(self, level: int) -> tuple[int, ...]:
-        """Pixels of all images and of one, channels, and the strides of images, channels and pixels."""
-        t = self.teacher[level]
-        plane = t.shape[2] * t.shape[3]
-        return t.shape[0] * plane, plane, t.shape[1], *strides(t)
+def layout(levels: Levels, level: int) -> dict[str, bool]:
+    """Of a level, for the kernels: whether channels are last, and whether its rows are whole chunks."""
+    t = levels.teacher[level]
+    last = not t.is_contiguous()
+    unit = CHUNK_BYTES // t.element_size()
+    return {"LAST": last, "WHOLE": last or t.shape[2] * t.shape[3] % unit == 0}
 
 
 def pair_gradients(
@@ -175,17 +192,19 @@ def pair_gradients(
     for index, student in enumerate(levels.student):
         level = index % count
         own = (needs[level], needs[count + index])
-        sizes = levels.sizes(level)
-        pixels, channels = sizes[0], sizes[2]
+        own_sizes = sizes(levels, level)
+        pixels, channels = own_sizes[0], own_sizes[2]
         if not any(own) or pixels == 0:
             continue
         wrap_triton(kernel)[
             lambda meta, pixels=pixels, channels=channels: (
-                triton.cdiv(pixels, meta["BLOCK_P"]), triton.cdiv(channels, meta["BLOCK_C"]),
+                triton.cdiv(pixels, meta["BLOCK_P"]),
+                triton.cdiv(channels, meta["BLOCK_C"]),
             )
         ](
             levels.teacher[level], student, statistics[index], grads[index], found[level], found[count + index],
-            *sizes, statistics[index].shape[-1], directions[index], values[index], bucket(pixels),
+            *own_sizes, statistics[index].shape[-1], directions[index], values[index],
             FLAT=flat, EACH=grads[index].ndim > 0, BY_TEACHER=own[0], BY_STUDENT=own[1], ADD=index >= count,
+            **layout(levels, level),
         )  # fmt: skip
-    return [value.to(tensor.dtype) for value, tensor in zip(found, tensors, strict=True)]
+    return levels.results(found, tensors, needs)

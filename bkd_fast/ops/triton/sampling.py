@@ -9,6 +9,16 @@ import triton.language as tl
 
 
 @triton.jit
+def chunks(count, pointer):
+    """The count, which the compiler then knows to be a multiple of the numbers in 16 bytes (ops/gpu/layout.py).
+
+    That is what lets it load 16 bytes at a time, with one address for all of them.
+    """
+    unit: tl.constexpr = 128 // pointer.dtype.element_ty.primitive_bitwidth
+    return count // unit * unit
+
+
+@triton.jit
 def place_of(index, pixels, rows, columns):
     """Image, and row and column of the output, of numbered pixels."""
     valid = index < pixels
@@ -48,9 +58,7 @@ def spot(
 
 
 @triton.jit
-def corner(
-    top, left, down, right, valid, base, height, width, BELOW: tl.constexpr, BESIDE: tl.constexpr
-):
+def corner(top, left, down, right, valid, base, height, width, BELOW: tl.constexpr, BESIDE: tl.constexpr):
     """One of the four neighbours: its pixel, whether it is to be read, and its weight along y and along x."""
     row, column = top + BELOW, left + BESIDE
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
@@ -70,9 +78,7 @@ def read(input, pixel, wanted, stride, channel, within):
 
 
 @triton.jit
-def sample(
-    input, stride, channel, within, top, left, down, right, valid, base, height, width, scale
-):
+def sample(input, stride, channel, within, top, left, down, right, valid, base, height, width, scale):
     """Samples of channels, (pixels, channels), times each pixel's scale, in float32."""
     pixel, wanted, v, h = corner(top, left, down, right, valid, base, height, width, 0, 0)
     total = read(input, pixel, wanted, stride, channel, within) * (v * h * scale)[:, None]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bkd_fast.ops import reference
 from bkd_fast.ops.gpu.layout import floats
-from bkd_fast.ops.native.cuda.layout import kernels
-from bkd_fast.ops.native.cuda.levels import Levels
+from bkd_fast.ops.gpu.levels import Levels
+from bkd_fast.ops.native.cuda.layout import aligned, kernels
 
 MOST_LEVELS = 8
 MOST_RADIUS = 5_800  # of the smoothing, for which the weights and a row's neighbours fit in shared memory
@@ -37,7 +37,7 @@ def cosine_anomaly_map(
             f"cosine_anomaly_map: the CUDA kernels take up to {MOST_LEVELS} levels and sigma up to {MOST_RADIUS // 4}, "
             f'not {len(teacher)} and {sigma}; run it with bkd_fast.backend("reference")'
         )
-    distances, _ = _distances(Levels(teacher, student), weights, value_share, statistics=False)
+    distances, _ = _distances(Levels(teacher, student, aligned), weights, value_share, statistics=False)
     output = floats((teacher[0].shape[0], *size), teacher[0])
     rows = torch.empty_like(output) if radius else output.new_empty(0)
     kernels().anomaly_map(distances, fusion == "product", sigma, radius, align_corners, rows, output)
@@ -60,7 +60,7 @@ def cosine_anomaly_map_backward(
 
     The kernels read the features; what lies between the distances and the map is small and left to PyTorch.
     """
-    levels = Levels(teacher, student)
+    levels = Levels(teacher, student, aligned)
     distances, statistics = _distances(levels, weights, value_share, statistics=True)
     by_distance = reference.fusion_backward(grad, distances, size, fusion, sigma, align_corners)
     by_teacher, by_student = levels.room(needs)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.gpu.layout import floats, moves, parts
+from bkd_fast.ops.gpu.layout import CHUNK_BYTES, floats, moves, parts, whole_chunks, without_chunks
 from bkd_fast.ops.gpu.sums import Sums, convolution_bound, exact_sums
-from bkd_fast.ops.native.cuda.layout import CHUNK_BYTES, kernels, last, processors, whole_chunks, without_chunks
+from bkd_fast.ops.native.cuda.layout import kernels, last, processors
 
 
 class _Problem:

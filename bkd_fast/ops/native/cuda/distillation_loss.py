@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from bkd_fast.ops.gpu.layout import floats
-from bkd_fast.ops.native.cuda.layout import kernels, processors
-from bkd_fast.ops.native.cuda.levels import Levels
+from bkd_fast.ops.gpu.levels import Levels
+from bkd_fast.ops.native.cuda.layout import aligned, kernels, processors
 
 PIXELS = 32  # that a block sums up
 
@@ -18,7 +18,7 @@ def distillation_loss(
     teacher: Sequence[Tensor], student: Sequence[Tensor], direction: str, value_weight: float
 ) -> tuple[Tensor, Tensor]:
     """See :func:`bkd_fast.ops.distillation_loss`; also the statistics that the reference describes."""
-    levels, by_image = Levels(teacher, student), direction == "flat"
+    levels, by_image = Levels(teacher, student, aligned), direction == "flat"
     images = len(teacher[0])
     # An image is split so that every processor has work; the parts are added in one order.
     splits = max(1, min(64, math.ceil(4 * processors(teacher[0]) / max(images, 1))))
@@ -45,7 +45,7 @@ def distillation_loss_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients by the teacher's levels, then the student's; empty tensors where ``needs`` says so."""
-    levels, by_image = Levels(teacher, student), direction == "flat"
+    levels, by_image = Levels(teacher, student, aligned), direction == "flat"
     counts = [len(level) if by_image else len(level) * level.shape[2:].numel() for level in teacher]
     by_teacher, by_student = levels.room(needs)
     kernels().distillation_loss_backward(

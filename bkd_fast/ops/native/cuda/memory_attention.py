@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.gpu.attention_backward import attention_backward, norms
-from bkd_fast.ops.gpu.layout import floats
-from bkd_fast.ops.native.cuda.layout import aligned, kernels, processors, whole_chunks
+from bkd_fast.ops.gpu.layout import floats, whole_chunks
+from bkd_fast.ops.native.cuda.layout import aligned, kernels, processors
 
 ROWS = 64  # queries that a block has; items too
 MOST_ROWS = 2**24  # queries at a time

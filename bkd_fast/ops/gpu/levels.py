@@ -1,13 +1,13 @@
-"""Levels of a teacher and its students as the CUDA kernels take them: alike in type and layout."""
+"""Levels of a teacher and its students as kernels take them: alike in type and layout."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.native.cuda.layout import CHUNK_BYTES, aligned, whole_chunks
+from bkd_fast.ops.gpu.layout import CHUNK_BYTES, whole_chunks
 from bkd_fast.ops.registration import memory_format
 
 
@@ -17,12 +17,23 @@ class Levels:
     ``channels``: of each level, without those that only fill chunks.
     """
 
-    def __init__(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        teacher: Sequence[Tensor],
+        student: Sequence[Tensor],
+        placed: Callable[[Tensor], Tensor] = lambda level: level,
+    ) -> None:
+        """
+        Args:
+            placed: what is done to each level at last.
+        """
         tensors = [*teacher, *student]
         dtype = tensors[0].dtype if len({tensor.dtype for tensor in tensors}) == 1 else torch.float32
         formats = [memory_format(level) for level in teacher]
-        self.teacher = [_dense(level, dtype, layout) for level, layout in zip(teacher, formats, strict=True)]
-        self.student = [_dense(level, dtype, formats[index % len(teacher)]) for index, level in enumerate(student)]
+        self.teacher = [placed(_dense(level, dtype, layout)) for level, layout in zip(teacher, formats, strict=True)]
+        self.student = [
+            placed(_dense(level, dtype, formats[index % len(teacher)])) for index, level in enumerate(student)
+        ]
         self.channels = [level.shape[1] for level in teacher]
 
     def room(self, needs: Sequence[bool]) -> tuple[list[Tensor], list[Tensor]]:
@@ -45,4 +56,4 @@ def _dense(level: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Te
     level = level.to(dtype)
     if layout == torch.channels_last and level.shape[1] * level.element_size() % CHUNK_BYTES:
         level = whole_chunks(level, 1, level.shape[1])
-    return aligned(level.contiguous(memory_format=layout))
+    return level.contiguous(memory_format=layout)

@@ -1,0 +1,14 @@
+"""``python tests/triton_gate --update``: what the kernels of now need becomes their budget."""
+
+import sys
+
+from triton_budget import faults, growth, write
+from triton_kernels import compiled
+
+if __name__ == "__main__":  # the processes that compile import this file too
+    kernels = compiled()
+    if "--update" in sys.argv[1:]:
+        write(kernels)
+    found = faults(kernels) + growth(kernels)
+    print("\n".join(found) or f"{len(kernels)} kernels, all within their budget")
+    sys.exit(bool(found))

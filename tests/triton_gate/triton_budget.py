@@ -1,0 +1,74 @@
+"""What the Triton kernels may need: budget.csv, made with one release of Triton."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import triton_kernels
+from triton_kernels import Kernel
+
+HERE = Path(__file__).resolve().parent
+TRITON = "3.8"  # other releases allocate other registers
+FIELDS = ("kernel", "kind", "config", "architecture", "registers", "shared", "stack")
+MOST_SHARED = 99 * 1024  # of a block, on the smallest of the three (CUDA C++ Programming Guide: 163, 227 and 99 KB)
+MULTIPLIERS = ("deform_conv", "memory_normalizer", "memory_attention_kernel")  # by how their names begin
+
+
+def read() -> dict[tuple[str, str, str, int], tuple[int, int, int]]:
+    """Registers, shared memory and stack by kernel, kind, configuration and architecture."""
+    with open(HERE / "budget.csv", newline="", encoding="utf-8") as file:
+        return {
+            (row["kernel"], row["kind"], row["config"], int(row["architecture"])): (
+                int(row["registers"]), int(row["shared"]), int(row["stack"]),
+            )
+            for row in csv.DictReader(file)
+        }  # fmt: skip
+
+
+def write(kernels: Sequence[Kernel]) -> None:
+    """What they need now becomes what they may need."""
+    with open(HERE / "budget.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(FIELDS)
+        for kernel in sorted(kernels):
+            writer.writerow(kernel[: len(FIELDS)])
+
+
+def faults(kernels: Sequence[Kernel]) -> list[str]:
+    """What is not as it must be, whatever release of Triton compiled it."""
+    found = []
+    for kernel in kernels:
+        name = _name(kernel)
+        if kernel.stack:
+            found.append(f"{name} spills: {kernel.stack} bytes of stack")
+        if kernel.shared > MOST_SHARED:
+            found.append(f"{name} needs {kernel.shared} bytes of shared memory, there are {MOST_SHARED}")
+        multiplies = kernel.name.startswith(MULTIPLIERS) and triton_kernels.kind_of(kernel.kind) != "ieee"
+        if multiplies and not kernel.tensor_cores:
+            found.append(f"{name} does not use tensor cores")
+    seen = {(kernel.name, triton_kernels.kind_of(kernel.kind), kernel.config) for kernel in kernels}
+    for name, kind, config in triton_kernels.space():
+        if not any((name, own, config) in seen for own in ((kind,) if kind != "any" else ("half", "ieee"))):
+            found.append(f"{name} in {config} ({kind}) was not compiled, and tuning may choose it")
+    return found
+
+
+def growth(kernels: Sequence[Kernel]) -> list[str]:
+    """What needs more than its budget, has none, or is gone."""
+    allowed, found = read(), []
+    for kernel in kernels:
+        limits = allowed.pop(kernel[:4], None)
+        if limits is None:
+            found.append(f"{_name(kernel)} has no budget")
+            continue
+        for what, need, limit in zip(("registers", "bytes of shared memory", "bytes of stack"), kernel[4:7], limits,
+                                     strict=True):  # fmt: skip
+            if need > limit:
+                found.append(f"{_name(kernel)} needs {need} {what}, allowed are {limit}")
+    return found + [f"{', '.join(map(str, key))} has a budget and does not exist" for key in sorted(allowed)]
+
+
+def _name(kernel: Kernel) -> str:
+    return f"{kernel.name} for {kernel.kind} in {kernel.config} on {kernel.architecture}"

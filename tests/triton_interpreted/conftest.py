@@ -1,0 +1,23 @@
+"""The Triton kernels on the CPU: all of this needs TRITON_INTERPRET=1 before Triton is imported."""
+
+import os
+
+import poisoning
+import pytest
+import torch
+
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_operators.py"]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    poisoning.poison(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def ieee():
+    """The interpreter has no TF32."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before

@@ -1,0 +1,252 @@
+"""Every Triton kernel, option and block size against the reference, in Triton's interpreter.
+
+float32 and float16; of bfloat16 the interpreter makes something else (its 16 bits are taken for a number), so that
+type is left to the compile gate (tests/triton_gate) and to a device (tests/ops/test_cuda.py).
+"""
+
+import cases
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bkd_fast.ops import backend, cosine_anomaly_map, modulated_deform_conv2d, sparse_memory_attention
+from bkd_fast.ops import triton as kernels
+from bkd_fast.ops.gpu import attention_backward, layout
+from bkd_fast.ops.triton import launching, memory_attention
+
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid|overflow|divide):RuntimeWarning")  # numpy, of NaN and infinity
+TYPES = [torch.float32, torch.float16]
+
+
+def agree(case, dtype):
+    case = cases.rounded(case, dtype)
+    exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
+    cases.check(cases.results(case, "triton", dtype), plain, exact, cases.ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize("dtype", TYPES, ids=["float32", "float16"])
+def test_the_kernels_agree_with_the_reference(name, dtype):
+    agree(cases.CASES[name](), dtype)
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+@pytest.mark.parametrize(
+    "name", ["conv: more groups than offset groups", "gather", "attention", "anomaly", "loss: pixel"]
+)
+def test_other_block_sizes_agree_too(name, number, monkeypatch):
+    """The first configuration of each kernel is what the interpreter takes; these are the others."""
+
+    def other(tuned, kind="any"):
+        configs = tuned.kinds[kind]
+        return kernels.launching.triton.autotune([configs[min(number, len(configs) - 1)]], key=[])(tuned.kernel)
+
+    monkeypatch.setattr(launching.Tuned, "__call__", other)
+    agree(cases.CASES[name](), torch.float16)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(0, 2), inputs=st.integers(1, 36), outputs=st.integers(1, 70), height=st.integers(1, 5),
+    width=st.integers(1, 7), tall=st.integers(1, 2), wide=st.integers(1, 3), half=st.booleans(),
+)  # fmt: skip
+def test_convolutions_of_any_size_agree(batch, inputs, outputs, height, width, tall, wide, half):
+    dtype = torch.float16 if half else torch.float32
+    case = cases.conv(batch, inputs, outputs, (height + 1, width + 2), (tall, wide))
+    if batch == 0:
+        found = cases.results(case, "triton", dtype)
+        assert found[0].shape[0] == 0
+        assert not any(value.any() for value in found[1:])
+    else:
+        agree(case, dtype)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 80), items=st.integers(1, 140), channels=st.integers(1, 80), renormalize=st.booleans(),
+    half=st.booleans(),
+)  # fmt: skip
+def test_memories_of_any_size_agree(rows, items, channels, renormalize, half):
+    agree(
+        cases.attention(rows, items, channels, 0.0, renormalize=renormalize), torch.float16 if half else torch.float32
+    )
+
+
+@pytest.mark.parametrize("name", ["gather", "gather: shared", "attention", "anomaly", "loss: flat", "loss: pixel"])
+def test_an_empty_batch_gives_empty_results(name):
+    call, tensors = cases.CASES[name]()
+    shared = {"gather: shared": (0,), "attention": (1,)}.get(name, ())
+    leaves = [tensor if index in shared else tensor[:0] for index, tensor in enumerate(tensors)]
+    found = cases.results((call, leaves), "triton", torch.float32)
+    assert found[0].numel() == 0 or found[0] == 0
+    assert [value.shape for value in found[1:]] == [leaf.shape for leaf in leaves]
+    assert not any(value.any() for value in found[1:])
+
+
+@pytest.mark.parametrize("name", ["conv", "gather", "attention", "anomaly", "loss: flat", "loss: pixel"])
+def test_any_strides_are_accepted(name):
+    call, tensors = cases.CASES[name]()
+    spread = [
+        tensor.repeat_interleave(2, -1)[..., ::2].transpose(0, -1).contiguous().transpose(0, -1) for tensor in tensors
+    ]
+    assert not all(tensor.is_contiguous() for tensor in spread)
+    found, expected = (cases.results((call, given), "triton", torch.float32) for given in (spread, tensors))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["conv: groups", "gather: shared", "gather"])
+def test_deterministic_sums_agree(name):
+    torch.use_deterministic_algorithms(True)
+    try:
+        agree(cases.CASES[name](), torch.float32)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_sums_are_whole_numbers(monkeypatch):
+    """So that no order of the additions can show; and of what is not finite they are no numbers."""
+    rooms = []
+    original = kernels.deform_gather.Sums
+
+    def kept(*arguments):
+        rooms.append(original(*arguments))
+        return rooms[-1]
+
+    monkeypatch.setattr(kernels.deform_gather, "Sums", kept)
+    call, tensors = cases.gather()
+    torch.use_deterministic_algorithms(True)
+    try:
+        cases.results((call, tensors), "triton", torch.float32)
+        tensors[2][0, 0, 0, 0] = float("inf")
+        found = cases.results((call, tensors), "triton", torch.float32)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [sums.room.dtype for sums in rooms] == [torch.int64] * 2
+    assert rooms[0].room.any()
+    assert found[1].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["conv", "gather", "gather: shared"])
+def test_more_images_than_a_launch_takes(name, monkeypatch):
+    case = cases.CASES[name]()
+    whole = cases.results(case, "triton", torch.float32)
+    monkeypatch.setattr(layout, "MOST_PIXELS", 63)
+    for one, other in zip(cases.results(case, "triton", torch.float32), whole, strict=True):
+        torch.testing.assert_close(one, other)
+    monkeypatch.setattr(layout, "MOST_PIXELS", 20)
+    with pytest.raises(RuntimeError, match="images of up to 20 pixels, this one has .*: use tiles"):
+        cases.results(case, "triton", torch.float32)
+
+
+def test_more_queries_than_a_launch_takes(monkeypatch):
+    case = cases.attention(150, 70)
+    whole = cases.results(case, "triton", torch.float32)
+    monkeypatch.setattr(memory_attention, "MOST_ROWS", 64)
+    monkeypatch.setattr(attention_backward, "GRADIENT_NUMBERS", 70 * 40)
+    for one, other in zip(cases.results(case, "triton", torch.float32), whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_more_levels_than_are_fused_at_a_time():
+    teacher = [cases.random(1, 5, size, size, seed=size) for size in range(2, 8)]
+    student = [cases.random(1, 5, size, size, seed=10 + size) for size in range(2, 8)]
+    for fusion in ("product", "sum"):
+        found, expected = [], []
+        for name, kept in (("triton", found), ("reference", expected)):
+            with backend(name):
+                kept.append(cosine_anomaly_map(teacher, student, (9, 11), fusion=fusion, sigma=1.0))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["conv", "gather", "attention", "anomaly", "loss: flat"])
+def test_only_the_gradients_that_are_asked_for(name):
+    call, tensors = cases.CASES[name]()
+    every = cases.results((call, tensors), "triton", torch.float32)
+    for wanted in range(len(tensors)):
+        leaves = [tensor.detach().requires_grad_(index == wanted) for index, tensor in enumerate(tensors)]
+        with backend("triton"):
+            output = call(*leaves)
+            grad = cases.random(*output.shape, seed=9) if output.shape else torch.ones_like(output)
+            (found,) = torch.autograd.grad(output, leaves[wanted], grad)
+        torch.testing.assert_close(found, every[1 + wanted])
+
+
+def test_offsets_and_masks_of_another_type_keep_their_precision():
+    """As under autocast, where they may be float32 beside float16 images."""
+    call, tensors = cases.conv(channels=16, mask=True)
+    halves = [tensor.half() for tensor in tensors]
+    mixed = [halves[0], halves[1], tensors[2], tensors[3], halves[4]]
+    with backend("triton"):
+        found = call(*mixed)
+    with backend("reference"):
+        plain, truth = call(*mixed), call(*[tensor.double() for tensor in mixed])
+    cases.check([found], [plain], [truth], cases.ROUNDING[torch.float16])
+
+
+def test_not_a_number_stays_where_it_is_read():
+    call, (input, *others) = cases.conv(1, 8, 4, (6, 6), kernel=(1, 1), bias=True)
+    input[0, 0, 2, 2] = float("nan")
+    others[1].zero_()
+    with backend("triton"):
+        found = call(input, *others)
+    assert found[0, :, 2, 2].isnan().all()
+    assert found.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_positions_far_out_read_nothing_and_unknown_ones_are_not_numbers(value):
+    call, tensors = cases.conv(1, 8, 4, (6, 6), kernel=(1, 1), bias=False)
+    tensors[2][0, :, 3, 3] = value
+    found, expected = (cases.results((call, tensors), name, torch.float32) for name in ("triton", "reference"))
+    assert found[0][0, :, 3, 3].isnan().all() == (value != value)
+    # Where a position is unknown the reference gives its gradient to the image's first pixel, the kernel to none.
+    for one, other in zip(found[:1] if value != value else found, expected, strict=False):
+        torch.testing.assert_close(one, other, equal_nan=True)
+
+
+def test_levels_of_different_types_are_compared_in_float32():
+    call, tensors = cases.anomaly()
+    mixed = [tensor.half() if index < 3 else tensor for index, tensor in enumerate(tensors)]
+    with backend("triton"):
+        found = call(*mixed)
+    with backend("reference"):
+        expected = call(*[tensor.float() for tensor in mixed])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_types_that_it_cannot_do_are_refused(dtype):
+    i, w, o, m, b = (tensor.to(dtype) for tensor in cases.conv()[1])
+    message = f"triton backend has no modulated_deform_conv2d for cpu tensors of {dtype}"
+    with backend("triton"), pytest.raises(RuntimeError, match=message):
+        modulated_deform_conv2d(i, o, w, b, padding=1, mask=m)
+
+
+@pytest.mark.parametrize("name", ["conv", "gather", "attention", "anomaly", "loss: pixel"])
+def test_operators_are_as_pytorch_wants_them(name):
+    call, tensors = cases.CASES[name]()
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    calls = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            if function.namespace == "bkd_fast":
+                calls.append((function, arguments, keywords or {}))
+            return function(*arguments, **(keywords or {}))
+
+    with backend("triton"):
+        with Recorder():
+            call(*leaves)
+        for function, arguments, keywords in calls:
+            tests = ("test_schema", "test_faketensor")
+            torch.library.opcheck(function, arguments, keywords, test_utils=tests)
+
+
+def test_memory_larger_than_a_block_of_shared_memory_agrees():
+    query, memory = cases.random(3, 8), cases.random(2000, 8, seed=1)
+    with backend("triton"):
+        found = sparse_memory_attention(query, memory, 0.0005, 0.5, True)
+    with backend("reference"):
+        torch.testing.assert_close(found, sparse_memory_attention(query, memory, 0.0005, 0.5, True))
