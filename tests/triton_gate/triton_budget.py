@@ -11,17 +11,17 @@ from triton_kernels import Kernel
 
 HERE = Path(__file__).resolve().parent
 TRITON = "3.8"  # other releases allocate other registers
-FIELDS = ("kernel", "kind", "config", "architecture", "registers", "shared", "stack")
+FIELDS = ("kernel", "kind", "config", "architecture", "registers", "shared", "spills")
 MOST_SHARED = 99 * 1024  # of a block, on the smallest of the three (CUDA C++ Programming Guide: 163, 227 and 99 KB)
 MULTIPLIERS = ("deform_conv", "memory_normalizer", "memory_attention_kernel")  # by how their names begin
 
 
 def read() -> dict[tuple[str, str, str, int], tuple[int, int, int]]:
-    """Registers, shared memory and stack by kernel, kind, configuration and architecture."""
+    """Registers, shared memory and spills by kernel, kind, configuration and architecture."""
     with open(HERE / "budget.csv", newline="", encoding="utf-8") as file:
         return {
             (row["kernel"], row["kind"], row["config"], int(row["architecture"])): (
-                int(row["registers"]), int(row["shared"]), int(row["stack"]),
+                int(row["registers"]), int(row["shared"]), int(row["spills"]),
             )
             for row in csv.DictReader(file)
         }  # fmt: skip
@@ -41,8 +41,8 @@ def faults(kernels: Sequence[Kernel]) -> list[str]:
     found = []
     for kernel in kernels:
         name = _name(kernel)
-        if kernel.stack:
-            found.append(f"{name} spills: {kernel.stack} bytes of stack")
+        if kernel.spills:
+            found.append(f"{name} spills registers, in {kernel.spills} instructions")
         if kernel.shared > MOST_SHARED:
             found.append(f"{name} needs {kernel.shared} bytes of shared memory, there are {MOST_SHARED}")
         multiplies = kernel.name.startswith(MULTIPLIERS) and triton_kernels.kind_of(kernel.kind) != "ieee"
@@ -63,7 +63,7 @@ def growth(kernels: Sequence[Kernel]) -> list[str]:
         if limits is None:
             found.append(f"{_name(kernel)} has no budget")
             continue
-        for what, need, limit in zip(("registers", "bytes of shared memory", "bytes of stack"), kernel[4:7], limits,
+        for what, need, limit in zip(("registers", "bytes of shared memory", "spills"), kernel[4:7], limits,
                                      strict=True):  # fmt: skip
             if need > limit:
                 found.append(f"{_name(kernel)} needs {need} {what}, allowed are {limit}")

@@ -43,7 +43,7 @@ def distances_kernel(
     first_sums, second_sums: (3, pixels), dot product and squares, written where SUMS.
     """
     pixels, plane, channels, image_stride, channel_stride, pixel_stride = hinted(
-        pixels, plane, channels, image_stride, channel_stride, pixel_stride, teacher, LAST, WHOLE
+        pixels, plane, channels, image_stride, channel_stride, pixel_stride, teacher.dtype, LAST, WHOLE
     )
     pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     valid = pixel < pixels

@@ -31,9 +31,9 @@ def deform_conv_kernel(
     The depth of the product is ``piece`` channels of one group and one offset group at a time, tap after tap, so that a
     pixel's four neighbours and their weights are worked out once for all of a piece's channels.
     """
-    channels, outputs, piece = chunks(channels, input), chunks(outputs, input), chunks(piece, input)
-    group_channels, group_outputs = chunks(group_channels, input), chunks(group_outputs, input)
-    offset_channels = chunks(offset_channels, input)
+    channels, outputs, piece = chunks(channels, input.dtype), chunks(outputs, input.dtype), chunks(piece, input.dtype)
+    group_channels, group_outputs = chunks(group_channels, input.dtype), chunks(group_outputs, input.dtype)
+    offset_channels = chunks(offset_channels, input.dtype)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     offset_at = image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel
@@ -48,8 +48,11 @@ def deform_conv_kernel(
         tap = step % taps
         first = group * group_channels + step // taps * piece
         slot = first // offset_channels * taps + tap
+        offset_to = offset_at + tl.cast(2 * slot, tl.int64) * offset_channel
+        move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
+        move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
         top, left, down, right = spot(
-            offset, offset_at, valid, offset_channel, slot, tap, kernel_columns, row, column,
+            move_y, move_x, tap, kernel_columns, row, column,
             stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
         )  # fmt: skip
         scale = tl.full((BLOCK_M,), 1.0, tl.float32)
@@ -79,7 +82,6 @@ KERNEL = Tuned(
             config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32),
             config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=32),
             config(8, 2, BLOCK_M=64, BLOCK_N=256, BLOCK_K=32),
-            config(4, 2, BLOCK_M=32, BLOCK_N=128, BLOCK_K=64),
             config(4, 1, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
         ),
         "tf32": (

@@ -35,18 +35,24 @@ def deform_conv_backward_kernel(
     at a time. It is spread over the four neighbours at once; nothing of it is stored. Nobody else has this tap of these
     pixels, so that only the input's gradient is added to.
     """
-    channels, outputs, piece = chunks(channels, input), chunks(outputs, input), chunks(piece, input)
-    group_channels, group_outputs = chunks(group_channels, input), chunks(group_outputs, input)
-    offset_channels = chunks(offset_channels, input)
+    channels, outputs, piece = chunks(channels, input.dtype), chunks(outputs, input.dtype), chunks(piece, input.dtype)
+    group_channels, group_outputs = chunks(group_channels, input.dtype), chunks(group_outputs, input.dtype)
+    offset_channels = chunks(offset_channels, input.dtype)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     slot = tl.program_id(1)
     tap = slot % taps
     begin = slot // taps * offset_channels
     base = image * (height * width)
+    offset_to = (
+        image.to(tl.int64) * offset_image
+        + place.to(tl.int64) * offset_pixel
+        + tl.cast(2 * slot, tl.int64) * offset_channel
+    )
+    move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
+    move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
     top, left, down, right = spot(
-        offset, image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel, valid, offset_channel,
-        slot, tap, kernel_columns, row, column,
+        move_y, move_x, tap, kernel_columns, row, column,
         stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
     )  # fmt: skip
     scale = tl.full((BLOCK_M,), 1.0, tl.float32)
@@ -111,9 +117,9 @@ def deform_conv_weight_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The gradient by the weights of BLOCK_M outputs and BLOCK_N channels of one tap, over one split of the pixels."""
-    channels, outputs, piece = chunks(channels, input), chunks(outputs, input), chunks(piece, input)
-    group_channels, group_outputs = chunks(group_channels, input), chunks(group_outputs, input)
-    offset_channels = chunks(offset_channels, input)
+    channels, outputs, piece = chunks(channels, input.dtype), chunks(outputs, input.dtype), chunks(piece, input.dtype)
+    group_channels, group_outputs = chunks(group_channels, input.dtype), chunks(group_outputs, input.dtype)
+    offset_channels = chunks(offset_channels, input.dtype)
     channel_blocks = tl.cdiv(piece, BLOCK_N)
     tap = tl.program_id(0) % taps
     block = tl.program_id(0) // taps  # of the input's channels, which come piece by piece
@@ -131,9 +137,15 @@ def deform_conv_weight_kernel(
     for start in range(begin, tl.minimum(begin + each, pixels), BLOCK_K):
         pixel = start + tl.arange(0, BLOCK_K)
         valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
+        offset_to = (
+            image.to(tl.int64) * offset_image
+            + place.to(tl.int64) * offset_pixel
+            + tl.cast(2 * slot, tl.int64) * offset_channel
+        )
+        move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
+        move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
         top, left, down, right = spot(
-            offset, image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel, valid, offset_channel,
-            slot, tap, kernel_columns, row, column,
+            move_y, move_x, tap, kernel_columns, row, column,
             stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
         )  # fmt: skip
         scale = tl.full((BLOCK_K,), 1.0, tl.float32)

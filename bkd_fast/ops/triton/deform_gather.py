@@ -26,7 +26,7 @@ def deform_gather_kernel(
     MASK: tl.constexpr, SHARED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A block of pixels and channels; the sums over all taps stay in registers."""
-    channels = chunks(channels, projected)
+    channels = chunks(channels, projected.dtype)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     offset_at = image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel
@@ -36,8 +36,11 @@ def deform_gather_kernel(
     within = channel < channels
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for tap in range(0, taps):
+        offset_to = offset_at + tl.cast(2 * tap, tl.int64) * offset_channel
+        move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
+        move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
         top, left, down, right = spot(
-            offset, offset_at, valid, offset_channel, tap, tap % kernel_taps, kernel_columns, row, column,
+            move_y, move_x, tap % kernel_taps, kernel_columns, row, column,
             stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
         )  # fmt: skip
         scale = tl.full((BLOCK_M,), 1.0, tl.float32)
@@ -62,14 +65,20 @@ def deform_gather_backward_kernel(
     EXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A block of pixels and one tap; all channels, BLOCK_N at a time."""
-    channels = chunks(channels, projected)
+    channels = chunks(channels, projected.dtype)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     tap = tl.program_id(1)
     base = image * 0 if SHARED else image * (height * width)
+    offset_to = (
+        image.to(tl.int64) * offset_image
+        + place.to(tl.int64) * offset_pixel
+        + tl.cast(2 * tap, tl.int64) * offset_channel
+    )
+    move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
+    move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
     top, left, down, right = spot(
-        offset, image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel, valid, offset_channel,
-        tap, tap % kernel_taps, kernel_columns, row, column,
+        move_y, move_x, tap % kernel_taps, kernel_columns, row, column,
         stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
     )  # fmt: skip
     scale = tl.full((BLOCK_M,), 1.0, tl.float32)
@@ -120,7 +129,6 @@ KERNEL = Tuned(
         "any": (
             config(4, BLOCK_M=32, BLOCK_N=64),
             config(4, BLOCK_M=16, BLOCK_N=128),
-            config(4, BLOCK_M=64, BLOCK_N=32),
             config(8, BLOCK_M=32, BLOCK_N=128),
         )
     },

@@ -25,7 +25,7 @@ PIXELS = 32  # whose parts of the loss are added up by one program
 def loss_images_kernel(teacher, student, parts, numbers, splits, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     """Sums over a split of one image's numbers: dot product, both squares, and the square of the difference."""
     if WHOLE:
-        numbers = chunks(numbers, teacher)
+        numbers = chunks(numbers, teacher.dtype)
     image = tl.program_id(0).to(tl.int64)
     each = tl.cdiv(tl.cdiv(numbers, splits), BLOCK).to(tl.int64) * BLOCK
     begin = tl.program_id(1) * each
@@ -56,7 +56,7 @@ def loss_pixels_kernel(
 ):  # fmt: skip
     """Statistics (3, pixels) of a block of pixels, and the sums over it of 1 - cos and of squared differences."""
     pixels, plane, channels, image_stride, channel_stride, pixel_stride = hinted(
-        pixels, plane, channels, image_stride, channel_stride, pixel_stride, teacher, LAST, WHOLE
+        pixels, plane, channels, image_stride, channel_stride, pixel_stride, teacher.dtype, LAST, WHOLE
     )
     pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     valid = pixel < pixels
@@ -107,7 +107,7 @@ def loss_total_kernel(
 
 
 IMAGES = Tuned(
-    loss_images_kernel, {"any": (config(4, BLOCK=1024), config(8, BLOCK=2048), config(4, BLOCK=512))}, key=("numbers",)
+    loss_images_kernel, {"any": (config(4, BLOCK=512), config(8, BLOCK=2048), config(8, BLOCK=1024))}, key=("numbers",)
 )
 PIXELS_OF = Tuned(
     loss_pixels_kernel,

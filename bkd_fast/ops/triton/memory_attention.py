@@ -61,7 +61,7 @@ def memory_normalizer_kernel(
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Of each query: its largest logit, and the sum of the exponentials of all logits less that one."""
-    channels = chunks(channels, query)
+    channels = chunks(channels, query.dtype)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     query_norm = tl.load(query_norms + row, mask=row < rows, other=0.0)
     most = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -86,7 +86,7 @@ def memory_attention_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_C channels of what a block of queries reads."""
-    channels = chunks(channels, query)
+    channels = chunks(channels, query.dtype)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     query_norm = tl.load(query_norms + row, mask=row < rows, other=0.0)
     most = tl.load(largest + row, mask=row < rows, other=0.0)
@@ -210,10 +210,10 @@ KERNEL = Tuned(
         ),
         "tf32": (
             config(4, 2, BLOCK_M=64, BLOCK_N=32, BLOCK_K=32, BLOCK_C=64),
-            config(8, 2, BLOCK_M=64, BLOCK_N=32, BLOCK_K=32, BLOCK_C=128),
+            config(8, 2, BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, BLOCK_C=128),
         ),
         "ieee": (
-            config(4, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16, BLOCK_C=32),
+            config(8, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16, BLOCK_C=32),
             config(8, 1, BLOCK_M=64, BLOCK_N=32, BLOCK_K=16, BLOCK_C=64),
         ),
     },

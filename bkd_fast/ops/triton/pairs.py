@@ -66,19 +66,19 @@ def one_less_cosine(dot, teacher_square, student_square):
 
 @triton.jit
 def hinted(
-    pixels, plane, channels, image_stride, channel_stride, pixel_stride, pointer,
+    pixels, plane, channels, image_stride, channel_stride, pixel_stride, like: tl.constexpr,
     LAST: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The sizes and strides; the compiler then knows which are whole chunks."""
     if WHOLE:
-        image_stride = chunks(image_stride, pointer)
+        image_stride = chunks(image_stride, like)
         if LAST:
-            channels, pixel_stride = chunks(channels, pointer), chunks(pixel_stride, pointer)
+            channels, pixel_stride = chunks(channels, like), chunks(pixel_stride, like)
         else:
             pixels, plane, channel_stride = (
-                chunks(pixels, pointer),
-                chunks(plane, pointer),
-                chunks(channel_stride, pointer),
+                chunks(pixels, like),
+                chunks(plane, like),
+                chunks(channel_stride, like),
             )
     return pixels, plane, channels, image_stride, channel_stride, pixel_stride
 
@@ -103,7 +103,7 @@ def pair_gradient_kernel(
     where EACH one for each pixel.
     """
     pixels, plane, channels, image_stride, channel_stride, pixel_stride = hinted(
-        pixels, plane, channels, image_stride, channel_stride, pixel_stride, teacher, LAST, WHOLE
+        pixels, plane, channels, image_stride, channel_stride, pixel_stride, teacher.dtype, LAST, WHOLE
     )
     pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     valid = pixel < pixels
@@ -142,10 +142,9 @@ GRADIENT = Tuned(
     key=(),
 )
 BLOCKS = (
-    config(4, BLOCK_P=32, BLOCK_C=64),
-    config(4, BLOCK_P=16, BLOCK_C=128),
-    config(4, BLOCK_P=64, BLOCK_C=32),
-    config(4, BLOCK_P=128, BLOCK_C=16),
+    config(8, BLOCK_P=32, BLOCK_C=64),
+    config(8, BLOCK_P=16, BLOCK_C=128),
+    config(8, BLOCK_P=128, BLOCK_C=16),
 )  # of pixels and channels, for channels last and first
 
 

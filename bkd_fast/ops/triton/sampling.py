@@ -9,12 +9,12 @@ import triton.language as tl
 
 
 @triton.jit
-def chunks(count, pointer):
+def chunks(count, like: tl.constexpr):
     """The count, which the compiler then knows to be a multiple of the numbers in 16 bytes (ops/gpu/layout.py).
 
-    That is what lets it load 16 bytes at a time, with one address for all of them.
+    That is what lets it load 16 bytes at a time, with one address for all of them. ``like``: the type of a pointer.
     """
-    unit: tl.constexpr = 128 // pointer.dtype.element_ty.primitive_bitwidth
+    unit: tl.constexpr = 128 // like.element_ty.primitive_bitwidth
     return count // unit * unit
 
 
@@ -40,20 +40,18 @@ def axis(position, size):
 
 @triton.jit
 def spot(
-    offset, at, valid, channel_stride, tap, kernel_tap, kernel_columns, row, column,
+    move_y, move_x, tap, kernel_columns, row, column,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
 ):  # fmt: skip
     """Where a tap samples: the neighbours above and left, and the shares of those below and right.
 
-    ``at``: of offset's channel 0, for each pixel. ``tap`` counts over the groups of taps, ``kernel_tap`` within one.
+    ``move_y``, ``move_x``: its offsets, which kernels load themselves: of a pointer that is handed on, torch.compile
+    believes that the results point into it.
     """
-    step = tl.cast(2 * tap, tl.int64) * channel_stride
-    move_y = tl.load(offset + at + step, mask=valid, other=0.0).to(tl.float32)
-    move_x = tl.load(offset + at + step + channel_stride, mask=valid, other=0.0).to(tl.float32)
-    y = row * stride_y - padding_y + kernel_tap // kernel_columns * dilation_y
-    x = column * stride_x - padding_x + kernel_tap % kernel_columns * dilation_x
-    top, down = axis(y.to(tl.float32) + move_y, height)
-    left, right = axis(x.to(tl.float32) + move_x, width)
+    y = row * stride_y - padding_y + tap // kernel_columns * dilation_y
+    x = column * stride_x - padding_x + tap % kernel_columns * dilation_x
+    top, down = axis(y.to(tl.float32) + move_y.to(tl.float32), height)
+    left, right = axis(x.to(tl.float32) + move_x.to(tl.float32), width)
     return top, left, down, right
 
 

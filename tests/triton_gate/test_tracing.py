@@ -1,0 +1,111 @@
+"""What compilers see of the operators where Triton is the backend: its kernels, and what those write to."""
+
+import cases
+import pytest
+import torch
+import triton_kernels
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bkd_fast.ops import backend
+
+reason = triton_kernels.why_not()
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+ops = torch.ops.bkd_fast
+GEOMETRY = [1, 1], [1, 1], [1, 1]
+LEVELS = [cases.random(2, 5, 6, 7), cases.random(2, 3, 4, 4, seed=1)]
+_, (INPUT, WEIGHT, OFFSET, MASK, BIAS) = cases.conv()
+OUTPUT = cases.random(2, 13, 7, 9)
+_, (TABLE, PLACES, SHARES) = cases.gather()
+READ = cases.random(2, 19, 6, 5)
+_, (QUERY, MEMORY) = cases.attention()
+MAP = cases.random(2, 9, 9)
+SETTINGS = [9, 9], "product", 1.0, [1.0, 1.0], False, 0.2
+# Call, its tensors, and the names of what its kernels write to, in turn.
+CALLS = {
+    "conv": (
+        lambda i, o, w, b, m: ops.modulated_deform_conv2d(i, o, w, b, *GEOMETRY, m),
+        [INPUT, OFFSET, WEIGHT, BIAS, MASK],
+        [{"output"}],
+    ),
+    "conv, backward": (
+        lambda g, i, o, w, m: ops.modulated_deform_conv2d_backward(g, i, o, w, m, *GEOMETRY, [True] * 5),
+        [OUTPUT, INPUT, OFFSET, WEIGHT, MASK],
+        [{"by_input", "by_offset", "by_mask"}, {"sums"}],
+    ),
+    "gather": (
+        lambda p, o, m: ops.modulated_deform_gather(p, o, m, [3, 3], *GEOMETRY),
+        [TABLE, PLACES, SHARES],
+        [{"output"}],
+    ),
+    "gather, backward": (
+        lambda g, p, o, m: ops.modulated_deform_gather_backward(g, p, o, m, [3, 3], *GEOMETRY, [True] * 3),
+        [READ, TABLE, PLACES, SHARES],
+        [{"by_projected", "by_offset", "by_mask"}],
+    ),
+    "attention": (
+        lambda q, m: ops.sparse_memory_attention(q, m, 0.02, 0.3, True),
+        [QUERY, MEMORY],
+        [{"largest", "total"}, {"output"}],
+    ),
+    "attention, backward": (
+        lambda q, m: ops.sparse_memory_attention_backward(q, q, m, 0.02, 0.3, True, [True, True]),
+        [QUERY, MEMORY],
+        [{"by_dot", "read", "pull"}],
+    ),
+    "anomaly": (
+        lambda s, t: ops.cosine_anomaly_map([s, t], [s, t], *SETTINGS),
+        LEVELS,
+        [{"distances"}, {"distances"}, {"fused"}, {"smoothed"}, {"smoothed"}],
+    ),
+    "anomaly, backward": (
+        lambda g, s, t: ops.cosine_anomaly_map_backward(g, [s, t], [s, t], *SETTINGS, [False, False, True, True]),
+        [MAP, *LEVELS],
+        [{"distances", "first_sums"}, {"distances", "first_sums"}, {"by_student"}, {"by_student"}],
+    ),
+    "loss": (
+        lambda s, t: ops.distillation_loss([s, t], [s, t], "pixel", 0.5),
+        LEVELS,
+        [{"statistics", "parts"}, {"total"}, {"statistics", "parts"}, {"total"}],
+    ),
+    "loss, backward": (
+        lambda g, q, s, t: ops.distillation_loss_backward(g, [s, t], [s, t], q, "flat", 0.5, [False] * 2 + [True] * 2),
+        [torch.ones(()), torch.zeros(12), *LEVELS],
+        [{"by_student"}, {"by_student"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_compilers_see_the_kernels_and_what_they_write(name):
+    call, tensors, written = CALLS[name]
+    found = [set(node.kwargs["tensors_to_clone"]) for node in _nodes(call, tensors, "triton_kernel_wrapper_functional")]
+    assert found == written
+    assert not _nodes(call, tensors, "bkd_fast")
+
+
+def test_other_backends_and_exported_programs_keep_the_call():
+    call, tensors, _ = CALLS["conv"]
+    (node,) = _nodes(call, tensors, "bkd_fast", chosen="reference")
+    assert str(node.target) == "bkd_fast.modulated_deform_conv2d.default"
+
+    class Module(torch.nn.Module):
+        def forward(self, *given):
+            return call(*given)
+
+    program = torch.export.export(Module(), tuple(tensors))
+    assert [str(node.target) for node in program.graph.nodes if "deform" in str(node.target)] == [
+        "bkd_fast.modulated_deform_conv2d.default"
+    ]
+
+
+def _nodes(call, tensors, target, chosen="triton"):
+    """Of the graph that a compiler gets, those whose target has a word in it. No GPU is needed: nothing has data."""
+    import triton_target
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), triton_target.compiling_for(90):
+        fakes = [torch.empty_strided(one.shape, one.stride(), device="cuda") for one in tensors]
+        with backend(chosen):
+            graph = make_fx(dispatch_functionalize(call))(*fakes).graph
+    return [node for node in graph.nodes if target in str(node.target)]
