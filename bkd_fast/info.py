@@ -28,7 +28,12 @@ def describe() -> dict[str, Any]:
             "kernels": _kernels(),
             "threads": torch.get_num_threads(),
         },
-        "cuda": {"torch_built_for": torch.version.cuda, "kernels": _cuda_kernels(), "devices": gpus},
+        "cuda": {
+            "torch_built_for": torch.version.cuda,
+            "kernels": _cuda_kernels(),
+            "triton_kernels": _triton_kernels(gpus),
+            "devices": gpus,
+        },
         "operators": ops.describe(),
     }
 
@@ -49,6 +54,14 @@ def _cuda_kernels() -> str:
     from bkd_fast.ops import native
 
     return native.without_cuda or "available"
+
+
+def _triton_kernels(gpus: list[str]) -> str:
+    """Whether Triton's kernels can be compiled and run, or what is missing."""
+    missing = available("triton")
+    if missing is None and not gpus:
+        return "compiled when they first run, on a CUDA device; there is none (or no driver)"
+    return missing or "available: compiled when they first run"
 
 
 def render(facts: dict[str, Any]) -> str:

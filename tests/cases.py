@@ -7,9 +7,11 @@ in the same type, and a rounding more, where PyTorch happens to err very little.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bkd_fast.ops import (
     backend,
@@ -158,6 +160,21 @@ def results(case: Case, name: str, dtype: torch.dtype, device: str = "cpu") -> l
         output = call(*leaves)
         grad = random(*output.shape, seed=9).to(output) if output.shape else torch.ones_like(output)
         return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+def recorded(call: Callable[..., Tensor], tensors: list[Tensor], name: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The package's operators that a call comes down to on a backend, with their arguments."""
+    found = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+            if function.namespace == "bkd_fast":
+                found.append((function, arguments))
+            return function(*arguments, **(keywords or {}))
+
+    with backend(name), Recorder():
+        call(*tensors)
+    return found
 
 
 def rounded(case: Case, dtype: torch.dtype) -> Case:

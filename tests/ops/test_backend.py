@@ -1,9 +1,11 @@
+import subprocess
 import sys
 import threading
 
 import pytest
+import torch
 
-from bkd_fast.ops import backend, describe, reference
+from bkd_fast.ops import backend, describe, distillation_loss, reference
 from bkd_fast.ops.backend import BACKENDS, OPERATORS, VARIABLE, available, implementation
 
 MISSING = [name for name in BACKENDS if available(name) is not None]
@@ -83,6 +85,64 @@ def test_an_operator_that_a_chosen_backend_lacks_is_an_error(monkeypatch):
         for name, device in (("cosine_anomaly_map", "cpu"), ("distillation_loss", "cuda")):
             with pytest.raises(RuntimeError, match=f"native backend has no {name} for {device} tensors"):
                 implementation(name, device)
+
+
+def test_cuda_tensors_go_to_triton_where_there_are_no_cuda_kernels(monkeypatch):
+    triton = pytest.importorskip("bkd_fast.ops.triton")
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+    class CPUAlone:
+        DEVICES = ("cpu",)
+
+    class Both:
+        DEVICES = ("cpu", "cuda")
+        distillation_loss = staticmethod(lambda *_: None)
+
+    for name in OPERATORS:
+        monkeypatch.setitem(MODULE._loaded, "native", CPUAlone)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            assert implementation(name, "cuda", dtype) is getattr(triton, name)
+        assert implementation(name, "cuda", torch.float64) is getattr(reference, name)
+        assert implementation(name, "cpu", torch.float32) is getattr(reference, name)
+    monkeypatch.setitem(MODULE._loaded, "native", Both)
+    assert implementation("distillation_loss", "cuda", torch.float16) is Both.distillation_loss
+
+
+def test_triton_on_the_cpu_is_refused():
+    pytest.importorskip("triton")
+    with (
+        backend("triton"),
+        pytest.raises(RuntimeError, match="triton backend has no distillation_loss for cpu tensors"),
+    ):
+        distillation_loss([torch.ones(1, 2, 3, 3)], [torch.ones(1, 2, 3, 3)])
+
+
+PROGRAM = """
+import sys
+{before}
+import torch, bkd_fast.ops, bkd_fast.info
+assert not sys.modules.get("triton"), "it was imported"
+x = torch.ones(1, 2, 3, 3)
+print(bkd_fast.ops.distillation_loss([x], [x]).item())
+assert not any(name.startswith("bkd_fast.ops.triton") for name in sys.modules), "by the CPU's kernels"
+print(bkd_fast.info.render(bkd_fast.info.describe()))
+"""
+
+
+@pytest.mark.skipif("native" in MISSING, reason="without compiled kernels Triton is asked for")
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [
+        ("", "triton: available"),
+        ("sys.modules['triton'] = None", "the triton backend is not available: import of triton halted"),
+    ],
+)
+def test_triton_is_imported_by_those_who_ask_for_it(before, shown):
+    """And on machines without it the library works, and says what is missing."""
+    ran = subprocess.run([sys.executable, "-c", PROGRAM.format(before=before)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("0.0")
+    assert shown in ran.stdout
 
 
 def test_every_operator_is_described():

@@ -1,4 +1,4 @@
-"""What only a GPU shows of the CUDA kernels: streams, graphs, determinism, memory, and that they agree there too."""
+"""What only a GPU shows of the CUDA and Triton kernels: streams, graphs, determinism, memory, compilers, agreement."""
 
 import cases
 import pytest
@@ -7,48 +7,43 @@ import torch
 from bkd_fast.ops import backend
 from bkd_fast.ops.backend import available
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(available("native") is not None, reason=str(available("native"))),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 SOME = ["conv: groups", "gather", "attention: sparse", "anomaly", "loss: flat", "loss: pixel, channels last"]
 
 
-@pytest.fixture(autouse=True)
-def each_backend():
-    """Overrides the suite's: each test says what it compares."""
+@pytest.fixture(params=["native", "triton"], autouse=True)
+def each_backend(request):
+    """Overrides the suite's: the kernels of CUDA devices, without TF32."""
+    missing = available(request.param)
+    if missing:
+        pytest.skip(missing)
+    if request.param == "native":
+        from bkd_fast.ops import native
 
-
-@pytest.fixture(autouse=True)
-def cuda():
-    """There are CUDA kernels, and no TF32."""
-    from bkd_fast.ops import native
-
-    if native.without_cuda:
-        pytest.fail(f"a GPU, and no CUDA kernels: {native.without_cuda}")
+        if native.without_cuda:
+            pytest.fail(f"a GPU, and no CUDA kernels: {native.without_cuda}")
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "ieee"
-    yield
+    yield request.param
     torch.backends.cudnn.conv.fp32_precision = before
 
 
 @pytest.mark.parametrize("name", cases.CASES)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_the_kernels_agree_with_the_reference(name, dtype):
+def test_the_kernels_agree_with_the_reference(name, dtype, each_backend):
     case = cases.rounded(cases.CASES[name](), dtype)
     exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
-    found = cases.results(case, "native", dtype, "cuda")
+    found = cases.results(case, each_backend, dtype, "cuda")
     cases.check(found, [value.cpu() for value in plain], exact, cases.ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_a_graph_of_it_can_be_captured_and_replayed(name):
+def test_a_graph_of_it_can_be_captured_and_replayed(name, each_backend):
     """Nothing waits for the device, and everything runs on the current stream."""
     call, tensors = cases.CASES[name]()
     inputs = [tensor.cuda().half() for tensor in tensors]
-    with backend("native"):
+    with backend(each_backend):
         expected = call(*inputs)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -61,16 +56,16 @@ def test_a_graph_of_it_can_be_captured_and_replayed(name):
     for value in inputs:
         value.mul_(2)
     graph.replay()
-    with backend("native"):
+    with backend(each_backend):
         torch.testing.assert_close(captured, call(*inputs))
     assert not torch.equal(captured, expected)
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_work_is_ordered_by_the_current_stream(name):
+def test_work_is_ordered_by_the_current_stream(name, each_backend):
     """A kernel on another stream would read what is not yet there."""
     call, tensors = cases.CASES[name]()
-    with backend("native"):
+    with backend(each_backend):
         expected = call(*[tensor.cuda() for tensor in tensors])
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
@@ -84,11 +79,11 @@ def test_work_is_ordered_by_the_current_stream(name):
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_the_same_bits_twice_where_they_are_asked_for(name):
+def test_the_same_bits_twice_where_they_are_asked_for(name, each_backend):
     case = cases.CASES[name]()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        first, second = (cases.results(case, "native", torch.float32, "cuda") for _ in range(2))
+        first, second = (cases.results(case, each_backend, torch.float32, "cuda") for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
     # The gradient of a map goes through PyTorch's upsampling, which is not deterministic on CUDA.
@@ -96,10 +91,10 @@ def test_the_same_bits_twice_where_they_are_asked_for(name):
     assert all(torch.equal(one, other) for one, other in zip(first[:count], second[:count], strict=True))
 
 
-def test_a_convolution_holds_no_columns():
+def test_a_convolution_holds_no_columns(each_backend):
     call, tensors = cases.conv(4, 256, 256, (64, 64), mask=True)
     inputs = [tensor.cuda().half() for tensor in tensors]
-    with backend("native"):
+    with backend(each_backend):
         call(*inputs)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -109,7 +104,7 @@ def test_a_convolution_holds_no_columns():
     assert extra < 2 * output.numel() * output.element_size() + 2**21
 
 
-def test_tensors_of_more_than_two_billion_numbers():
+def test_tensors_of_more_than_two_billion_numbers(each_backend):
     free = torch.cuda.mem_get_info()[0]
     if free < 40 * 2**30:
         pytest.skip(f"{free / 2**30:.0f} GB of GPU memory are free, 40 are needed")
@@ -122,7 +117,52 @@ def test_tensors_of_more_than_two_billion_numbers():
     weight = torch.full((8, channels, 1, 1), 2.0**-10, dtype=torch.half, device="cuda")
     from bkd_fast.ops import modulated_deform_conv2d
 
-    with backend("native"):
+    with backend(each_backend):
         found = modulated_deform_conv2d(input, offset, weight)
     assert (found[-1] == channels * 2.0**-10).all()
     assert not found[:-1].any()
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_compiled_programs_agree(name, each_backend):
+    """Triton's kernels become a part of the program, those of CUDA C++ are called by it."""
+    call, tensors = cases.CASES[name]()
+    leaves = [tensor.cuda().requires_grad_() for tensor in tensors]
+    with backend(each_backend):
+        expected = call(*leaves)
+        found = torch.compile(call, fullgraph=True)(*leaves)
+        torch.testing.assert_close(found, expected)
+        grads = [torch.autograd.grad(value.sum(), leaves) for value in (found, expected)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_operators_are_as_pytorch_wants_them(name, each_backend):
+    call, tensors = cases.CASES[name]()
+    leaves = [tensor.cuda().requires_grad_() for tensor in tensors]
+    for function, arguments in cases.recorded(call, leaves, each_backend):
+        with backend(each_backend):
+            torch.library.opcheck(function, arguments)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_every_configuration_agrees(name, each_backend, monkeypatch):
+    """Tuning may choose any of them."""
+    if each_backend != "triton":
+        pytest.skip("of Triton's kernels")
+    import triton
+
+    from bkd_fast.ops.triton import launching
+
+    case = cases.rounded(cases.CASES[name](), torch.bfloat16)
+    exact, plain = (cases.results(case, "reference", dtype) for dtype in (torch.float64, torch.bfloat16))
+    for number in range(4):
+
+        def one(tuned, kind="any", number=number):
+            configs = tuned.kinds[kind]
+            return triton.autotune([configs[min(number, len(configs) - 1)]], key=[])(tuned.kernel)
+
+        monkeypatch.setattr(launching.Tuned, "__call__", one)
+        found = cases.results(case, "triton", torch.bfloat16, "cuda")
+        cases.check(found, plain, exact, cases.ROUNDING[torch.bfloat16])

@@ -227,21 +227,9 @@ def test_types_that_it_cannot_do_are_refused(dtype):
 @pytest.mark.parametrize("name", ["conv", "gather", "attention", "anomaly", "loss: pixel"])
 def test_operators_are_as_pytorch_wants_them(name):
     call, tensors = cases.CASES[name]()
-    leaves = [tensor.requires_grad_() for tensor in tensors]
-    calls = []
-
-    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-            if function.namespace == "bkd_fast":
-                calls.append((function, arguments, keywords or {}))
-            return function(*arguments, **(keywords or {}))
-
-    with backend("triton"):
-        with Recorder():
-            call(*leaves)
-        for function, arguments, keywords in calls:
-            tests = ("test_schema", "test_faketensor")
-            torch.library.opcheck(function, arguments, keywords, test_utils=tests)
+    for function, arguments in cases.recorded(call, [tensor.requires_grad_() for tensor in tensors], "triton"):
+        with backend("triton"):
+            torch.library.opcheck(function, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_memory_larger_than_a_block_of_shared_memory_agrees():
