@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,13 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bkd_fast.data import load_image, to_tensor
-from bkd_fast.data.image import from_pil
 from bkd_fast.errors import BKDError
+from bkd_fast.inputs import ImageLike, network_input, no_image
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.run import Trained, load_trained
+from bkd_fast.streaming import Outcome, pipeline
 
-ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 BATCH = 8  # images that go through the network together
 
 
@@ -72,7 +70,7 @@ class Detector:
         """
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
-        self._prepare(torch.stack([self._tensor(image)[0] for image in images]))
+        self._prepare(torch.stack([self._input(image)[0] for image in images]))
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:
         """Judges one image, or each of a batch.
@@ -92,19 +90,60 @@ class Detector:
         ):
             return self._predict([images])[0]
         if not isinstance(images, (Sequence, Tensor)):
-            raise BKDError(_no_image(images))
+            raise no_image(images)
         return self._predict(list(images))
 
     def _predict(self, images: list[ImageLike]) -> list[Prediction]:
         predictions: list[Prediction] = []
         for start in range(0, len(images), BATCH):
-            tensors, sizes = zip(*(self._tensor(image) for image in images[start : start + BATCH]), strict=True)
-            scores, maps = self.score(torch.stack(tensors))
-            for score, anomaly_map, size in zip(scores.tolist(), maps, sizes, strict=True):
-                full = F.interpolate(anomaly_map[None, None], size=size, mode="bilinear", align_corners=False)
-                own = full[0, 0].cpu().numpy()
-                predictions.append(Prediction(score, score > self.threshold, own, own > self.pixel_threshold))
+            inputs = [self._input(image) for image in images[start : start + BATCH]]
+            predictions += [self.prediction(*judged) for judged in self.judge_inputs(inputs)]
         return predictions
+
+    def stream(
+        self, images: Iterable[ImageLike], *, batch: int = BATCH, workers: int = 2
+    ) -> Iterator[Outcome[ImageLike, Prediction]]:
+        """Judges images as they come, in order: decoding, the network and what follows it work at the same time.
+
+        Args:
+            images: anything that can be iterated over, of any length; see :meth:`__call__` for what an image is. It is
+                iterated in a thread of its own, at most a few batches ahead of what has been received.
+            batch: images that go through the network together, where that many are there.
+            workers: threads that decode and finish.
+
+        Yields:
+            For each image an outcome: ``item``, the image as it was given, and ``result``, a :class:`Prediction`, or
+            ``error``, where the image cannot be read; the stream goes on. What the iterable itself raises is raised.
+
+        Raises:
+            BKDError: ``batch`` or ``workers`` below one.
+        """
+        if batch < 1 or workers < 1:
+            raise BKDError(f"stream: batch is {batch} and workers {workers}, expected at least 1 of each")
+        return pipeline(
+            images,
+            self._input,
+            self.judge_inputs,
+            lambda _, judged: self.prediction(*judged),
+            batch=batch,
+            workers=workers,
+        )
+
+    def _input(self, image: ImageLike) -> tuple[Tensor, tuple[int, int]]:
+        return network_input(image, self.config.image_size)
+
+    def judge_inputs(self, inputs: list[tuple[Tensor, tuple[int, int]]]) -> list[tuple[float, Tensor, tuple[int, int]]]:
+        """Score, map and own size of each of a batch, of what :func:`bkd_fast.inputs.network_input` gives."""
+        tensors, sizes = zip(*inputs, strict=True)
+        scores, maps = self.score(torch.stack(tensors))
+        return list(zip(scores.tolist(), maps, sizes, strict=True))
+
+    def prediction(self, score: float, anomaly_map: Tensor, size: tuple[int, int]) -> Prediction:
+        """Of one image of ``size`` (H, W), its score and its map (h, w)."""
+        with torch.inference_mode():
+            full = F.interpolate(anomaly_map[None, None], size=size, mode="bilinear", align_corners=False)
+        own = full[0, 0].cpu().numpy()
+        return Prediction(score, score > self.threshold, own, own > self.pixel_threshold)
 
     @torch.inference_mode()
     def score(self, images: Tensor, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
@@ -126,55 +165,6 @@ class Detector:
         # Whatever depends on the support alone is computed once, here.
         with torch.inference_mode():
             self._prepared = self.model.prepare(self.model.support_levels(support.to(self.device)))
-
-    def _tensor(self, image: ImageLike) -> tuple[Tensor, tuple[int, int]]:
-        """The network's input (3, H, W) and the image's own size."""
-        if isinstance(image, Tensor):
-            return self._from_tensor(image)
-        if isinstance(image, (str, Path)):
-            array = load_image(Path(image))
-        elif isinstance(image, Image.Image):
-            array = from_pil(image)
-        elif isinstance(image, np.ndarray):
-            array = _checked_array(image)
-        else:
-            raise BKDError(_no_image(image))
-        return to_tensor(array, self.config.image_size), (array.shape[0], array.shape[1])
-
-    def _from_tensor(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise BKDError(
-                f"an image tensor of shape {tuple(image.shape)}: expected (3, H, W), or (N, 3, H, W) for a batch"
-            )
-        if image.dtype == torch.uint8:
-            image = image.float() / 255
-        elif not image.is_floating_point():
-            raise BKDError(f"an image tensor of {image.dtype}: expected uint8, or floating point in [0, 1]")
-        if not (torch.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-            raise BKDError(
-                "an image tensor with values outside [0, 1] or NaN: divide 8-bit values by 255; do not normalise"
-            )
-        size = (image.shape[1], image.shape[2])
-        if size != self.config.image_size:
-            image = F.interpolate(image[None].float(), size=self.config.image_size, mode="bilinear", antialias=True)[0]
-        return image.float(), size
-
-
-def _no_image(value: object) -> str:
-    return f"an image of type {type(value).__name__}: expected a path, a PIL image, an array or a tensor, or several"
-
-
-def _checked_array(array: np.ndarray) -> np.ndarray:
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or 0 in array.shape
-        or (array.ndim == 3 and array.shape[2] != 3)
-    ):
-        raise BKDError(
-            f"an image array of shape {array.shape}, {array.dtype}: expected uint8 of shape (H, W) or (H, W, 3) RGB"
-        )
-    return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from bkd_fast.data import ImageError, image_files, load_image
 from bkd_fast.detector import BATCH, Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_path, atomic_write
+from bkd_fast.inputs import network_input
 from bkd_fast.report import HeatScale, render_panel, write_overlay
+from bkd_fast.streaming import pipeline
 
 log = logging.getLogger("bkd_fast")
+WORKERS = 2  # threads that decode, draw and write, while the network runs
 COLUMNS = ("file", "score", "threshold", "decision")
 
 
@@ -55,21 +60,33 @@ def predict(
     reach = detector.pixel_threshold / detector.calibration.normal_level
     scale = HeatScale(1 / reach, reach, unit="times the pixel threshold")  # heat 1 is the threshold, as in the report
     rows: list[dict[str, object]] = []
+
+    def read(image: tuple[str, Path]) -> tuple[np.ndarray, tuple[Tensor, tuple[int, int]]]:
+        array = load_image(image[1])
+        return array, network_input(array, detector.config.image_size)
+
+    def judge(read_images: list[tuple[np.ndarray, tuple[Tensor, tuple[int, int]]]]) -> list[tuple[np.ndarray, Any]]:
+        arrays, inputs = zip(*read_images, strict=True)
+        return list(zip(arrays, detector.judge_inputs(list(inputs)), strict=True))
+
+    def write(image: tuple[str, Path], judged: tuple[np.ndarray, Any]) -> dict[str, object]:
+        (name, path), (array, found) = image, judged
+        prediction = detector.prediction(*found)
+        panel = render_panel(array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale)
+        write_overlay(out / "heatmaps" / f"{name}.png", panel)
+        with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:
+            Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
+        decision = "anomalous" if prediction.label else "normal"
+        return dict(zip(COLUMNS, (str(path), prediction.score, detector.threshold, decision), strict=True))
+
     try:
-        for names, paths, arrays in _decoded(named, skip_unreadable):
-            predictions = detector(arrays)
-            assert isinstance(predictions, list)
-            for name, path, array, prediction in zip(names, paths, arrays, predictions, strict=True):
-                panel = render_panel(
-                    array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale
-                )
-                write_overlay(out / "heatmaps" / f"{name}.png", panel)
-                with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:
-                    Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
-                decision = "anomalous" if prediction.label else "normal"
-                rows.append(
-                    dict(zip(COLUMNS, (str(path), prediction.score, detector.threshold, decision), strict=True))
-                )
+        for outcome in pipeline(named.items(), read, judge, write, batch=BATCH, workers=WORKERS):
+            if outcome.result is not None:
+                rows.append(outcome.result)
+            elif skip_unreadable and isinstance(outcome.error, ImageError):
+                log.warning("skipped: %s", outcome.error)
+            elif outcome.error is not None:
+                raise outcome.error
     finally:
         if rows:
             with atomic_write(out / "scores.csv") as file:
@@ -98,31 +115,6 @@ def _names(arguments: Sequence[Path]) -> dict[str, Path]:
                 unique, number = f"{name}_{number}", number + 1
             named[unique] = path
     return named
-
-
-def _decoded(named: dict[str, Path], skip_unreadable: bool) -> Iterator[tuple[list[str], list[Path], list[np.ndarray]]]:
-    """Batches of (names, paths, images (H, W, 3) uint8)."""
-    names: list[str] = []
-    paths: list[Path] = []
-    arrays: list[np.ndarray] = []
-    for name, path in named.items():
-        try:
-            image = load_image(path)
-        except ImageError as error:
-            if not skip_unreadable:
-                if names:
-                    yield names, paths, arrays
-                raise
-            log.warning("skipped: %s", error)
-            continue
-        names.append(name)
-        paths.append(path)
-        arrays.append(image)
-        if len(names) == BATCH:
-            yield names, paths, arrays
-            names, paths, arrays = [], [], []
-    if names:
-        yield names, paths, arrays
 
 
 def _made(path: Path) -> Path:

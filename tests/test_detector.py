@@ -58,6 +58,32 @@ def test_a_large_batch_is_the_images_one_by_one(detector, tiny_data):
         same(prediction, detector(path))
 
 
+def test_a_stream_is_the_images_one_by_one(detector, tiny_data):
+    paths = sorted((tiny_data / "train/good").iterdir())
+    outcomes = list(detector.stream(iter(paths), batch=4))
+    assert [outcome.item for outcome in outcomes] == paths
+    for outcome in outcomes:
+        same(outcome.result, detector(outcome.item))
+
+
+def test_a_bad_image_in_a_stream_is_reported_and_the_stream_goes_on(detector, picture, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:200])
+    images = [picture, broken, np.zeros((0, 5), np.uint8), np.full((9, 9, 3), np.nan), picture]
+    outcomes = list(detector.stream(images, batch=2))
+    assert [outcome.result is None for outcome in outcomes] == [False, True, True, True, False]
+    for outcome, message in zip(outcomes[1:4], ["broken.png", r"shape \(0, 5\)", "float64"], strict=True):
+        with pytest.raises(BKDError, match=message):
+            raise outcome.error
+    same(outcomes[4].result, outcomes[0].result)
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"workers": 0}])
+def test_streams_of_nothing_are_refused(detector, wrong):
+    with pytest.raises(BKDError, match="expected at least 1 of each"):
+        detector.stream([], **wrong)
+
+
 def test_thresholds_decide_and_can_be_changed(tiny_run, picture):
     detector = Detector.load(tiny_run)
     score = detector(picture).score

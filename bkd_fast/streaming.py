@@ -1,0 +1,152 @@
+"""Stages that work at the same time on a stream of items, in order and with bounded memory."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, NamedTuple, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+
+
+class Outcome(NamedTuple, Generic[A, D]):
+    """What became of one item: ``result``, or the ``error`` that one of the stages raised for it."""
+
+    item: A
+    result: D | None
+    error: Exception | None
+
+
+def pipeline(
+    items: Iterable[A],
+    before: Callable[[A], B],
+    together: Callable[[list[B]], list[C]],
+    after: Callable[[A, C], D],
+    *,
+    batch: int,
+    workers: int,
+) -> Iterator[Outcome[A, D]]:
+    """Three stages: ``before`` and ``after`` in ``workers`` threads, ``together`` on batches in the caller's thread.
+
+    A batch is what the source has given, at least one item and at most ``batch``: a slow source is not waited for, and
+    a fast one fills the batches. At most ``3 batch`` items are taken from the source beyond what the caller has
+    received, however slow the caller is. Results come in the order of the items.
+
+    Args:
+        items: taken from in a thread of its own; what it raises is raised after the results before it.
+
+    Returns:
+        An outcome for each item: an exception in ``before`` or ``after`` is that item's own, and the stream goes on.
+        One in ``together`` ends it.
+    """
+    source = _Source(items, batch)
+    with ThreadPoolExecutor(workers, thread_name_prefix="stream") as pool:
+        source.start(lambda item: pool.submit(before, item))
+        finished: deque[tuple[A, Future[D] | Exception]] = deque()
+        try:
+            for group in source.groups():
+                made: list[tuple[A, B | Exception]] = [(item, _outcome(future)) for item, future in group]
+                good = [(item, value) for item, value in made if not isinstance(value, Exception)]
+                results = iter(together([value for _, value in good]) if good else [])
+                for item, value in made:
+                    if isinstance(value, Exception):
+                        finished.append((item, value))
+                    else:
+                        finished.append((item, pool.submit(after, item, next(results))))
+                # The last stage is waited for where it is a batch behind, or where there is nothing else to do.
+                while finished and (len(finished) > batch or _ready(finished[0][1]) or source.idle()):
+                    yield _received(source, finished)
+            while finished:
+                yield _received(source, finished)
+            source.check()
+        finally:
+            source.stop()
+
+
+def _received(source: _Source[Any], finished: deque[tuple[Any, Any]]) -> Outcome[Any, Any]:
+    item, state = finished.popleft()
+    value = state if isinstance(state, Exception) else _outcome(state)
+    source.release()
+    if isinstance(value, Exception):
+        return Outcome(item, None, value)
+    return Outcome(item, value, None)
+
+
+def _outcome(future: Future[B]) -> B | Exception:
+    try:
+        return future.result()
+    except Exception as error:
+        return error
+
+
+def _ready(state: Any) -> bool:
+    return isinstance(state, Exception) or state.done()
+
+
+class _Source(Generic[A]):
+    """Takes items from an iterable in a thread, no more than a bounded number ahead."""
+
+    def __init__(self, items: Iterable[A], batch: int) -> None:
+        self.items, self.batch = items, batch
+        self.waiting: queue.SimpleQueue[tuple[A, Future[Any]] | None] = queue.SimpleQueue()
+        self.room = threading.Semaphore(3 * batch)
+        self.stopped = threading.Event()
+        self.error: BaseException | None = None
+
+    def start(self, submit: Callable[[A], Future[Any]]) -> None:
+        """``submit`` starts the first stage of an item."""
+        self.thread = threading.Thread(target=self._take, args=(submit,), name="stream source", daemon=True)
+        self.thread.start()
+
+    def _take(self, submit: Callable[[A], Future[Any]]) -> None:
+        try:
+            for item in self.items:
+                self.room.acquire()
+                if self.stopped.is_set():
+                    return
+                self.waiting.put((item, submit(item)))
+        except BaseException as error:  # for the caller's thread, where it is raised
+            self.error = error
+        finally:
+            self.waiting.put(None)
+
+    def groups(self) -> Iterator[list[tuple[A, Future[Any]]]]:
+        """What is there, at least one item and at most a batch at a time; only the first is waited for."""
+        ended = False
+        while not ended:
+            group: list[tuple[A, Future[Any]]] = []
+            while len(group) < self.batch:
+                try:
+                    taken = self.waiting.get(block=not group)
+                except queue.Empty:
+                    break
+                if taken is None:
+                    ended = True
+                    break
+                group.append(taken)
+            if group:
+                yield group
+
+    def idle(self) -> bool:
+        """Nothing has been taken that is not in a group yet."""
+        return self.waiting.empty()
+
+    def release(self) -> None:
+        """The caller has received an item."""
+        self.room.release()
+
+    def check(self) -> None:
+        """Raises what the iterable raised."""
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        """Ends the thread, unless it waits for the iterable itself."""
+        self.stopped.set()
+        self.room.release()
