@@ -19,6 +19,7 @@ EPILOG = """examples:
   bkd-fast train parts/ --out runs/parts          one model for a folder of good images (or MVTec AD's layout)
   bkd-fast evaluate runs/parts                    metrics, scores.csv and report.html on the test images
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
+  bkd-fast export runs/parts --format onnx          the model for another run-time
   bkd-fast bench                                  how fast this machine is, on every backend it has
 """
 
@@ -99,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on"
     )
+
+    export = _command(commands, "export", _export, "write a run's model for another run-time")
+    export.add_argument("run_folder", type=Path, metavar="RUN")
+    export.add_argument("--format", required=True, choices=("pt2", "aoti", "onnx", "openvino"), help="which run-time")
+    export.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: RUN/model.…)")
+    export.add_argument("--deform-conv", action="store_true", help="onnx: DeformConv (opset 19) instead of GridSample")
 
     info = _command(commands, "info", _info, "versions, devices and which kernels are built")
     info.add_argument("--json", action="store_true", help="as JSON")
@@ -194,6 +201,14 @@ def _predict(arguments: argparse.Namespace) -> None:
         skip_unreadable=arguments.skip_unreadable,
     )
     print(summary)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from bkd_fast.export import export
+
+    path, difference = export(arguments.run_folder, arguments.format, arguments.out, deform_conv=arguments.deform_conv)
+    agrees = "its run-time is not installed: not checked" if difference is None else f"differs by {difference:.1g}"
+    print(f"{path} ({agrees}); how to use it: {path.with_suffix('.json')}")
 
 
 def _info(arguments: argparse.Namespace) -> None:

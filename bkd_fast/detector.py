@@ -153,7 +153,7 @@ class Detector:
     @torch.inference_mode()
     def distill(self, images: Tensor) -> Distillation:
         """Both branches' features, for :meth:`judge`."""
-        return self.model.distill(self.model.teacher(images.to(self.device)), self._prepared)
+        return self.model.distill(self.model.teacher(images.to(self.device)), self.prepared)
 
     @torch.inference_mode()
     def judge(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
@@ -162,9 +162,10 @@ class Detector:
         return self.model.image_score(maps), maps
 
     def _prepare(self, support: Tensor) -> None:
+        self.support = support
         # Whatever depends on the support alone is computed once, here.
         with torch.inference_mode():
-            self._prepared = self.model.prepare(self.model.support_levels(support.to(self.device)))
+            self.prepared = self.model.prepare(self.model.support_levels(support.to(self.device)))
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -1,0 +1,149 @@
+"""Files for other run-times, and the run-times that read them.
+
+``pt2``: torch.export's file. ``aoti``: compiled by AOTInductor for machines like this one, for C++ as well. ``onnx``:
+standard operators alone. ``openvino``: the ONNX graph, converted (an .xml with a .bin beside it).
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from bkd_fast._build import compiler
+from bkd_fast.errors import BKDError
+from bkd_fast.export.plain import plain
+
+INPUT, OUTPUTS = "images", ("scores", "anomaly_maps")
+SUFFIXES = {"pt2": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx", "openvino": ".xml"}
+NEEDS = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}  # to write
+RUNS = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}  # to read
+OPSET, DEFORM_OPSET = 18, 19  # the first with resizing as PyTorch has it; the first with DeformConv
+
+Judge = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+def write(program: ExportedProgram, format: str, path: Path, *, deform_conv: bool = False) -> None:
+    """Writes one format; a file that is there already is replaced when the new one is whole.
+
+    Args:
+        deform_conv: ``onnx`` only: DeformConv (opset 19) instead of GridSample.
+
+    Raises:
+        BKDError: a package that the format needs is not installed.
+    """
+    missing = [name for name in NEEDS.get(format, ()) if not _there(name)]
+    if missing:
+        raise BKDError(
+            f"export to {format} needs {' and '.join(missing)}: install bkd_fast with its extra, "
+            "pip install 'bkd_fast[export]'"
+        )
+    if format == "aoti" and compiler() is None:
+        raise BKDError("export to aoti compiles C++, and there is no compiler: install one, or set CXX")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        if format == "pt2":
+            torch.export.save(plain(program), made)
+        elif format == "aoti":
+            torch._inductor.aoti_compile_and_package(plain(program), package_path=str(made))
+        else:
+            onnx = made if format == "onnx" else made.with_suffix(".onnx")
+            _write_onnx(program, onnx, deform_conv)
+            if format == "openvino":
+                openvino = importlib.import_module("openvino")
+                openvino.save_model(openvino.convert_model(onnx), made, compress_to_fp16=False)
+                onnx.unlink()
+        # The description last, so that a file with its description is whole.
+        for file in sorted(Path(folder).iterdir(), key=lambda one: one == made):
+            shutil.move(file, path.parent / file.name)
+
+
+def read(format: str, path: Path) -> Judge | None:
+    """The written file in its run-time, on the CPU; None where that is not installed."""
+    if not all(_there(name) for name in RUNS.get(format, ())):
+        return None
+    if format == "pt2":
+        return _torch(torch.export.load(path).module())
+    if format == "aoti":
+        return _torch(torch._inductor.aoti_load_package(str(path)))
+    if format == "onnx":
+        session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda images: session.run(list(OUTPUTS), {INPUT: images})
+    openvino = importlib.import_module("openvino")
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        found = compiled({INPUT: images})
+        return [found[name] for name in OUTPUTS]
+
+    return run
+
+
+def _write_onnx(program: ExportedProgram, path: Path, deform_conv: bool) -> None:
+    translations: dict[Callable[..., Any], Callable[..., Any]] = {}
+    if deform_conv:
+        translations[torch.ops.bkd_fast.modulated_deform_conv2d.default] = _deform_conv
+    made = torch.onnx.export(
+        plain(program, deform_conv=deform_conv),
+        (),
+        dynamo=True,
+        opset_version=DEFORM_OPSET if deform_conv else OPSET,
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        custom_translation_table=translations,
+        verbose=False,
+    )
+    assert made is not None
+    made.save(path)
+
+
+def _deform_conv(
+    input: Any,
+    offset: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Any = None,
+) -> Any:
+    """ONNX's DeformConv, whose arguments are those of ``modulated_deform_conv2d`` in another order."""
+    op = importlib.import_module("onnxscript").opset19
+    return op.DeformConv(
+        input,
+        weight,
+        offset,
+        bias,
+        mask,
+        dilations=list(dilation),
+        group=input.shape[1] // weight.shape[1],
+        kernel_shape=list(weight.shape[2:]),
+        offset_group=offset.shape[1] // (2 * weight.shape[2] * weight.shape[3]),
+        pads=[*padding, *padding],
+        strides=list(stride),
+    )
+
+
+def _torch(module: Callable[..., Sequence[Tensor]]) -> Judge:
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.no_grad():
+            return [found.numpy() for found in module(torch.from_numpy(images))]
+
+    return run
+
+
+def _there(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,47 @@
+"""A detector as a graph of PyTorch: images in, raw scores and anomaly maps out, the support inside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from bkd_fast.detector import Detector
+from bkd_fast.model.alignment import PreparedLevel
+
+MOST_IMAGES = 1024  # in a batch of an exported program
+
+
+class Judge(nn.Module):
+    """What a detector computes of images (N, 3, H, W) in [0, 1] of its configured size.
+
+    Normalisation, both branches, what was prepared of the support, and the memory are inside; thresholds are not.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.model, self.size = detector.model, detector.config.image_size
+        self.levels = len(detector.prepared)
+        for level, prepared in enumerate(detector.prepared):
+            for name, value in prepared._asdict().items():
+                # Made in inference mode, of which exported programs know nothing.
+                self.register_buffer(f"{name}_{level}", None if value is None else value.clone())
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (N,) and maps (N, H, W), float32."""
+        prepared = [
+            PreparedLevel(*(getattr(self, f"{name}_{level}") for name in PreparedLevel._fields))
+            for level in range(self.levels)
+        ]
+        maps = self.model.anomaly_map(self.model.distill(self.model.teacher(images), prepared), self.size)
+        return self.model.image_score(maps), maps
+
+
+def program(detector: Detector) -> ExportedProgram:
+    """The graph for any number of images, made of PyTorch's operators and this package's."""
+    judge = Judge(detector).eval()
+    images = torch.rand(2, 3, *detector.config.image_size, device=detector.device)
+    batch = Dim("batch", min=1, max=MOST_IMAGES)
+    with torch.no_grad():
+        return torch.export.export(judge, (images,), dynamic_shapes=({0: batch},))

@@ -1,0 +1,128 @@
+"""The package's operators in operators that every run-time has: what an exported graph is made of.
+
+Not for speed, and with nothing that depends on how many images there are; equal to the references within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from bkd_fast.ops import reference
+
+
+def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedProgram:
+    """The same program without this package's operators.
+
+    Args:
+        deform_conv: keep ``modulated_deform_conv2d``, and make the gather one too, for run-times that have such an
+            operator; otherwise samples are taken by ``grid_sample``.
+    """
+    ops = torch.ops.bkd_fast
+    made = {
+        ops.sparse_memory_attention.default: attention,
+        ops.cosine_anomaly_map.default: reference.cosine_anomaly_map,
+        ops.modulated_deform_gather.default: gather_by_deform_conv if deform_conv else gather_by_grid_sample,
+    }
+    if not deform_conv:
+        made[ops.modulated_deform_conv2d.default] = conv_by_grid_sample
+    return program.run_decompositions(made)
+
+
+def gather_by_grid_sample(
+    projected: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """See :func:`bkd_fast.ops.modulated_deform_gather`: a ``grid_sample`` for each tap."""
+    samples = _samples(projected, offset, mask, kernel_size, stride, padding, dilation)
+    total = samples[0]
+    for part in samples[1:]:
+        total = total + part
+    return total
+
+
+def gather_by_deform_conv(
+    projected: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The same as a 1 x 1 deformable convolution: each tap is an offset group, and the weights add them up."""
+    taps = offset.shape[1] // 2
+    channels = projected.shape[1] // taps
+    place = torch.arange(taps, device=offset.device) % (kernel_size[0] * kernel_size[1])
+    start = [place // kernel_size[1] * dilation[0] - padding[0], place % kernel_size[1] * dilation[1] - padding[1]]
+    moves = offset + torch.stack(start, 1).to(offset.dtype).view(1, -1, 1, 1)
+    weight = torch.eye(channels, device=offset.device, dtype=projected.dtype).repeat(1, taps)[:, :, None, None]
+    if projected.shape[0] == 1:
+        projected = projected.expand(offset.shape[0], -1, -1, -1)
+    return torch.ops.bkd_fast.modulated_deform_conv2d(projected, moves, weight, None, stride, [0, 0], [1, 1], mask)
+
+
+def conv_by_grid_sample(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+) -> Tensor:
+    """See :func:`bkd_fast.ops.modulated_deform_conv2d`: the samples of all taps, and a 1 x 1 convolution of them."""
+    taps = weight.shape[2] * weight.shape[3]
+    groups, slots = input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)
+    # Samples by (tap, channel), each offset group's channels by its own offsets.
+    columns = []
+    for slot, part in enumerate(input.chunk(slots, 1)):
+        moves = offset[:, 2 * slot * taps : 2 * (slot + 1) * taps]
+        scale = None if mask is None else mask[:, slot * taps : (slot + 1) * taps]
+        table = part.repeat(1, taps, 1, 1)
+        columns.append(torch.stack(_samples(table, moves, scale, list(weight.shape[2:]), stride, padding, dilation), 2))
+    samples = torch.cat(columns, 1).flatten(1, 2)  # (N, C K, Ho, Wo), the channels of a group side by side
+    return F.conv2d(samples, weight.flatten(1)[:, :, None, None], bias, groups=groups)
+
+
+def attention(query: Tensor, memory: Tensor, threshold: float, temperature: float, renormalize: bool) -> Tensor:
+    """See :func:`bkd_fast.ops.sparse_memory_attention`: the weights of all queries at once."""
+    return reference.memory_attention_weights(query, memory, threshold, temperature, renormalize) @ memory
+
+
+def _samples(
+    table: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[Tensor]:
+    """Of each tap its own channels of the table, sampled and masked: (N, C, Ho, Wo)."""
+    taps = offset.shape[1] // 2
+    height, width = table.shape[2:]
+    rows = torch.arange(offset.shape[2], device=offset.device) * stride[0] - padding[0]
+    columns = torch.arange(offset.shape[3], device=offset.device) * stride[1] - padding[1]
+    found = []
+    for tap, part in enumerate(table.chunk(taps, 1)):
+        place = tap % (kernel_size[0] * kernel_size[1])
+        y = offset[:, 2 * tap] + (rows + place // kernel_size[1] * dilation[0]).unsqueeze(1)
+        x = offset[:, 2 * tap + 1] + (columns + place % kernel_size[1] * dilation[1])
+        # grid_sample's positions are -1 and 1 at the outer edges of the first and last pixels.
+        grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
+        if part.shape[0] == 1:
+            part = part.expand(offset.shape[0], -1, -1, -1)
+        sampled = F.grid_sample(part, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        found.append(sampled if mask is None else sampled * mask[:, tap : tap + 1])
+    return found

@@ -1,0 +1,121 @@
+"""Exported files, each in its run-time, against the detector."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from bkd_fast.benchmark.model import random_model
+from bkd_fast.cli import main
+from bkd_fast.config import BKDConfig
+from bkd_fast.data import load_image, to_tensor
+from bkd_fast.detector import Detector
+from bkd_fast.errors import BKDError
+from bkd_fast.export import export
+from bkd_fast.export.formats import read, write
+from bkd_fast.export.graph import program
+from bkd_fast.run import Calibration, DataSource, Trained
+
+FORMATS = ["pt2", "onnx", "openvino", pytest.param("aoti", marks=pytest.mark.slow)]
+
+
+def agrees(run, data, format, path):
+    detector, judge = Detector.load(run, device="cpu"), read(format, path)
+    files = sorted((data / "test").rglob("*.png"))
+    assert len(files) == 6
+    for count in (1, 2, 6):
+        batch = torch.stack([to_tensor(load_image(file), detector.config.image_size) for file in files[-count:]])
+        for found, expected in zip(judge(batch.numpy()), detector.score(batch), strict=True):
+            assert found.shape == tuple(expected.shape)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_run, tiny_data, tmp_path, capsys):
+    suffix = {"openvino": "xml", "onnx": "onnx"}.get(format, "pt2")
+    path = tmp_path / "exported" / f"parts.{suffix}"
+    assert main(["export", str(tiny_run), "--format", format, "--out", str(path)]) == 0
+    assert "differs by" in capsys.readouterr().out
+    agrees(tiny_run, tiny_data, format, path)
+    detector = Detector.load(tiny_run)
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert (described["threshold"], described["pixel_threshold"]) == (detector.threshold, detector.pixel_threshold)
+    assert described["input"]["images"] == ["N", 3, *detector.config.image_size]
+    expected = {"openvino": {"xml", "bin", "json"}}.get(format, {suffix, "json"})
+    assert {one.suffix[1:] for one in path.parent.iterdir()} == expected
+
+
+# What the default model has not, of each part of the network, and whether DeformConv has to do with it.
+CHANGES = {
+    "kernels, masks, the closest shot, odd sizes": (
+        {"alignment_kernel": "full", "modulated": True, "shot_aggregation": "min", "image_size": (80, 72)},
+        True,
+    ),
+    "as printed": (BKDConfig.preset("paper").to_dict(), False),
+    "reverse branch alone, no memory": (
+        {"forward_branch": False, "memory_items": 0, "student_correction": False},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_other_models_can_be_exported(name, tmp_path):
+    """To ONNX, without training: random weights."""
+    changes, deform_conv = CHANGES[name]
+    small = {"teacher": "resnet18", "weights": "none", "memory_items": 16, "image_size": (64, 64)}
+    printed = small if name == "as printed" else {}
+    config = BKDConfig().with_changes(**{**small, **changes, **printed})
+    model, batch = random_model(config, 3, "cpu")
+    calibration = Calibration(1.0, 1.0, 0.5, model.map_scale)
+    support = torch.rand(2, 3, *config.image_size)
+    detector = Detector(Trained(tmp_path, config, calibration, DataSource("", ""), model, support), "cpu")
+    for option in (False, True)[: 1 + deform_conv]:
+        path = tmp_path / f"{option}.onnx"
+        write(program(detector), "onnx", path, deform_conv=option)
+        for found, expected in zip(read("onnx", path)(batch.numpy()), detector.score(batch), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
+
+
+def test_onnx_has_standard_operators_alone(tiny_run, tiny_data, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    for deform_conv, sampler, version in ((False, "GridSample", 18), (True, "DeformConv", 19)):
+        path, _ = export(tiny_run, "onnx", tmp_path / f"{sampler}.onnx", deform_conv=deform_conv)
+        agrees(tiny_run, tiny_data, "onnx", path)
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        assert [(one.domain, one.version) for one in model.opset_import if one.domain == ""] == [("", version)]
+        assert not {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+        assert sampler in {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "tflite"}, "no export format 'tflite': choose one of pt2, aoti, onnx, openvino"),
+        ({"format": "pt2", "deform_conv": True}, "option of the format onnx, not of pt2"),
+        ({"format": "onnx", "out": "model.pb"}, "model.pb does not end in .onnx"),
+    ],
+)
+def test_wrong_requests_are_errors(arguments, message, tiny_run):
+    with pytest.raises(BKDError, match=message):
+        export(tiny_run, **arguments)
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxscript"), ("openvino", "openvino")])
+def test_a_missing_package_is_named(format, package, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / f"model.{'onnx' if format == 'onnx' else 'xml'}"
+    with pytest.raises(BKDError, match=rf"export to {format} needs {package}: .*bkd_fast\[export\]"):
+        export(tiny_run, format, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_does_not_agree_is_an_error(tiny_run, tmp_path, monkeypatch):
+    from bkd_fast.export import plain
+
+    monkeypatch.setattr(plain, "attention", lambda query, memory, *_: 1.1 * query)
+    with pytest.raises(BKDError, match="differs from the detector by .* do not use it"):
+        export(tiny_run, "pt2", tmp_path / "model.pt2")
