@@ -15,6 +15,8 @@ from torch import Tensor
 from bkd_fast.errors import BKDError
 from bkd_fast.inputs import ImageLike, network_input, no_image
 from bkd_fast.model.bkd import BRANCHES, Distillation
+from bkd_fast.model.folding import fold_batch_norm
+from bkd_fast.model.packing import can_pack, pack_convolutions
 from bkd_fast.run import Trained, load_trained
 from bkd_fast.streaming import Outcome, pipeline
 
@@ -42,7 +44,14 @@ class Detector:
     ``threshold`` and ``pixel_threshold`` come from held-out normal images and may be set to other values at any time.
     """
 
-    def __init__(self, trained: Trained, device: str | torch.device = "auto") -> None:
+    def __init__(self, trained: Trained, device: str | torch.device = "auto", *, pack: bool = True) -> None:
+        """
+        Args:
+            trained: as :func:`bkd_fast.run.load_trained` reads it. Its model then belongs to the detector, which folds
+                batch normalisation and, on the CPU, packs convolutions.
+            device: see :meth:`load`.
+            pack: False leaves the convolutions as they are, for a model that is exported.
+        """
         self.device = _device(device)
         self.config = trained.config
         self.calibration = trained.calibration
@@ -50,6 +59,9 @@ class Detector:
         self.pixel_threshold = trained.calibration.pixel_threshold
         self.model = trained.model.to(self.device).eval()
         self._prepare(trained.support)
+        self._fold(trained.support[:1].to(self.device))
+        if pack and self.device.type == "cpu" and can_pack():
+            self._pack(trained.support[:1])
 
     @classmethod
     def load(cls, run: str | Path, *, device: str | torch.device = "auto") -> Detector:
@@ -160,6 +172,22 @@ class Detector:
         """Scores (N,) and maps (N, H, W) that the given branches make of ``result``."""
         maps = self.model.anomaly_map(result, self.config.image_size, branches)
         return self.model.image_score(maps), maps
+
+    @torch.no_grad()
+    def _fold(self, image: Tensor) -> None:
+        if self.config.reverse_branch:
+            levels = self.model.teacher(image)
+            fold_batch_norm(self.model.bottleneck, levels)
+            sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
+            fold_batch_norm(self.model.student, self.model.bottleneck(levels), sizes)
+
+    @torch.no_grad()
+    def _pack(self, image: Tensor) -> None:
+        def run() -> list[Tensor]:
+            result = self.model.distill(self.model.teacher(image), self.prepared)
+            return [*result.teacher, *result.aligned, *result.student]
+
+        pack_convolutions(self.model, run)
 
     def _prepare(self, support: Tensor) -> None:
         self.support = support

@@ -123,6 +123,22 @@ def test_branches_are_judged_apart(detector, picture):
     assert not torch.allclose(both, forward)
 
 
+def test_a_detector_computes_what_the_trained_model_does(tiny_run, tiny_data):
+    """Folded and packed; within 1e-4 of the features' size."""
+    trained = load_trained(tiny_run)
+    detector = Detector.load(tiny_run, device="cpu")
+    files = sorted((tiny_data / "test").rglob("*.png"))
+    images = torch.stack([to_tensor(load_image(file), trained.config.image_size) for file in files])
+    with torch.inference_mode():
+        expected = trained.model(images, trained.support)
+    found = detector.distill(images)
+    for name in ("teacher", "aligned", "student", "offsets"):
+        levels = zip(getattr(found, name), getattr(expected, name), strict=True)
+        for own, other in levels:
+            assert (own - other).abs().max() <= 1e-4 * other.abs().max()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in detector.model.modules())
+
+
 def test_unknown_devices_are_refused(tiny_run):
     if not torch.cuda.is_available():
         with pytest.raises(BKDError, match="no CUDA device"):

@@ -11,6 +11,7 @@ from bkd_fast.errors import BKDError
 from bkd_fast.export.formats import INPUT, OUTPUTS, SUFFIXES, read, write
 from bkd_fast.export.graph import program
 from bkd_fast.files import write_json
+from bkd_fast.run import load_trained
 from bkd_fast.version import __version__
 
 TOLERANCE = 1e-3  # of the largest value of a map, and of a score
@@ -44,7 +45,7 @@ def export(
         raise BKDError(f"there is no export format {format!r}: choose one of {', '.join(SUFFIXES)}")
     if deform_conv and format != "onnx":
         raise BKDError(f"deform_conv is an option of the format onnx, not of {format}")
-    detector = Detector.load(run, device="cpu")
+    detector = Detector(load_trained(run), "cpu", pack=False)
     usual = Path(run) / f"model{SUFFIXES[format]}"
     path = usual if out is None else Path(out)
     if path.suffix != usual.suffix:

@@ -71,7 +71,7 @@ def test_other_models_can_be_exported(name, tmp_path):
     model, batch = random_model(config, 3, "cpu")
     calibration = Calibration(1.0, 1.0, 0.5, model.map_scale)
     support = torch.rand(2, 3, *config.image_size)
-    detector = Detector(Trained(tmp_path, config, calibration, DataSource("", ""), model, support), "cpu")
+    detector = Detector(Trained(tmp_path, config, calibration, DataSource("", ""), model, support), "cpu", pack=False)
     for option in (False, True)[: 1 + deform_conv]:
         path = tmp_path / f"{option}.onnx"
         write(program(detector), "onnx", path, deform_conv=option)

@@ -1,0 +1,139 @@
+"""Frozen convolutions on the CPU: weights laid out once as oneDNN multiplies them, activations where results are made.
+
+PyTorch otherwise lays the weights out again in every call, which for one image takes as long as multiplying by them
+where an image is small and has many channels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger("bkd_fast")
+# oneDNN's name and scalars of an activation.
+ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+}
+
+
+class PackedConvolution(nn.Module):
+    """A convolution, or a transposed one, whose weights lie as oneDNN wants them for inputs of a size.
+
+    Inputs of other sizes give the right results, perhaps more slowly. float32 on the CPU; it cannot be trained, saved,
+    moved or exported.
+
+    Args:
+        convolution: whose weights and geometry it takes over; zero padding.
+        size: (N, C, H, W) of its input.
+        activation: see ACTIVATIONS; None = none.
+    """
+
+    def __init__(
+        self, convolution: nn.Conv2d | nn.ConvTranspose2d, size: Sequence[int], activation: type[nn.Module] | None
+    ) -> None:
+        super().__init__()
+        c = convolution
+        self.transposed = isinstance(c, nn.ConvTranspose2d)
+        extra = [c.output_padding] if self.transposed else []
+        self.geometry = [c.padding, *extra, c.stride, c.dilation, c.groups]
+        self.activation = ACTIVATIONS[activation] if activation else ("none", [])
+        ops = torch.ops.mkldnn
+        reorder = ops._reorder_convolution_transpose_weight if self.transposed else ops._reorder_convolution_weight
+        self.weight = reorder(c.weight.detach(), *self.geometry, list(size))
+        self.bias = None if c.bias is None else c.bias.detach()
+
+    def forward(self, features: Tensor) -> Tensor:
+        ops = torch.ops.mkldnn
+        multiply = ops._convolution_transpose_pointwise if self.transposed else ops._convolution_pointwise
+        return multiply(features, self.weight, self.bias, *self.geometry, *self.activation, "")
+
+
+def can_pack() -> bool:
+    """Whether this torch was built with oneDNN's packed convolutions."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]]) -> int:
+    """Replaces the convolutions of a frozen float32 network on the CPU, in place.
+
+    An activation is taken into the convolution before it where, in a run, its input is the very tensor that the
+    convolution returned. Where that changes what the network computes (the tensor is also read elsewhere) none is.
+
+    Args:
+        run: runs the network on an example, and returns what must stay the same.
+
+    Returns:
+        How many convolutions were replaced.
+
+    Raises:
+        RuntimeError: the packed network does not compute what it did; it must then not be used.
+    """
+    sizes, followers = _observed(network, run)
+    before = run()
+    packed = {name: (network.get_submodule(name), size) for name, size in sizes.items()}
+    kinds = {name: type(network.get_submodule(follower)) for name, follower in followers.items()}
+    activations = {follower: network.get_submodule(follower) for follower in followers.values()}
+    for name, (convolution, size) in packed.items():
+        assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+        network.set_submodule(name, PackedConvolution(convolution, size, kinds.get(name)))
+    for follower in activations:
+        network.set_submodule(follower, nn.Identity())
+    if not _same(before, run()):
+        log.info("activations are computed apart from convolutions: one reads what others read too")
+        for follower, activation in activations.items():
+            network.set_submodule(follower, activation)
+        for name in followers:
+            module = network.get_submodule(name)
+            assert isinstance(module, PackedConvolution)
+            module.activation = ("none", [])
+        if not _same(before, run()):
+            raise RuntimeError("packing the convolutions changed what the network computes")
+    return len(packed)
+
+
+def _observed(
+    network: nn.Module, run: Callable[[], Sequence[Tensor]]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Of the convolutions that can be packed: the input's size, and the activation that reads the output first."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    followers: dict[str, str] = {}
+    # By a result's id: its convolution, itself (so that no id is used twice), and how often it was changed in place.
+    produced: dict[int, tuple[str, Tensor, int]] = {}
+    taken: list[Tensor] = []
+    handles = []
+    for name, module in network.named_modules():
+        if type(module) in (nn.Conv2d, nn.ConvTranspose2d) and module.padding_mode == "zeros":
+
+            def remember(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                sizes[name] = tuple(inputs[0].shape)
+                produced[id(output)] = (name, output, output._version)
+
+            if not isinstance(module.padding, str):
+                handles.append(module.register_forward_hook(remember))
+        elif type(module) in ACTIVATIONS:
+
+            def follow(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                if id(inputs[0]) in produced:
+                    convolution, output, changes = produced.pop(id(inputs[0]))
+                    taken.append(output)
+                    if output._version == changes:  # a shortcut may have been added to it
+                        followers[convolution] = name
+
+            handles.append(module.register_forward_pre_hook(follow))
+    run()
+    for handle in handles:
+        handle.remove()
+    # An activation that several convolutions share, or that reads others too, stays where it is.
+    shared = [follower for follower in followers.values() if list(followers.values()).count(follower) > 1]
+    return sizes, {name: follower for name, follower in followers.items() if follower not in shared}
+
+
+def _same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    return all(
+        bool((one - other).abs().max() <= 1e-4 * one.abs().max().clamp_min(1e-6))
+        for one, other in zip(expected, found, strict=True)
+    )
