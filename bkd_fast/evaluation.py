@@ -27,7 +27,7 @@ from bkd_fast.data import (
     resize_image,
     resize_mask,
 )
-from bkd_fast.detector import BATCH, Detector
+from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_write, write_json
 from bkd_fast.info import describe
@@ -157,7 +157,7 @@ def _measure(
         total=len(samples), desc=f"evaluating {name}", unit="image", disable=None if progress is None else not progress
     )
     with bar:
-        for part, images in _batches(samples, size):
+        for part, images in _batches(samples, size, detector.batch):
             result = detector.distill(images)
             for branch, members in branches.items():
                 scores, maps = detector.judge(result, members)
@@ -233,10 +233,10 @@ def _heat_scale(detectors: list[Detector]) -> HeatScale:
     return HeatScale(1 / reach, reach, unit="times the pixel threshold")
 
 
-def _batches(samples: list[Sample], size: tuple[int, int]) -> Iterator[tuple[list[Sample], Tensor]]:
+def _batches(samples: list[Sample], size: tuple[int, int], batch: int) -> Iterator[tuple[list[Sample], Tensor]]:
     dataset = ImageDataset(samples, size)
-    for start in range(0, len(samples), BATCH):
-        stop = min(start + BATCH, len(samples))
+    for start in range(0, len(samples), batch):
+        stop = min(start + batch, len(samples))
         yield samples[start:stop], torch.stack([dataset[index][0] for index in range(start, stop)])
 
 

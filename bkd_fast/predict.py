@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from bkd_fast.data import ImageError, image_files, load_image
-from bkd_fast.detector import BATCH, Detector
+from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_path, atomic_write
 from bkd_fast.inputs import network_input
@@ -34,7 +34,7 @@ def predict(
     threshold: float | None = None,
     skip_unreadable: bool = False,
 ) -> str:
-    """Judges images and writes ``scores.csv``, ``heatmaps/`` (PNG panels) and ``masks/`` (PNG) into ``out``.
+    """Judges images and writes ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
 
     Args:
         run: folder of one trained category.
@@ -73,14 +73,14 @@ def predict(
         (name, path), (array, found) = image, judged
         prediction = detector.prediction(*found)
         panel = render_panel(array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale)
-        write_overlay(out / "heatmaps" / f"{name}.png", panel)
+        write_overlay(out / "heatmaps" / f"{name}.jpg", panel)
         with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:
             Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
         decision = "anomalous" if prediction.label else "normal"
         return dict(zip(COLUMNS, (str(path), prediction.score, detector.threshold, decision), strict=True))
 
     try:
-        for outcome in pipeline(named.items(), read, judge, write, batch=BATCH, workers=WORKERS):
+        for outcome in pipeline(named.items(), read, judge, write, batch=detector.batch, workers=WORKERS):
             if outcome.result is not None:
                 rows.append(outcome.result)
             elif skip_unreadable and isinstance(outcome.error, ImageError):

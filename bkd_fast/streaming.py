@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch
+from threadpoolctl import threadpool_limits
+
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
@@ -46,7 +49,7 @@ def pipeline(
         One in ``together`` ends it.
     """
     source = _Source(items, batch)
-    with ThreadPoolExecutor(workers, thread_name_prefix="stream") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="stream", initializer=_alone) as pool:
         source.start(lambda item: pool.submit(before, item))
         finished: deque[tuple[A, Future[D] | Exception]] = deque()
         try:
@@ -67,6 +70,12 @@ def pipeline(
             source.check()
         finally:
             source.stop()
+
+
+def _alone() -> None:
+    """One thread of computation a worker: more would take turns with the network's, which wait busily."""
+    torch.get_num_threads()  # which sets this thread's number, once
+    threadpool_limits(1, user_api="openmp")
 
 
 def _received(source: _Source[Any], finished: deque[tuple[Any, Any]]) -> Outcome[Any, Any]:

@@ -129,7 +129,8 @@ def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, cap
     mask = np.asarray(Image.open(tmp_path / "out/masks/hole/000.png"))
     assert mask.shape == (72, 80)
     assert set(np.unique(mask)) <= {0, 255}
-    assert (tmp_path / "out/heatmaps/hole/000.png").is_file()
+    with Image.open(tmp_path / "out/heatmaps/hole/000.jpg") as panel:
+        assert panel.format == "JPEG"
     again = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "low"), "--threshold", "0"]
     assert main(again) == 0
     assert {row["decision"] for row in scores_of(tmp_path / "low")} == {"anomalous"}
