@@ -3,20 +3,34 @@
 A training step (batch 4) is the teacher on queries and supports, both branches, losses, gradients and update, against
 the reference and against the reference with torchvision's deformable convolution inside. Inference (batch 1) is
 Detector.score, against the reference and against anomalib's reverse distillation with the same backbone, which has no
-forward branch and no memory. --quick leaves out WideResNet50.
+forward branch and no memory, and against the same model exported to other run-times. --quick leaves out WideResNet50.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from options import own_alone, parser, run
 from peers import anomalib_inference, torchvision_inside
+from torch import Tensor
 
-from bkd_fast.benchmark.harness import Case
-from bkd_fast.benchmark.model import CONFIGS, INFERENCE, TEACHERS, TRAINING, Training, inference, trainings
+from bkd_fast.benchmark.harness import Call, Case
+from bkd_fast.benchmark.model import (
+    CONFIGS,
+    INFERENCE,
+    TEACHERS,
+    TRAINING,
+    Training,
+    inference,
+    random_detector,
+    trainings,
+)
+from bkd_fast.export.formats import SUFFIXES, read, write
+from bkd_fast.export.graph import program
 
 BATCH = 4
 
@@ -41,7 +55,22 @@ def _cases(labels: list[str], wanted: list[str], device: str) -> Iterator[Case]:
         for label in labels:
             case = inference(label, device)
             peer = anomalib_inference(TEACHERS[label], *case.inputs)
-            yield case if peer is None else case._replace(unchecked={"anomalib": peer})
+            case = case if peer is None else case._replace(unchecked={"anomalib": peer})
+            with tempfile.TemporaryDirectory() as folder:
+                yield case._replace(providers={**case.providers, **_exported(label, *case.inputs, Path(folder))})
+
+
+def _exported(label: str, images: Tensor, folder: Path) -> dict[str, Call]:
+    """The same model in the run-times that are installed."""
+    detector, _ = random_detector(label, pack=False)
+    graph, array = program(detector), images.numpy()
+    found: dict[str, Call] = {}
+    for format, suffix in SUFFIXES.items():
+        write(graph, format, folder / f"model{suffix}")
+        judge = read(format, folder / f"model{suffix}", torch.get_num_threads())
+        if judge is not None:
+            found[f"exported, {format}"] = lambda judge=judge: [torch.from_numpy(value) for value in judge(array)]
+    return found
 
 
 def _with_torchvision(training: Training) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from bkd_fast.errors import BKDError
-from bkd_fast.inputs import ImageLike, network_input, no_image
+from bkd_fast.inputs import Decoded, ImageLike, network_input, no_image
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.folding import fold_batch_norm
 from bkd_fast.model.packing import can_pack, pack_convolutions
 from bkd_fast.run import Trained, load_trained
 from bkd_fast.streaming import Outcome, pipeline
+from bkd_fast.tiling import Mosaic, check_tiles
 
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
@@ -85,26 +87,52 @@ class Detector:
             raise BKDError("the support is empty: expected at least one image of a normal part")
         self._prepare(torch.stack([self._input(image)[0] for image in images]))
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], *, tile: int | tuple[int, int] | None = None, overlap: int = 0
+    ) -> Prediction | list[Prediction]:
         """Judges one image, or each of a batch.
 
         Args:
             images: a path, a PIL image, an array ((H, W) grey or (H, W, 3) RGB, uint8), a tensor ((3, H, W) or
                 (N, 3, H, W), uint8 or float in [0, 1]), or a sequence of these.
+            tile: judge images in tiles of this (height, width) in pixels of the image, each as an image of its own, for
+                details that would be lost in an image that is resized whole. The map is blended from theirs, and the
+                score is the highest of a tile. The run should have been trained on images of that size and scale.
+            overlap: pixels that neighbouring tiles have in common, at least.
 
         Returns:
             A :class:`Prediction`, or a list of them for a sequence or a 4-dimensional tensor.
 
         Raises:
-            BKDError: something that is not an image; the message says what it was.
+            BKDError: something that is not an image, or is smaller than a tile; the message says what it was.
         """
+        size = None if tile is None else check_tiles(tile, overlap)
+
+        def judge(batch: list[ImageLike]) -> list[Prediction]:
+            if size is None:
+                return self._predict(batch)
+            return [self._in_tiles(Decoded(image), size, overlap) for image in batch]
+
         if isinstance(images, (str, Path, Image.Image, np.ndarray)) or (
             isinstance(images, Tensor) and images.ndim != 4
         ):
-            return self._predict([images])[0]
+            return judge([images])[0]
         if not isinstance(images, (Sequence, Tensor)):
             raise no_image(images)
-        return self._predict(list(images))
+        return judge(list(images))
+
+    def _in_tiles(self, image: Decoded, tile: tuple[int, int], overlap: int) -> Prediction:
+        """Batch by batch: of the tiles no more than a batch is held at a time."""
+        mosaic = Mosaic(image.size, tile, overlap)
+        places = list(mosaic.tiles())
+        score = -math.inf
+        for start in range(0, len(places), self.batch):
+            group = places[start : start + self.batch]
+            parts = [image.fitted(self.config.image_size, *place, tile) for place in group]
+            for place, judged in zip(group, self.judge_inputs([(part, tile) for part in parts]), strict=True):
+                score = max(score, judged[0])
+                mosaic.add(place, self._resized(judged[1], tile))
+        return self._decided(score, mosaic.blended().numpy())
 
     def _predict(self, images: list[ImageLike]) -> list[Prediction]:
         predictions: list[Prediction] = []
@@ -154,10 +182,14 @@ class Detector:
 
     def prediction(self, score: float, anomaly_map: Tensor, size: tuple[int, int]) -> Prediction:
         """Of one image of ``size`` (H, W), its score and its map (h, w)."""
-        with torch.inference_mode():
-            full = F.interpolate(anomaly_map[None, None], size=size, mode="bilinear", align_corners=False)
-        own = full[0, 0].cpu().numpy()
-        return Prediction(score, score > self.threshold, own, own > self.pixel_threshold)
+        return self._decided(score, self._resized(anomaly_map, size).numpy())
+
+    def _decided(self, score: float, anomaly_map: np.ndarray) -> Prediction:
+        return Prediction(score, score > self.threshold, anomaly_map, anomaly_map > self.pixel_threshold)
+
+    @torch.inference_mode()
+    def _resized(self, anomaly_map: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(anomaly_map[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].cpu()
 
     @torch.inference_mode()
     def score(self, images: Tensor, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:

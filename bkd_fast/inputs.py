@@ -16,10 +16,11 @@ from bkd_fast.data.image import from_pil
 from bkd_fast.errors import BKDError
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+Size: TypeAlias = tuple[int, int]
 
 
-def network_input(image: ImageLike, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """The network's input (3, *size), float32 in [0, 1], and the image's own (H, W).
+class Decoded:
+    """An image that can be judged, in memory at its own size.
 
     Args:
         image: a path, a PIL image, an array ((H, W) grey or (H, W, 3) RGB, uint8), or a tensor ((3, H, W), uint8 or
@@ -28,17 +29,41 @@ def network_input(image: ImageLike, size: tuple[int, int]) -> tuple[Tensor, tupl
     Raises:
         BKDError: something that is not an image; the message says what it was.
     """
-    if isinstance(image, Tensor):
-        return _from_tensor(image, size)
-    if isinstance(image, (str, Path)):
-        array = load_image(Path(image))
-    elif isinstance(image, Image.Image):
-        array = from_pil(image)
-    elif isinstance(image, np.ndarray):
-        array = _checked_array(image)
-    else:
-        raise no_image(image)
-    return to_tensor(array, size), (array.shape[0], array.shape[1])
+
+    def __init__(self, image: ImageLike) -> None:
+        self.values: np.ndarray | Tensor  # (H, W, 3) uint8, or (3, H, W) in [0, 1]
+        if isinstance(image, Tensor):
+            self.values = _checked_tensor(image)
+        elif isinstance(image, (str, Path)):
+            self.values = load_image(Path(image))
+        elif isinstance(image, Image.Image):
+            self.values = from_pil(image)
+        elif isinstance(image, np.ndarray):
+            self.values = _checked_array(image)
+        else:
+            raise no_image(image)
+
+    @property
+    def size(self) -> Size:
+        """(H, W)."""
+        shape = self.values.shape[1:] if isinstance(self.values, Tensor) else self.values.shape[:2]
+        return shape[0], shape[1]
+
+    def fitted(self, size: Size, top: int = 0, left: int = 0, part: Size | None = None) -> Tensor:
+        """The image, or the part of it that begins at (top, left), as (3, *size) float32 in [0, 1]."""
+        rows, columns = part or self.size
+        if not isinstance(self.values, Tensor):
+            return to_tensor(self.values[top : top + rows, left : left + columns], size)
+        cut = self.values[:, top : top + rows, left : left + columns].float()
+        if (rows, columns) == size:
+            return cut
+        return F.interpolate(cut[None], size=size, mode="bilinear", antialias=True)[0]
+
+
+def network_input(image: ImageLike, size: Size) -> tuple[Tensor, Size]:
+    """The network's input (3, *size), float32 in [0, 1], and the image's own (H, W); see :class:`Decoded`."""
+    decoded = Decoded(image)
+    return decoded.fitted(size), decoded.size
 
 
 def no_image(value: object) -> BKDError:
@@ -48,23 +73,20 @@ def no_image(value: object) -> BKDError:
     )
 
 
-def _from_tensor(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+def _checked_tensor(image: Tensor) -> Tensor:
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise BKDError(
             f"an image tensor of shape {tuple(image.shape)}: expected (3, H, W), or (N, 3, H, W) for a batch"
         )
     if image.dtype == torch.uint8:
-        image = image.float() / 255
-    elif not image.is_floating_point():
+        return image.float() / 255
+    if not image.is_floating_point():
         raise BKDError(f"an image tensor of {image.dtype}: expected uint8, or floating point in [0, 1]")
     if not (torch.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
         raise BKDError(
             "an image tensor with values outside [0, 1] or NaN: divide 8-bit values by 255; do not normalise"
         )
-    own = (image.shape[1], image.shape[2])
-    if own != size:
-        image = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0]
-    return image.float(), own
+    return image
 
 
 def _checked_array(array: np.ndarray) -> np.ndarray:

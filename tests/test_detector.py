@@ -84,6 +84,44 @@ def test_streams_of_nothing_are_refused(detector, wrong):
         detector.stream([], **wrong)
 
 
+def test_one_tile_is_the_image(detector, picture):
+    array = load_image(picture)
+    same(detector(array, tile=array.shape[:2], overlap=10), detector(array))
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_tiles_are_images_of_their_own(detector, kind):
+    """Where only one tile is, the map is that tile's; the score is the highest of a tile."""
+    array = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    given = array if kind == "array" else torch.from_numpy(array).permute(2, 0, 1)
+    found = detector(given, tile=(60, 64), overlap=8)
+    assert found.anomaly_map.shape == found.mask.shape == (100, 150)
+    places = [(top, left) for top in (0, 40) for left in (0, 56, 86)]
+    alone = {(top, left): detector(array[top : top + 60, left : left + 64]) for top, left in places}
+    assert found.score == pytest.approx(max(one.score for one in alone.values()), rel=1e-4)
+    np.testing.assert_allclose(found.anomaly_map[:40, :56], alone[0, 0].anomaly_map[:40, :56], rtol=1e-4)
+    np.testing.assert_allclose(found.anomaly_map[60:, 120:], alone[40, 86].anomaly_map[20:, 34:], rtol=1e-4)
+    between = found.anomaly_map[:40, 56:64]
+    both = [alone[0, 0].anomaly_map[:40, 56:], alone[0, 56].anomaly_map[:40, :8]]
+    assert (between <= np.maximum(*both) * 1.0001).all()
+    assert (between >= np.minimum(*both) * 0.9999).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 0}, "expected the height and width of tiles"),
+        ({"tile": (10, 20, 30)}, "expected the height and width of tiles"),
+        ({"tile": 20, "overlap": 20}, "overlap is 20: expected a number of pixels from 0 to less than a tile"),
+        ({"tile": 20, "overlap": -1}, "overlap is -1"),
+        ({"tile": (73, 20)}, "an image of 72 x 80 pixels is smaller than a tile of 73 x 20"),
+    ],
+)
+def test_tiles_that_do_not_fit_are_refused(detector, picture, options, message):
+    with pytest.raises(BKDError, match=message):
+        detector(picture, **options)
+
+
 def test_thresholds_decide_and_can_be_changed(tiny_run, picture):
     detector = Detector.load(tiny_run)
     score = detector(picture).score

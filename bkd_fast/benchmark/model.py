@@ -77,13 +77,20 @@ class Training:
 
 def inference(label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None) -> Case:
     """One image through :meth:`bkd_fast.Detector.score`; the support is prepared, as it is in use."""
+    detector, images = random_detector(label, device, changes)
+    own = on_backends(OPERATORS, device, lambda: detector.score(images))
+    return Case(INFERENCE, f"{label} N=1 default", "forward", own, tolerance=1e-2, inputs=(images,), device=device)
+
+
+def random_detector(
+    label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None, *, pack: bool = True
+) -> tuple[Detector, Tensor]:
+    """A detector of random weights, and an image (1, 3, H, W); the same ones in every call."""
     config = _config(label, CONFIGS["default"], changes)
     model, images = random_model(config, 1, device)
     calibration, source = Calibration(1.0, 1.0, 0.5, model.map_scale), DataSource("", "")
     support = _images(config.shots, config)
-    detector = Detector(Trained(Path(), config, calibration, source, model, support), device)
-    own = on_backends(OPERATORS, device, lambda: detector.score(images))
-    return Case(INFERENCE, f"{label} N=1 default", "forward", own, tolerance=1e-2, inputs=(images,), device=device)
+    return Detector(Trained(Path(), config, calibration, source, model, support), device, pack=pack), images
 
 
 def trainings(

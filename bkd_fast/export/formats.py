@@ -67,8 +67,12 @@ def write(program: ExportedProgram, format: str, path: Path, *, deform_conv: boo
             shutil.move(file, path.parent / file.name)
 
 
-def read(format: str, path: Path) -> Judge | None:
-    """The written file in its run-time, on the CPU; None where that is not installed."""
+def read(format: str, path: Path, threads: int | None = None) -> Judge | None:
+    """The written file in its run-time, on the CPU; None where that is not installed.
+
+    Args:
+        threads: of ONNX Runtime and OpenVINO, which then wait without being busy (default: as the run-time likes it).
+    """
     if not all(_there(name) for name in RUNS.get(format, ())):
         return None
     if format == "pt2":
@@ -76,10 +80,16 @@ def read(format: str, path: Path) -> Judge | None:
     if format == "aoti":
         return _torch(torch._inductor.aoti_load_package(str(path)))
     if format == "onnx":
-        session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+        onnxruntime = importlib.import_module("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        if threads:
+            options.intra_op_num_threads = threads
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda images: session.run(list(OUTPUTS), {INPUT: images})
     openvino = importlib.import_module("openvino")
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    settings = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
 
     def run(images: np.ndarray) -> Sequence[np.ndarray]:
         found = compiled({INPUT: images})
