@@ -29,6 +29,7 @@ from bkd_fast.benchmark.model import (
     random_detector,
     trainings,
 )
+from bkd_fast.errors import BKDError
 from bkd_fast.export.formats import SUFFIXES, read, write
 from bkd_fast.export.graph import program
 
@@ -55,7 +56,14 @@ def _cases(labels: list[str], wanted: list[str], device: str) -> Iterator[Case]:
         for label in labels:
             case = inference(label, device)
             peer = anomalib_inference(TEACHERS[label], *case.inputs)
-            case = case if peer is None else case._replace(unchecked={"anomalib": peer})
+            others: dict[str, Call] = {} if peer is None else {"anomalib": peer}
+            try:
+                narrow, images = random_detector(label, device, precision="bf16")
+            except BKDError as error:
+                print(f"no bf16: {error}")
+            else:
+                others["bkd_fast native, bf16"] = partial(narrow.score, images)
+            case = case._replace(unchecked=others)
             with tempfile.TemporaryDirectory() as folder:
                 yield case._replace(providers={**case.providers, **_exported(label, *case.inputs, Path(folder))})
 

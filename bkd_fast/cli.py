@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, help="folder for scores.csv, heat maps and masks; new or empty"
     )
     predict.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
+    predict.add_argument("--precision", default="32", help="32, bf16 or (GPUs) fp16 (default: %(default)s)")
     predict.add_argument("--threshold", type=float, help="decide with this threshold instead of the run's")
     predict.add_argument(
         "--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on"
@@ -197,6 +198,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         arguments.images,
         arguments.out,
         device=arguments.device,
+        precision=arguments.precision,
         threshold=arguments.threshold,
         skip_unreadable=arguments.skip_unreadable,
     )

@@ -18,6 +18,7 @@ from bkd_fast.inputs import Decoded, ImageLike, network_input, no_image
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.folding import fold_batch_norm
 from bkd_fast.model.packing import can_pack, pack_convolutions
+from bkd_fast.model.precision import InPrecision, check_precision
 from bkd_fast.run import Trained, load_trained
 from bkd_fast.streaming import Outcome, pipeline
 from bkd_fast.tiling import Mosaic, check_tiles
@@ -46,37 +47,45 @@ class Detector:
     ``threshold`` and ``pixel_threshold`` come from held-out normal images and may be set to other values at any time.
     """
 
-    def __init__(self, trained: Trained, device: str | torch.device = "auto", *, pack: bool = True) -> None:
+    def __init__(
+        self, trained: Trained, device: str | torch.device = "auto", *, precision: str = "32", pack: bool = True
+    ) -> None:
         """
         Args:
             trained: as :func:`bkd_fast.run.load_trained` reads it. Its model then belongs to the detector, which folds
                 batch normalisation and, on the CPU, packs convolutions.
-            device: see :meth:`load`.
+            device, precision: see :meth:`load`.
             pack: False leaves the convolutions as they are, for a model that is exported.
         """
         self.device = _device(device)
+        dtype = check_precision(precision, self.device)
         self.batch = 1 if self.device.type == "cpu" else GPU_BATCH
         self.config = trained.config
         self.calibration = trained.calibration
         self.threshold = trained.calibration.threshold
         self.pixel_threshold = trained.calibration.pixel_threshold
         self.model = trained.model.to(self.device).eval()
-        self._prepare(trained.support)
         self._fold(trained.support[:1].to(self.device))
+        if dtype != torch.float32:
+            self._narrow(dtype)
+        self._prepare(trained.support)
         if pack and self.device.type == "cpu" and can_pack():
-            self._pack(trained.support[:1])
+            self._pack(trained.support[:1], 1e-4 if dtype == torch.float32 else 2e-2)
 
     @classmethod
-    def load(cls, run: str | Path, *, device: str | torch.device = "auto") -> Detector:
+    def load(cls, run: str | Path, *, device: str | torch.device = "auto", precision: str = "32") -> Detector:
         """Reads the run folder of one category.
 
         Args:
             device: ``auto`` takes CUDA where there is a device.
+            precision: ``32``; or ``bf16``, on GPUs also ``fp16``: the convolutions of teacher, bottleneck and student
+                in that type, all else in float32. Scores then differ a little, and the thresholds are those of float32.
 
         Raises:
-            BKDError: not a whole run folder, or one of several categories; see :func:`bkd_fast.run.load_trained`.
+            BKDError: not a whole run folder, or one of several categories; see :func:`bkd_fast.run.load_trained`. A
+                precision that the device does not have.
         """
-        return cls(load_trained(run), device)
+        return cls(load_trained(run), device, precision=precision)
 
     def set_support(self, images: Sequence[ImageLike]) -> None:
         """Replaces the support by other normal images, without training; any number of them.
@@ -215,13 +224,19 @@ class Detector:
             sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
             fold_batch_norm(self.model.student, self.model.bottleneck(levels), sizes)
 
+    def _narrow(self, dtype: torch.dtype) -> None:
+        self.model.teacher.network = InPrecision(self.model.teacher.network, dtype)
+        if self.config.reverse_branch:
+            for name in ("bottleneck", "student"):
+                self.model.set_submodule(name, InPrecision(self.model.get_submodule(name), dtype))
+
     @torch.no_grad()
-    def _pack(self, image: Tensor) -> None:
+    def _pack(self, image: Tensor, tolerance: float) -> None:
         def run() -> list[Tensor]:
             result = self.model.distill(self.model.teacher(image), self.prepared)
             return [*result.teacher, *result.aligned, *result.student]
 
-        pack_convolutions(self.model, run)
+        pack_convolutions(self.model, run, tolerance)
 
     def _prepare(self, support: Tensor) -> None:
         self.support = support

@@ -31,6 +31,7 @@ def predict(
     out: str | Path,
     *,
     device: str = "auto",
+    precision: str = "32",
     threshold: float | None = None,
     skip_unreadable: bool = False,
 ) -> str:
@@ -40,6 +41,7 @@ def predict(
         run: folder of one trained category.
         images: image files, or folders that are searched for them.
         out: must be new or empty.
+        precision: ``32``, ``bf16`` or ``fp16``; see :meth:`bkd_fast.Detector.load`.
         threshold: decides instead of the run's own.
         skip_unreadable: unreadable images are reported and left out; otherwise the first one stops the work, and
             what was judged before it is kept.
@@ -52,7 +54,7 @@ def predict(
     """
     out = Path(out)
     named = _names([Path(image) for image in images])
-    detector = Detector.load(run, device=device)
+    detector = Detector.load(run, device=device, precision=precision)
     if threshold is not None:
         detector.threshold = threshold
     if out.exists() and any(out.iterdir()):

@@ -177,6 +177,39 @@ def test_a_detector_computes_what_the_trained_model_does(tiny_run, tiny_data):
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in detector.model.modules())
 
 
+def test_bfloat16_differs_a_little(tiny_run, tiny_data):
+    from bkd_fast.model.precision import InPrecision
+
+    try:
+        narrow = Detector.load(tiny_run, device="cpu", precision="bf16")
+    except BKDError as error:
+        pytest.skip(str(error))
+    assert isinstance(narrow.model.student, InPrecision)
+    wide = Detector.load(tiny_run, device="cpu")
+    for file in sorted((tiny_data / "test").rglob("*.png")):
+        found, expected = narrow(file), wide(file)
+        assert found.anomaly_map.dtype == np.float32
+        assert found.score != expected.score
+        assert found.score == pytest.approx(expected.score, rel=0.2)
+    narrow.set_support(sorted((tiny_data / "train/good").iterdir())[:2])
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"), [("16", "precision is '16': expected one of 32, bf16, fp16"), ("fp16", "is for GPUs")]
+)
+def test_other_precisions_are_refused(tiny_run, precision, message):
+    with pytest.raises(BKDError, match=message):
+        Detector.load(tiny_run, device="cpu", precision=precision)
+
+
+def test_a_cpu_without_bfloat16_says_so(tiny_run, monkeypatch):
+    from bkd_fast.model import precision
+
+    monkeypatch.setattr(precision, "_cpu_multiplies_bf16", lambda: False)
+    with pytest.raises(BKDError, match="no instructions for bfloat16"):
+        Detector.load(tiny_run, device="cpu", precision="bf16")
+
+
 def test_unknown_devices_are_refused(tiny_run):
     if not torch.cuda.is_available():
         with pytest.raises(BKDError, match="no CUDA device"):

@@ -83,14 +83,14 @@ def inference(label: str, device: str = "cpu", changes: Mapping[str, Any] | None
 
 
 def random_detector(
-    label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None, *, pack: bool = True
+    label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[Detector, Tensor]:
-    """A detector of random weights, and an image (1, 3, H, W); the same ones in every call."""
+    """A detector (with its ``options``) of random weights, and an image (1, 3, H, W); the same in every call."""
     config = _config(label, CONFIGS["default"], changes)
     model, images = random_model(config, 1, device)
     calibration, source = Calibration(1.0, 1.0, 0.5, model.map_scale), DataSource("", "")
     support = _images(config.shots, config)
-    return Detector(Trained(Path(), config, calibration, source, model, support), device, pack=pack), images
+    return Detector(Trained(Path(), config, calibration, source, model, support), device, **options), images
 
 
 def trainings(

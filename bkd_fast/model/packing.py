@@ -23,8 +23,8 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 class PackedConvolution(nn.Module):
     """A convolution, or a transposed one, whose weights lie as oneDNN wants them for inputs of a size.
 
-    Inputs of other sizes give the right results, perhaps more slowly. float32 on the CPU; it cannot be trained, saved,
-    moved or exported.
+    Inputs of other sizes give the right results, perhaps more slowly. On the CPU, in the type of its weights; it cannot
+    be trained, saved, moved or exported.
 
     Args:
         convolution: whose weights and geometry it takes over; zero padding.
@@ -57,14 +57,15 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
-def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]]) -> int:
-    """Replaces the convolutions of a frozen float32 network on the CPU, in place.
+def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]], tolerance: float = 1e-4) -> int:
+    """Replaces the convolutions of a frozen network on the CPU, in place.
 
     An activation is taken into the convolution before it where, in a run, its input is the very tensor that the
     convolution returned. Where that changes what the network computes (the tensor is also read elsewhere) none is.
 
     Args:
         run: runs the network on an example, and returns what must stay the same.
+        tolerance: of that, relative to the largest value of each.
 
     Returns:
         How many convolutions were replaced.
@@ -82,7 +83,7 @@ def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]]) -
         network.set_submodule(name, PackedConvolution(convolution, size, kinds.get(name)))
     for follower in activations:
         network.set_submodule(follower, nn.Identity())
-    if not _same(before, run()):
+    if not _same(before, run(), tolerance):
         log.info("activations are computed apart from convolutions: one reads what others read too")
         for follower, activation in activations.items():
             network.set_submodule(follower, activation)
@@ -90,7 +91,7 @@ def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]]) -
             module = network.get_submodule(name)
             assert isinstance(module, PackedConvolution)
             module.activation = ("none", [])
-        if not _same(before, run()):
+        if not _same(before, run(), tolerance):
             raise RuntimeError("packing the convolutions changed what the network computes")
     return len(packed)
 
@@ -132,8 +133,8 @@ def _observed(
     return sizes, {name: follower for name, follower in followers.items() if follower not in shared}
 
 
-def _same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+def _same(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
     return all(
-        bool((one - other).abs().max() <= 1e-4 * one.abs().max().clamp_min(1e-6))
+        bool((one - other).abs().max() <= tolerance * one.abs().max().clamp_min(1e-6))
         for one, other in zip(expected, found, strict=True)
     )
