@@ -238,3 +238,13 @@ def test_memory_larger_than_a_block_of_shared_memory_agrees():
         found = sparse_memory_attention(query, memory, 0.0005, 0.5, True)
     with backend("reference"):
         torch.testing.assert_close(found, sparse_memory_attention(query, memory, 0.0005, 0.5, True))
+
+
+def test_vectors_shorter_than_the_least_norm_have_its_gradient():
+    """The product of their lengths is below 1e-8, which the cosine then divides by: a constant."""
+    call, (query, memory) = cases.attention(7, 9, 8)
+    found, expected = (
+        cases.results((call, [1e-5 * query, 1e-5 * memory]), name, torch.float32) for name in ("triton", "reference")
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * other.abs().max().item())
