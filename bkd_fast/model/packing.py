@@ -73,8 +73,7 @@ def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]], t
     Raises:
         RuntimeError: the packed network does not compute what it did; it must then not be used.
     """
-    sizes, followers = _observed(network, run)
-    before = run()
+    sizes, followers, before = _observed(network, run)
     packed = {name: (network.get_submodule(name), size) for name, size in sizes.items()}
     kinds = {name: type(network.get_submodule(follower)) for name, follower in followers.items()}
     activations = {follower: network.get_submodule(follower) for follower in followers.values()}
@@ -98,8 +97,11 @@ def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]], t
 
 def _observed(
     network: nn.Module, run: Callable[[], Sequence[Tensor]]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Of the convolutions that can be packed: the input's size, and the activation that reads the output first."""
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str], Sequence[Tensor]]:
+    """Of the convolutions that can be packed: the input's size, and the activation that reads the output first.
+
+    Then what the run returned.
+    """
     sizes: dict[str, tuple[int, ...]] = {}
     followers: dict[str, str] = {}
     # By a result's id: its convolution, itself (so that no id is used twice), and how often it was changed in place.
@@ -125,12 +127,12 @@ def _observed(
                         followers[convolution] = name
 
             handles.append(module.register_forward_pre_hook(follow))
-    run()
+    results = run()
     for handle in handles:
         handle.remove()
     # An activation that several convolutions share, or that reads others too, stays where it is.
     shared = [follower for follower in followers.values() if list(followers.values()).count(follower) > 1]
-    return sizes, {name: follower for name, follower in followers.items() if follower not in shared}
+    return sizes, {name: follower for name, follower in followers.items() if follower not in shared}, results
 
 
 def _same(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:

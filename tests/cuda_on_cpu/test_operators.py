@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import building
 import cases
+import kernel_checks
 import pytest
 import torch
 from hypothesis import given, settings
@@ -140,28 +141,13 @@ def test_the_order_of_floating_point_sums_shows_without_that(ieee):
 
 @pytest.mark.parametrize("name", ["conv", "gather", "gather: shared"])
 def test_more_images_than_a_launch_takes(name, ieee, monkeypatch):
-    from bkd_fast.ops.gpu import layout
-
-    case = cases.CASES[name]()
-    whole = cases.results(case, "native", torch.float32)
-    monkeypatch.setattr(layout, "MOST_PIXELS", 63)
-    for one, other in zip(cases.results(case, "native", torch.float32), whole, strict=True):
-        torch.testing.assert_close(one, other)
-    monkeypatch.setattr(layout, "MOST_PIXELS", 20)
-    with pytest.raises(RuntimeError, match="images of up to 20 pixels, this one has .*: use tiles"):
-        cases.results(case, "native", torch.float32)
+    kernel_checks.more_images_than_a_launch_takes("native", name, monkeypatch)
 
 
 def test_more_queries_than_a_launch_takes(monkeypatch):
-    from bkd_fast.ops.gpu import attention_backward
     from bkd_fast.ops.native.cuda import memory_attention
 
-    case = cases.attention(150, 70)
-    whole = cases.results(case, "native", torch.float32)
-    monkeypatch.setattr(memory_attention, "MOST_ROWS", 64)
-    monkeypatch.setattr(attention_backward, "GRADIENT_NUMBERS", 70 * 40)
-    for one, other in zip(cases.results(case, "native", torch.float32), whole, strict=True):
-        torch.testing.assert_close(one, other)
+    kernel_checks.more_queries_than_a_launch_takes("native", memory_attention, monkeypatch)
 
 
 @pytest.mark.parametrize("wanted", range(5))
@@ -176,36 +162,15 @@ def test_only_the_gradients_that_are_asked_for(wanted, ieee):
 
 
 def test_offsets_and_masks_of_another_type_keep_their_precision(monkeypatch):
-    """As under autocast, where they may be float32 beside float16 images."""
-    call, tensors = cases.conv(channels=16, mask=True)
-    halves = [tensor.half() for tensor in tensors]
-    mixed = [halves[0], halves[1], tensors[2], tensors[3], halves[4]]
-    exact = [tensor.double() for tensor in mixed]
-    with backend("native"):
-        found = call(*mixed)
-    with backend("reference"):
-        plain, truth = call(*mixed), call(*exact)
-    cases.check([found], [plain], [truth], cases.ROUNDING[torch.float16])
+    kernel_checks.offsets_and_masks_of_another_type_keep_their_precision("native")
 
 
 def test_not_a_number_stays_where_it_is_read(ieee):
-    call, (input, *others) = cases.conv(1, 8, 4, (6, 6), kernel=(1, 1), bias=True)
-    input[0, 0, 2, 2] = float("nan")
-    others[1].zero_()
-    with backend("native"):
-        found = call(input, *others)
-    assert found[0, :, 2, 2].isnan().all()
-    assert found.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
+    kernel_checks.not_a_number_stays_where_it_is_read("native")
 
 
 def test_levels_of_different_types_are_compared_in_float32():
-    call, tensors = cases.anomaly()
-    mixed = [tensor.half() if index < 3 else tensor for index, tensor in enumerate(tensors)]
-    with backend("native"):
-        found = call(*mixed)
-    with backend("reference"):
-        expected = call(*[tensor.float() for tensor in mixed])
-    torch.testing.assert_close(found, expected)
+    kernel_checks.levels_of_different_types_are_compared_in_float32("native")
 
 
 def test_too_wide_a_smoothing_is_refused():

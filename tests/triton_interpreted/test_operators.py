@@ -5,6 +5,7 @@ type is left to the compile gate (tests/triton_gate) and to a device (tests/ops/
 """
 
 import cases
+import kernel_checks
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 
 from bkd_fast.ops import backend, cosine_anomaly_map, modulated_deform_conv2d, sparse_memory_attention
 from bkd_fast.ops import triton as kernels
-from bkd_fast.ops.gpu import attention_backward, layout
 from bkd_fast.ops.triton import launching, memory_attention
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid|overflow|divide):RuntimeWarning")  # numpy, of NaN and infinity
@@ -130,23 +130,11 @@ def test_deterministic_sums_are_whole_numbers(monkeypatch):
 
 @pytest.mark.parametrize("name", ["conv", "gather", "gather: shared"])
 def test_more_images_than_a_launch_takes(name, monkeypatch):
-    case = cases.CASES[name]()
-    whole = cases.results(case, "triton", torch.float32)
-    monkeypatch.setattr(layout, "MOST_PIXELS", 63)
-    for one, other in zip(cases.results(case, "triton", torch.float32), whole, strict=True):
-        torch.testing.assert_close(one, other)
-    monkeypatch.setattr(layout, "MOST_PIXELS", 20)
-    with pytest.raises(RuntimeError, match="images of up to 20 pixels, this one has .*: use tiles"):
-        cases.results(case, "triton", torch.float32)
+    kernel_checks.more_images_than_a_launch_takes("triton", name, monkeypatch)
 
 
 def test_more_queries_than_a_launch_takes(monkeypatch):
-    case = cases.attention(150, 70)
-    whole = cases.results(case, "triton", torch.float32)
-    monkeypatch.setattr(memory_attention, "MOST_ROWS", 64)
-    monkeypatch.setattr(attention_backward, "GRADIENT_NUMBERS", 70 * 40)
-    for one, other in zip(cases.results(case, "triton", torch.float32), whole, strict=True):
-        torch.testing.assert_close(one, other)
+    kernel_checks.more_queries_than_a_launch_takes("triton", memory_attention, monkeypatch)
 
 
 def test_more_levels_than_are_fused_at_a_time():
@@ -174,25 +162,11 @@ def test_only_the_gradients_that_are_asked_for(name):
 
 
 def test_offsets_and_masks_of_another_type_keep_their_precision():
-    """As under autocast, where they may be float32 beside float16 images."""
-    call, tensors = cases.conv(channels=16, mask=True)
-    halves = [tensor.half() for tensor in tensors]
-    mixed = [halves[0], halves[1], tensors[2], tensors[3], halves[4]]
-    with backend("triton"):
-        found = call(*mixed)
-    with backend("reference"):
-        plain, truth = call(*mixed), call(*[tensor.double() for tensor in mixed])
-    cases.check([found], [plain], [truth], cases.ROUNDING[torch.float16])
+    kernel_checks.offsets_and_masks_of_another_type_keep_their_precision("triton")
 
 
 def test_not_a_number_stays_where_it_is_read():
-    call, (input, *others) = cases.conv(1, 8, 4, (6, 6), kernel=(1, 1), bias=True)
-    input[0, 0, 2, 2] = float("nan")
-    others[1].zero_()
-    with backend("triton"):
-        found = call(input, *others)
-    assert found[0, :, 2, 2].isnan().all()
-    assert found.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
+    kernel_checks.not_a_number_stays_where_it_is_read("triton")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
@@ -207,13 +181,7 @@ def test_positions_far_out_read_nothing_and_unknown_ones_are_not_numbers(value):
 
 
 def test_levels_of_different_types_are_compared_in_float32():
-    call, tensors = cases.anomaly()
-    mixed = [tensor.half() if index < 3 else tensor for index, tensor in enumerate(tensors)]
-    with backend("triton"):
-        found = call(*mixed)
-    with backend("reference"):
-        expected = call(*[tensor.float() for tensor in mixed])
-    torch.testing.assert_close(found, expected)
+    kernel_checks.levels_of_different_types_are_compared_in_float32("triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

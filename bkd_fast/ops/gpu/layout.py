@@ -33,6 +33,11 @@ def without_chunks(tensor: Tensor, dim: int, piece: int, whole: int) -> Tensor:
     return tensor.unflatten(dim, (-1, whole)).narrow(dim + 1, 0, piece).flatten(dim, dim + 1)
 
 
+def last(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """An image in channels-last layout."""
+    return tensor.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
 def moves(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Offsets or a mask: float32 or the kernel's own type, channels first or last."""
     tensor = tensor if tensor.dtype in (torch.float32, dtype) else tensor.float()
@@ -48,10 +53,14 @@ def parts(offset: Tensor, image: Tensor) -> Iterator[slice]:
     each = max(offset.shape[2] * offset.shape[3], image.shape[2] * image.shape[3], 1)
     if each > MOST_PIXELS:
         raise RuntimeError(f"the GPU kernels take images of up to {MOST_PIXELS} pixels, this one has {each}: use tiles")
-    if offset.shape[0] * each <= MOST_PIXELS:  # a comparison, so that a compiled program keeps for any batch
-        if offset.shape[0]:
+    yield from spans(offset.shape[0], MOST_PIXELS // each)
+
+
+def spans(count: int, most: int) -> Iterator[slice]:
+    """At most so many at a time; nothing of none."""
+    if count <= most:  # a comparison, so that a compiled program keeps for any number
+        if count:
             yield slice(None)
         return
-    step = MOST_PIXELS // each
-    for start in range(0, offset.shape[0], step):
-        yield slice(start, start + step)
+    for start in range(0, count, most):
+        yield slice(start, start + most)

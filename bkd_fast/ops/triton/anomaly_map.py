@@ -137,7 +137,8 @@ def smooth_kernel(maps, smoothed, count, length, step, sigma, radius, BLOCK: tl.
     tl.store(smoothed + index, total / weights, mask=valid)
 
 
-DISTANCES = Tuned(distances_kernel, {"any": BLOCKS}, key=("channels", "channel_stride", "TWO", "problem"))
+# The key does not tell branches apart: launches that ADD, which must not be repeated, follow one of the same key.
+DISTANCES = Tuned(distances_kernel, {"any": BLOCKS}, key=("channels", "channel_stride", "problem"))
 # It changes what it reads where there are more than four levels, so that it has one configuration.
 FUSED = Tuned(fused_map_kernel, {"any": (config(4, BLOCK=256),)}, key=())
 SMOOTH = Tuned(smooth_kernel, {"any": (config(4, BLOCK=256),)}, key=())

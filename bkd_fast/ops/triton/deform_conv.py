@@ -12,9 +12,18 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from bkd_fast.ops.deform_conv import CONV_SCHEMA
-from bkd_fast.ops.gpu.layout import moves, parts, whole_chunks, without_chunks
-from bkd_fast.ops.triton.launching import Tuned, bucket, config, kind_of, last, operator, strides
-from bkd_fast.ops.triton.sampling import chunks, place_of, sample, spot
+from bkd_fast.ops.gpu.layout import last, moves, parts, whole_chunks, without_chunks
+from bkd_fast.ops.triton.launching import Tuned, bucket, config, kind_of, operator, strides
+from bkd_fast.ops.triton.sampling import channel_at, chunks, modulation, place_of, sample, spot
+
+
+@triton.jit
+def in_chunks(channels, outputs, group_channels, group_outputs, offset_channels, piece, like: tl.constexpr):
+    """The numbers of channels, which the compiler then knows to be whole chunks."""
+    return (
+        chunks(channels, like), chunks(outputs, like), chunks(group_channels, like), chunks(group_outputs, like),
+        chunks(offset_channels, like), chunks(piece, like),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -31,13 +40,11 @@ def deform_conv_kernel(
     The depth of the product is ``piece`` channels of one group and one offset group at a time, tap after tap, so that a
     pixel's four neighbours and their weights are worked out once for all of a piece's channels.
     """
-    channels, outputs, piece = chunks(channels, input.dtype), chunks(outputs, input.dtype), chunks(piece, input.dtype)
-    group_channels, group_outputs = chunks(group_channels, input.dtype), chunks(group_outputs, input.dtype)
-    offset_channels = chunks(offset_channels, input.dtype)
+    channels, outputs, group_channels, group_outputs, offset_channels, piece = in_chunks(
+        channels, outputs, group_channels, group_outputs, offset_channels, piece, input.dtype
+    )
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
-    offset_at = image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel
-    mask_at = image.to(tl.int64) * mask_image + place.to(tl.int64) * mask_pixel
     tiles = tl.cdiv(group_outputs, BLOCK_N)
     group = tl.program_id(1) // tiles
     within_group = tl.program_id(1) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -48,17 +55,15 @@ def deform_conv_kernel(
         tap = step % taps
         first = group * group_channels + step // taps * piece
         slot = first // offset_channels * taps + tap
-        offset_to = offset_at + tl.cast(2 * slot, tl.int64) * offset_channel
-        move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
-        move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
+        to = channel_at(image, place, 2 * slot, offset_image, offset_channel, offset_pixel)
+        move_y = tl.load(offset + to, mask=valid, other=0.0)
+        move_x = tl.load(offset + to + offset_channel, mask=valid, other=0.0)
         top, left, down, right = spot(
             move_y, move_x, tap, kernel_columns, row, column,
             stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
         )  # fmt: skip
-        scale = tl.full((BLOCK_M,), 1.0, tl.float32)
-        if MASK:
-            at = mask_at + tl.cast(slot, tl.int64) * mask_channel
-            scale = tl.load(mask + at, mask=valid, other=0.0).to(tl.float32)
+        to = channel_at(image, place, slot, mask_image, mask_channel, mask_pixel)
+        scale = modulation(mask, to, valid, MASK)
         line = (tl.cast(out, tl.int64) * taps + tap) * group_channels + step // taps * piece
         for start in range(0, piece, BLOCK_K):
             channel = start + tl.arange(0, BLOCK_K)

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from bkd_fast.ops.deform_conv import CONV_BACKWARD_SCHEMA
-from bkd_fast.ops.gpu.layout import floats, parts, whole_chunks, without_chunks
+from bkd_fast.ops.gpu.layout import floats, last, parts, whole_chunks, without_chunks
 from bkd_fast.ops.gpu.sums import Sums, convolution_bound, exact_sums
-from bkd_fast.ops.triton.deform_conv import Problem, geometry
-from bkd_fast.ops.triton.launching import Tuned, config, last, operator
-from bkd_fast.ops.triton.sampling import chunks, place_of, sample, scatter, spot, write_moves
+from bkd_fast.ops.triton.deform_conv import Problem, geometry, in_chunks
+from bkd_fast.ops.triton.launching import Tuned, config, operator
+from bkd_fast.ops.triton.sampling import channel_at, modulation, place_of, sample, scatter, spot, write_moves
 
 MOST_PROGRAMS = 512  # that the pixels of the weights' gradient are split over
 
@@ -35,31 +35,24 @@ def deform_conv_backward_kernel(
     at a time. It is spread over the four neighbours at once; nothing of it is stored. Nobody else has this tap of these
     pixels, so that only the input's gradient is added to.
     """
-    channels, outputs, piece = chunks(channels, input.dtype), chunks(outputs, input.dtype), chunks(piece, input.dtype)
-    group_channels, group_outputs = chunks(group_channels, input.dtype), chunks(group_outputs, input.dtype)
-    offset_channels = chunks(offset_channels, input.dtype)
+    channels, outputs, group_channels, group_outputs, offset_channels, piece = in_chunks(
+        channels, outputs, group_channels, group_outputs, offset_channels, piece, input.dtype
+    )
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     slot = tl.program_id(1)
     tap = slot % taps
     begin = slot // taps * offset_channels
     base = image * (height * width)
-    offset_to = (
-        image.to(tl.int64) * offset_image
-        + place.to(tl.int64) * offset_pixel
-        + tl.cast(2 * slot, tl.int64) * offset_channel
-    )
-    move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
-    move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
+    to = channel_at(image, place, 2 * slot, offset_image, offset_channel, offset_pixel)
+    move_y = tl.load(offset + to, mask=valid, other=0.0)
+    move_x = tl.load(offset + to + offset_channel, mask=valid, other=0.0)
     top, left, down, right = spot(
         move_y, move_x, tap, kernel_columns, row, column,
         stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
     )  # fmt: skip
-    scale = tl.full((BLOCK_M,), 1.0, tl.float32)
-    if MASK:
-        mask_at = image.to(tl.int64) * mask_image + place.to(tl.int64) * mask_pixel
-        at = mask_at + tl.cast(slot, tl.int64) * mask_channel
-        scale = tl.load(mask + at, mask=valid, other=0.0).to(tl.float32)
+    to = channel_at(image, place, slot, mask_image, mask_channel, mask_pixel)
+    scale = modulation(mask, to, valid, MASK)
     whole = 1.0
     if EXACT:
         whole = tl.load(factor)
@@ -117,9 +110,9 @@ def deform_conv_weight_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The gradient by the weights of BLOCK_M outputs and BLOCK_N channels of one tap, over one split of the pixels."""
-    channels, outputs, piece = chunks(channels, input.dtype), chunks(outputs, input.dtype), chunks(piece, input.dtype)
-    group_channels, group_outputs = chunks(group_channels, input.dtype), chunks(group_outputs, input.dtype)
-    offset_channels = chunks(offset_channels, input.dtype)
+    channels, outputs, group_channels, group_outputs, offset_channels, piece = in_chunks(
+        channels, outputs, group_channels, group_outputs, offset_channels, piece, input.dtype
+    )
     channel_blocks = tl.cdiv(piece, BLOCK_N)
     tap = tl.program_id(0) % taps
     block = tl.program_id(0) // taps  # of the input's channels, which come piece by piece
@@ -137,22 +130,15 @@ def deform_conv_weight_kernel(
     for start in range(begin, tl.minimum(begin + each, pixels), BLOCK_K):
         pixel = start + tl.arange(0, BLOCK_K)
         valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
-        offset_to = (
-            image.to(tl.int64) * offset_image
-            + place.to(tl.int64) * offset_pixel
-            + tl.cast(2 * slot, tl.int64) * offset_channel
-        )
-        move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
-        move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
+        to = channel_at(image, place, 2 * slot, offset_image, offset_channel, offset_pixel)
+        move_y = tl.load(offset + to, mask=valid, other=0.0)
+        move_x = tl.load(offset + to + offset_channel, mask=valid, other=0.0)
         top, left, down, right = spot(
             move_y, move_x, tap, kernel_columns, row, column,
             stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
         )  # fmt: skip
-        scale = tl.full((BLOCK_K,), 1.0, tl.float32)
-        if MASK:
-            mask_at = image.to(tl.int64) * mask_image + place.to(tl.int64) * mask_pixel
-            at = mask_at + tl.cast(slot, tl.int64) * mask_channel
-            scale = tl.load(mask + at, mask=valid, other=0.0).to(tl.float32)
+        to = channel_at(image, place, slot, mask_image, mask_channel, mask_pixel)
+        scale = modulation(mask, to, valid, MASK)
         samples = sample(
             input + first, channels, channel, within, top, left, down, right, valid, image * (height * width),
             height, width, scale,

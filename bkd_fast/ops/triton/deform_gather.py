@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from bkd_fast.ops.deform_conv import GATHER_BACKWARD_SCHEMA, GATHER_SCHEMA
-from bkd_fast.ops.gpu.layout import floats, moves, parts, whole_chunks, without_chunks
+from bkd_fast.ops.gpu.layout import floats, last, moves, parts, whole_chunks, without_chunks
 from bkd_fast.ops.gpu.sums import Sums, exact_sums, gather_bound
-from bkd_fast.ops.triton.launching import Tuned, bucket, config, last, operator, strides
-from bkd_fast.ops.triton.sampling import chunks, place_of, sample, scatter, spot, write_moves
+from bkd_fast.ops.triton.launching import Tuned, bucket, config, operator, strides
+from bkd_fast.ops.triton.sampling import channel_at, chunks, modulation, place_of, sample, scatter, spot, write_moves
 
 
 @triton.jit
@@ -29,24 +29,20 @@ def deform_gather_kernel(
     channels = chunks(channels, projected.dtype)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
-    offset_at = image.to(tl.int64) * offset_image + place.to(tl.int64) * offset_pixel
-    mask_at = image.to(tl.int64) * mask_image + place.to(tl.int64) * mask_pixel
     base = image * 0 if SHARED else image * (height * width)
     channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     within = channel < channels
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for tap in range(0, taps):
-        offset_to = offset_at + tl.cast(2 * tap, tl.int64) * offset_channel
-        move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
-        move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
+        to = channel_at(image, place, 2 * tap, offset_image, offset_channel, offset_pixel)
+        move_y = tl.load(offset + to, mask=valid, other=0.0)
+        move_x = tl.load(offset + to + offset_channel, mask=valid, other=0.0)
         top, left, down, right = spot(
             move_y, move_x, tap % kernel_taps, kernel_columns, row, column,
             stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
         )  # fmt: skip
-        scale = tl.full((BLOCK_M,), 1.0, tl.float32)
-        if MASK:
-            at = mask_at + tl.cast(tap, tl.int64) * mask_channel
-            scale = tl.load(mask + at, mask=valid, other=0.0).to(tl.float32)
+        to = channel_at(image, place, tap, mask_image, mask_channel, mask_pixel)
+        scale = modulation(mask, to, valid, MASK)
         sums += sample(
             projected + tap * channels, taps * channels, channel, within, top, left, down, right, valid, base,
             height, width, scale,
@@ -70,22 +66,15 @@ def deform_gather_backward_kernel(
     valid, image, place, row, column = place_of(pixel, pixels, rows, columns)
     tap = tl.program_id(1)
     base = image * 0 if SHARED else image * (height * width)
-    offset_to = (
-        image.to(tl.int64) * offset_image
-        + place.to(tl.int64) * offset_pixel
-        + tl.cast(2 * tap, tl.int64) * offset_channel
-    )
-    move_y = tl.load(offset + offset_to, mask=valid, other=0.0)
-    move_x = tl.load(offset + offset_to + offset_channel, mask=valid, other=0.0)
+    to = channel_at(image, place, 2 * tap, offset_image, offset_channel, offset_pixel)
+    move_y = tl.load(offset + to, mask=valid, other=0.0)
+    move_x = tl.load(offset + to + offset_channel, mask=valid, other=0.0)
     top, left, down, right = spot(
         move_y, move_x, tap % kernel_taps, kernel_columns, row, column,
         stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x, height, width,
     )  # fmt: skip
-    scale = tl.full((BLOCK_M,), 1.0, tl.float32)
-    if MASK:
-        mask_at = image.to(tl.int64) * mask_image + place.to(tl.int64) * mask_pixel
-        at = mask_at + tl.cast(tap, tl.int64) * mask_channel
-        scale = tl.load(mask + at, mask=valid, other=0.0).to(tl.float32)
+    to = channel_at(image, place, tap, mask_image, mask_channel, mask_pixel)
+    scale = modulation(mask, to, valid, MASK)
     whole = 1.0
     if EXACT:
         whole = tl.load(factor)
@@ -158,9 +147,9 @@ class _Problem:
         self.table = last(whole_chunks(projected, 1, self.channels), projected.dtype)
         self.whole = self.table.shape[1] // self.taps  # channels, with those that only fill chunks
         self.offset = moves(offset, projected.dtype)
-        self.mask = None if mask is None else moves(mask, projected.dtype)
+        # Without a mask the offset is handed over, and not read.
+        self.modulation = self.offset if mask is None else moves(mask, projected.dtype)
         self.shared = projected.shape[0] == 1
-        self.modulation = self.offset if self.mask is None else self.mask  # offset is not read as a mask
         self.geometry = geometry
         self.problem = bucket(offset.shape[0] * offset.shape[2] * offset.shape[3])
 

@@ -82,11 +82,6 @@ def bucket(count: int) -> int:
     return count.bit_length() if isinstance(count, int) else 0
 
 
-def last(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """An image in channels-last layout."""
-    return tensor.to(dtype).contiguous(memory_format=torch.channels_last)
-
-
 def strides(tensor: Tensor) -> tuple[int, int, int]:
     """Of images, channels and pixels, for a tensor whose rows lie one behind the other."""
     channels, pixels = tensor.shape[1], tensor.shape[2] * tensor.shape[3]

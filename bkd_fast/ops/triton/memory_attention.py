@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from bkd_fast.ops.gpu.attention_backward import attention_backward, norms
-from bkd_fast.ops.gpu.layout import floats, whole_chunks
+from bkd_fast.ops.gpu.layout import floats, spans, whole_chunks
 from bkd_fast.ops.memory_attention import BACKWARD_SCHEMA, SCHEMA
 from bkd_fast.ops.triton.launching import Tuned, bucket, config, kind_of, operator
 from bkd_fast.ops.triton.sampling import chunks
@@ -238,10 +238,10 @@ def sparse_memory_attention(
     precision = "tf32" if kind == "tf32" else "ieee"
     output = torch.empty(queries.shape, dtype=query.dtype, device=query.device)
     normalizer, kernel = NORMALIZER(kind), KERNEL(kind)
-    for start in range(0, len(queries), MOST_ROWS) if len(queries) > MOST_ROWS else (0,) if len(queries) else ():
-        part = queries[start : start + MOST_ROWS]
+    for span in spans(len(queries), MOST_ROWS):
+        part = queries[span]
         rows, problem = len(part), bucket(len(queries))
-        found, query_norms = output[start : start + MOST_ROWS], norms(part)
+        found, query_norms = output[span], norms(part)
         largest, total = floats((rows,), part), floats((rows,), part)
         wrap_triton(normalizer)[lambda meta, rows=rows: (triton.cdiv(rows, meta["BLOCK_M"]),)](
             part, memory, query_norms, memory_norms, largest, total, rows, items, channels, temperature, problem,

@@ -33,9 +33,25 @@ def axis(position, size):
     """The neighbour before a position, as a whole number, and how far the position is beyond it."""
     # Positions this far out have no neighbour inside; clamping keeps the conversion to an integer defined.
     known = tl.where(position == position, position, -2.0)
-    before = tl.floor(tl.minimum(tl.maximum(known, -2.0), size + 1.0))
-    beyond = tl.minimum(tl.maximum(known, -2.0), size + 1.0) - before
-    return before.to(tl.int32), tl.where(position == position, beyond, position)
+    near = tl.minimum(tl.maximum(known, -2.0), size + 1.0)
+    before = tl.floor(near)
+    return before.to(tl.int32), tl.where(position == position, near - before, position)
+
+
+@triton.jit
+def channel_at(image, place, channel, image_stride, channel_stride, pixel_stride):
+    """Where a channel of an offset or a mask lies, for each pixel."""
+    pixel = image.to(tl.int64) * image_stride + place.to(tl.int64) * pixel_stride
+    return pixel + tl.cast(channel, tl.int64) * channel_stride
+
+
+@triton.jit
+def modulation(mask, at, valid, MASK: tl.constexpr):
+    """The mask of each pixel; one where there is none."""
+    if MASK:
+        return tl.load(mask + at, mask=valid, other=0.0).to(tl.float32)
+    else:
+        return tl.full(valid.shape, 1.0, tl.float32)
 
 
 @triton.jit

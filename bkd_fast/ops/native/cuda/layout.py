@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bkd_fast.ops.gpu import layout
 from bkd_fast.ops.gpu.layout import CHUNK_BYTES
 
 NAMESPACE = "bkd_fast_cuda"  # of the operators that fill results in; the tests put in those that run on the CPU
@@ -28,5 +29,5 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 def last(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """An image in channels-last layout."""
-    return aligned(tensor.to(dtype).contiguous(memory_format=torch.channels_last))
+    """An image in channels-last layout that starts at 16 bytes."""
+    return aligned(layout.last(tensor, dtype))

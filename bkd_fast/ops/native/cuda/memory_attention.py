@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.gpu.attention_backward import attention_backward, norms
-from bkd_fast.ops.gpu.layout import floats, whole_chunks
+from bkd_fast.ops.gpu.layout import floats, spans, whole_chunks
 from bkd_fast.ops.native.cuda.layout import aligned, kernels, processors
 
 ROWS = 64  # queries that a block has; items too
@@ -25,14 +25,14 @@ def sparse_memory_attention(
     # Like any product of matrices, it asks PyTorch's switch for those.
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     output = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-    for start in range(0, len(rows), MOST_ROWS):
-        part = rows[start : start + MOST_ROWS]
+    for span in spans(len(rows), MOST_ROWS):
+        part = rows[span]
         blocks = math.ceil(len(part) / ROWS)
         splits = max(1, min(math.ceil(len(items) / ROWS), 2 * processors(rows) // blocks))
         parts = floats((splits, len(part), 2), rows)
         kernels().memory_attention(
             part, items, norms(part), item_norms, threshold, temperature, renormalize, tf32, parts,
-            output[start : start + MOST_ROWS],
+            output[span],
         )  # fmt: skip
     return output[:, : query.shape[-1]].reshape(query.shape)
 

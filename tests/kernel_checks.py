@@ -1,0 +1,62 @@
+"""What the kernels of either GPU backend must do alike, whichever way the CPU runs them."""
+
+import cases
+import pytest
+import torch
+
+from bkd_fast.ops import backend
+from bkd_fast.ops.gpu import attention_backward, layout
+
+
+def more_images_than_a_launch_takes(chosen, name, monkeypatch):
+    case = cases.CASES[name]()
+    whole = cases.results(case, chosen, torch.float32)
+    monkeypatch.setattr(layout, "MOST_PIXELS", 63)
+    for one, other in zip(cases.results(case, chosen, torch.float32), whole, strict=True):
+        torch.testing.assert_close(one, other)
+    monkeypatch.setattr(layout, "MOST_PIXELS", 20)
+    with pytest.raises(RuntimeError, match="images of up to 20 pixels, this one has .*: use tiles"):
+        cases.results(case, chosen, torch.float32)
+
+
+def more_queries_than_a_launch_takes(chosen, module, monkeypatch):
+    """``module``: the backend's memory_attention."""
+    case = cases.attention(150, 70)
+    whole = cases.results(case, chosen, torch.float32)
+    monkeypatch.setattr(module, "MOST_ROWS", 64)
+    monkeypatch.setattr(attention_backward, "GRADIENT_NUMBERS", 70 * 40)
+    for one, other in zip(cases.results(case, chosen, torch.float32), whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def offsets_and_masks_of_another_type_keep_their_precision(chosen):
+    """As under autocast, where they may be float32 beside float16 images."""
+    call, tensors = cases.conv(channels=16, mask=True)
+    halves = [tensor.half() for tensor in tensors]
+    mixed = [halves[0], halves[1], tensors[2], tensors[3], halves[4]]
+    exact = [tensor.double() for tensor in mixed]
+    with backend(chosen):
+        found = call(*mixed)
+    with backend("reference"):
+        plain, truth = call(*mixed), call(*exact)
+    cases.check([found], [plain], [truth], cases.ROUNDING[torch.float16])
+
+
+def not_a_number_stays_where_it_is_read(chosen):
+    call, (input, *others) = cases.conv(1, 8, 4, (6, 6), kernel=(1, 1), bias=True)
+    input[0, 0, 2, 2] = float("nan")
+    others[1].zero_()
+    with backend(chosen):
+        found = call(input, *others)
+    assert found[0, :, 2, 2].isnan().all()
+    assert found.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
+
+
+def levels_of_different_types_are_compared_in_float32(chosen):
+    call, tensors = cases.anomaly()
+    mixed = [tensor.half() if index < 3 else tensor for index, tensor in enumerate(tensors)]
+    with backend(chosen):
+        found = call(*mixed)
+    with backend("reference"):
+        expected = call(*[tensor.float() for tensor in mixed])
+    torch.testing.assert_close(found, expected)
