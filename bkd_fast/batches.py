@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import ImageDataset, augment, draw_support
+from bkd_fast.errors import BKDError
 from bkd_fast.model.teacher import Teacher
 
 
@@ -30,16 +31,19 @@ class Schedule:
     batch is left out (another order puts other images there in the next epoch).
 
     Raises:
-        BKDError: fewer images than shots plus one.
+        BKDError: fewer images than shots plus one, or than two where supports are looked up.
     """
 
     def __init__(self, count: int, config: BKDConfig, *, rank: int = 0, world: int = 1) -> None:
         self.count, self.config, self.rank, self.world = count, config, rank, world
-        self.shots = config.shots if config.forward_branch else 0
+        drawn = config.forward_branch and config.support_draw != "nearest"
+        self.shots = config.shots if drawn else 0
         # In "step" mode the supports of a step are images outside its batch, so some must be left for them.
         spare = self.shots if config.support_draw == "step" else 0
         if self.shots:
             draw_support(count - 1, self.shots, torch.Generator())  # the error for too few images, before any work
+        elif config.forward_branch and count < 2:
+            raise BKDError(f"{count} normal image to learn from: expected at least two, a query and its support")
         batch = min(config.batch_size, max(1, count - spare))
         self.batch = max(world, batch - batch % world)
         self.steps = max(1, count // self.batch)

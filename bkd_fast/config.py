@@ -38,34 +38,45 @@ class BKDConfig:
     teacher: str = "wide_resnet50_2.tv_in1k"
     weights: str = "auto"  # auto (package, then hub) | none (random, for tests) | path of a local file
     image_size: tuple[int, int] = (256, 256)  # (H, W) in pixels; images are resized to it, never cropped
-    scale_channels: bool = True  # divide each teacher channel by its deviation over the training normals
+    standardize: bool = True  # each teacher channel to mean 0 and deviation 1 over the training normals
+    lift: float = 4.0  # square of a constant channel beside C features, in units of C, where directions are compared
     margin: int = 32  # pixels of mirrored image around it for the teacher, whose zero padding makes borders look odd
     pool: int = 3  # side of the average over each feature's neighbourhood, 1 = none
 
     # Forward distillation (Eq. 1-5).
     forward_branch: bool = True
-    shots: int = 2  # k, the number of support images
-    support_draw: Literal["step", "query"] = "step"  # training supports: one set a step, or one set a query
-    support_augmentation: Augmentation = "rotation_scale"  # of the training supports, Table 5
-    offset_depth: int = 1  # convolutions in f of Eq. 1
+    forward_levels: Literal["all", "deep"] = "deep"  # deep: strides 8 and 16, without the finest level
+    shots: int = 16  # k, the number of support images
+    # nearest: each query's k most similar of support_pool normals. step, query: drawn at random for each training step
+    # or query, and once for all for testing.
+    support_draw: Literal["nearest", "step", "query"] = "nearest"
+    support_pool: int = 200
+    support_augmentation: Augmentation = "none"  # of drawn training supports, Table 5
+    # regression: one support, the least-squares combination of the k. mean, min: each is aligned, then the mean, or per
+    # pixel the shot closest to the query.
+    shot_aggregation: Literal["regression", "mean", "min"] = "regression"
+    regression_ridge: float = 0.3  # of these least squares, in units of the shots' mean squared distance
+    offset_depth: int = 2  # convolutions in f of Eq. 1
     offset_width: int = 64  # channels between them
     offset_activation: Literal["tanh", "softmax", "none"] = "tanh"  # Eq. 3
     max_offset: float = 2.0  # bound of tanh offsets, in feature pixels of each level
     offset_init: Literal["zero", "default"] = "zero"
     cascade: Literal["add", "product", "concat"] = "add"  # Eq. 4
     modulated: bool = False  # the mask of Eq. 2; the query leaks through it
-    alignment_kernel: Literal["full", "identity"] = "identity"  # w_m of Eq. 2: learned C x C x 3 x 3, or a pure warp
+    # w_m of Eq. 2: learned C x C x 3 x 3, a pure warp, or no alignment.
+    alignment_kernel: Literal["full", "identity", "none"] = "full"
     kernel_init: Literal["dirac", "default"] = "dirac"
-    shot_aggregation: Literal["mean", "min"] = "mean"  # min: per pixel the shot closest to the query
 
     # Reverse distillation (Eq. 6-10, Fig. 4).
     reverse_branch: bool = True
-    memory_items: int = 500  # I; 0 = no memory
-    memory_threshold: float = 0.002  # xi of Eq. 8-9
+    memory_items: int = 2000  # I; 0 = no memory
+    memory_threshold: float = 0.0005  # xi of Eq. 8-9: one over the items
     memory_temperature: float = 0.02  # divides the cosine of Eq. 7; 1 = as printed
     memory_renormalize: bool = True  # sparse weights sum to one again
     memory_init: Literal["coreset", "uniform"] = "coreset"  # greedy coreset of normal features, or MemAE's uniform
+    memory_learned: bool = False  # items follow the loss, or stay the normal features that they start as
     memory_merge: Literal["replace", "residual"] = "replace"  # z' alone goes on, or z + z'
+    student: bool = False  # bottleneck and decoder; without them the memory's read-out rebuilds the query
     bottleneck_reduce: bool = False  # the 1x1 reduction of the paper's text before the embedding
     block: Literal["auto", "basic", "bottleneck"] = "auto"  # residual blocks of bottleneck and student
     student_output: Literal["linear", "relu"] = "linear"  # relu suits teachers whose levels end in ReLU
@@ -76,9 +87,10 @@ class BKDConfig:
     value_weight: float = 0.5
     forward_weight: float = 1.0
     reverse_weight: float = 1.0
-    fusion: Literal["product", "sum"] = "product"
+    # geometric: mean of all branches and levels, weighed by how close each comes to held-out normals. product, sum:
+    # over the levels, the branches added.
+    fusion: Literal["geometric", "product", "sum"] = "geometric"
     map_value_share: float = 0.0  # of the squared distance in the map; 0 = the paper's 1 - cosine alone
-    balance_maps: bool = True  # divide each branch and level by its mean over held-out normals
     sigma: float = 4.0  # of the smoothing, in pixels of a 256-pixel-high image; scaled with the height
     align_corners: bool = False
     top_fraction: float = 0.003  # image score: mean of this share of the map's largest pixels; 0 = the maximum
@@ -112,9 +124,28 @@ class BKDConfig:
             )
         if self.pool < 1 or self.pool % 2 == 0:
             raise BKDError(f"pool is {self.pool}: expected an odd number of at least 1")
-        if self.student_correction and not self.memory_items and self.reverse_branch:
+        if self.reverse_branch and not self.student and not self.memory_items:
+            raise BKDError("memory_items is 0 and student is off: the reverse branch needs one of them")
+        if self.memory_init == "uniform" and not self.memory_learned and self.memory_items and self.reverse_branch:
+            raise BKDError("memory_init='uniform' and memory_learned off: the items would stay noise; choose one")
+        if self.student and self.student_correction and not self.memory_items and self.reverse_branch:
             raise BKDError("student_correction needs a memory to correct: set memory_items, or turn it off")
-        if self.student_correction and self.student_output == "relu":
+        if self.forward_branch and self.shot_aggregation == "regression" and self.support_draw != "nearest":
+            raise BKDError(
+                f"shot_aggregation='regression' combines the shots that suit a query, and support_draw is "
+                f"{self.support_draw!r}: choose support_draw='nearest', or shot_aggregation='mean' or 'min'"
+            )
+        if self.forward_branch and self.reverse_branch and self.forward_levels == "deep" and self.fusion != "geometric":
+            raise BKDError(
+                f"fusion={self.fusion!r} adds the branches level by level, and forward_levels='deep' leaves one out: "
+                "choose forward_levels='all', or fusion='geometric'"
+            )
+        if self.forward_branch and self.support_draw == "nearest" and self.support_augmentation != "none":
+            raise BKDError(
+                f"support_augmentation is {self.support_augmentation!r}, and supports that are looked up "
+                "are not augmented: choose 'none', or support_draw='step' or 'query'"
+            )
+        if self.student and self.student_correction and self.student_output == "relu":
             raise BKDError("student_correction adds to a read-out and needs student_output='linear'")
         for name, low, high in _RANGES:
             value = getattr(self, name)
@@ -147,7 +178,10 @@ class BKDConfig:
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("shots", 1, 64),
+    ("lift", 0, 1e6),
+    ("shots", 1, 1024),
+    ("support_pool", 2, 100_000),
+    ("regression_ridge", 1e-3, 1e3),
     ("offset_depth", 1, 4),
     ("offset_width", 1, 4096),
     ("max_offset", 0, 1024),
@@ -174,23 +208,32 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
-        "scale_channels": False,
+        "standardize": False,
+        "lift": 0.0,
         "margin": 0,
         "pool": 1,
+        "forward_levels": "all",
+        "shots": 2,
         "support_draw": "query",
+        "support_augmentation": "rotation_scale",
+        "shot_aggregation": "mean",
+        "offset_depth": 1,
         "offset_activation": "softmax",
         "offset_init": "default",
         "cascade": "product",
         "alignment_kernel": "full",
         "kernel_init": "default",
         "memory_items": 200,
+        "memory_threshold": 0.002,
         "memory_temperature": 1.0,
         "memory_renormalize": False,
         "memory_init": "uniform",
+        "memory_learned": True,
+        "student": True,
         "bottleneck_reduce": True,
         "student_output": "relu",
         "student_correction": False,
-        "balance_maps": False,
+        "fusion": "product",
         "top_fraction": 0.0,
         "sigma": 0.0,
         "epochs": 200,
@@ -198,18 +241,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
     },
     "rd4ad": {
-        "scale_channels": False,
+        "standardize": False,
+        "lift": 0.0,
         "margin": 0,
         "pool": 1,
         "forward_branch": False,
         "memory_items": 0,
+        "student": True,
         "student_output": "relu",
         "student_correction": False,
         "value_weight": 0.0,
         "fusion": "sum",
         "align_corners": True,
         "top_fraction": 0.0,
-        "balance_maps": False,
         "epochs": 200,
         "schedule": "constant",
     },

@@ -65,12 +65,13 @@ class Detector:
         self.threshold = trained.calibration.threshold
         self.pixel_threshold = trained.calibration.pixel_threshold
         self.model = trained.model.to(self.device).eval()
-        self._fold(trained.support[:1].to(self.device))
+        self.sample = trained.sample  # a normal image, to try the network with
+        self._fold(self.sample.to(self.device))
         if dtype != torch.float32:
             self._narrow(dtype)
         self._prepare(trained.support)
         if pack and self.device.type == "cpu" and can_pack():
-            self._pack(trained.support[:1], 1e-4 if dtype == torch.float32 else 2e-2)
+            self._pack(self.sample, 1e-4 if dtype == torch.float32 else 2e-2)
 
     @classmethod
     def load(cls, run: str | Path, *, device: str | torch.device = "auto", precision: str = "32") -> Detector:
@@ -94,7 +95,10 @@ class Detector:
         """
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
-        self._prepare(torch.stack([self._input(image)[0] for image in images]))
+        stacked = torch.stack([self._input(image)[0] for image in images]).to(self.device)
+        with torch.inference_mode():
+            parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
+        self._prepare([torch.cat(level, 1) for level in zip(*parts, strict=True)])
 
     def __call__(
         self, images: ImageLike | Sequence[ImageLike], *, tile: int | tuple[int, int] | None = None, overlap: int = 0
@@ -218,7 +222,7 @@ class Detector:
 
     @torch.no_grad()
     def _fold(self, image: Tensor) -> None:
-        if self.config.reverse_branch:
+        if self.config.reverse_branch and self.config.student:
             levels = self.model.teacher(image)
             fold_batch_norm(self.model.bottleneck, levels)
             sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
@@ -226,7 +230,7 @@ class Detector:
 
     def _narrow(self, dtype: torch.dtype) -> None:
         self.model.teacher.network = InPrecision(self.model.teacher.network, dtype)
-        if self.config.reverse_branch:
+        if self.config.reverse_branch and self.config.student:
             for name in ("bottleneck", "student"):
                 self.model.set_submodule(name, InPrecision(self.model.get_submodule(name), dtype))
 
@@ -238,11 +242,10 @@ class Detector:
 
         pack_convolutions(self.model, run, tolerance)
 
-    def _prepare(self, support: Tensor) -> None:
-        self.support = support
+    def _prepare(self, support: list[Tensor]) -> None:
         # Whatever depends on the support alone is computed once, here.
         with torch.inference_mode():
-            self.prepared = self.model.prepare(self.model.support_levels(support.to(self.device)))
+            self.prepared = self.model.prepare([level.to(self.device) for level in support])
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -1,8 +1,8 @@
 """The run folder: everything a trained model needs, checked when it is read.
 
-One category is one folder with ``config.json``, ``model.safetensors`` and ``support/``. ``config.json`` is written
-last and holds
-the checksums of the others, so a folder with it is whole. A run over several categories holds one such folder each.
+One category is one folder with ``config.json``, ``model.safetensors``, ``support/`` and ``support.safetensors``.
+``config.json`` is written last and holds the checksums of the others, so a folder with it is whole. A run over several
+categories holds one such folder each.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_path, write_json
 from bkd_fast.model import BKD
 
-FORMAT = 1
-CONFIG, MODEL, SUPPORT, CHECKPOINT, LOG = (
+FORMAT = 2
+CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
     "config.json",
     "model.safetensors",
     "support",
+    "support.safetensors",
     "checkpoint.safetensors",
     "log.csv",
 )
@@ -41,13 +42,14 @@ class Calibration:
 
     ``threshold``: an image whose score is above it is anomalous. ``pixel_threshold``: the same for pixels of the map.
     ``normal_level``: median pixel of the maps, where heat maps begin.
-    ``map_scale``: mean distance per branch and level.
+    ``map_scale``, ``map_exponent``: what the distances of each branch and level are divided by and then raised to.
     """
 
     threshold: float
     pixel_threshold: float
     normal_level: float
     map_scale: dict[str, list[float]]
+    map_exponent: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,19 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Trained:
-    """One category's trained model as read from its folder."""
+    """One category's trained model as read from its folder.
+
+    ``support``: the forward branch's levels of the support images, (1, k, C_l, H_l, W_l), as :meth:`BKD.prepare` takes
+    them. ``sample``: the first of their images, (1, 3, H, W) in [0, 1].
+    """
 
     folder: Path
     config: BKDConfig
     calibration: Calibration
     source: DataSource
     model: BKD
-    support: Tensor
+    support: list[Tensor]
+    sample: Tensor
 
 
 def save_trained(
@@ -79,13 +86,20 @@ def save_trained(
     model: BKD,
     calibration: Calibration,
     source: DataSource,
-    support: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
+    support: Sequence[Tensor],
     version: str,
 ) -> None:
-    """Writes a category's folder, ``config.json`` last. ``support``: images (H, W, 3) uint8."""
-    save_support(folder / SUPPORT, list(support))
+    """Writes a category's folder, ``config.json`` last.
+
+    Args:
+        images: the support, (H, W, 3) uint8 each.
+        support: its levels, see :attr:`Trained.support`.
+    """
+    save_support(folder / SUPPORT, list(images))
+    save_tensors(folder / FEATURES, {str(index): level for index, level in enumerate(support)}, {})
     save_tensors(folder / MODEL, model.state_dict(), {})
-    files = [MODEL, *sorted(f"{SUPPORT}/{path.name}" for path in (folder / SUPPORT).iterdir())]
+    files = [MODEL, FEATURES, *sorted(f"{SUPPORT}/{path.name}" for path in (folder / SUPPORT).iterdir())]
     write_json(
         folder / CONFIG,
         {
@@ -122,9 +136,11 @@ def load_trained(folder: str | Path) -> Trained:
     model = BKD(config, load_teacher=False)
     load_state(model, load_file(folder / MODEL), folder / MODEL)
     calibration = Calibration(**manifest["calibration"])
-    model.map_scale = calibration.map_scale
-    support = load_support(folder / SUPPORT, config.image_size)
-    return Trained(folder, config, calibration, DataSource(**manifest["source"]), model.eval(), support)
+    model.map_scale, model.map_exponent = calibration.map_scale, calibration.map_exponent
+    features = load_file(folder / FEATURES)
+    support = [features[str(index)] for index in range(len(features))]
+    sample = load_support(folder / SUPPORT, config.image_size, 1)
+    return Trained(folder, config, calibration, DataSource(**manifest["source"]), model.eval(), support, sample)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -36,7 +36,8 @@ from bkd_fast.data import (
 from bkd_fast.errors import BKDError
 from bkd_fast.files import write_json
 from bkd_fast.model import BKD
-from bkd_fast.model.calibration import calibrate, map_scales
+from bkd_fast.model.bkd import Prepared
+from bkd_fast.model.calibration import balance_maps, calibrate, choose_pool
 from bkd_fast.model.teacher import Teacher
 from bkd_fast.run import CHECKPOINT, CONFIG, FORMAT, LOG, Calibration, DataSource, save_trained
 from bkd_fast.training_step import TrainingStep, make_optimizer, train_step
@@ -140,7 +141,8 @@ class _Trainer:
         fabric.seed_everything(config.seed, verbose=False)
         self.schedule = Schedule(len(job.train), config, rank=fabric.global_rank, world=fabric.world_size)
         self.model = BKD(config).to(fabric.device)
-        self.optimizer = make_optimizer(self.model, config)
+        learned = any(parameter.requires_grad for parameter in self.model.parameters())
+        self.optimizer: Any = make_optimizer(self.model, config) if learned else None
         dataset = ImageDataset(job.train, config.image_size)
         self.features = FeatureSource(dataset, self.model.teacher, fabric.device, int(cache_gb * 1e9))
         self.checkpoint = job.folder / CHECKPOINT
@@ -156,6 +158,10 @@ class _Trainer:
             generator = torch.Generator().manual_seed(self.config.seed)
             calibrate(model, self.features.batches(INFERENCE_BATCH), len(self.job.train), generator)
         self.features.fill()
+        self.pool = self._choose_pool()
+        if self.optimizer is None:  # calibration was all
+            self._finish()
+            return
         step, optimizer = fabric.setup(TrainingStep(model), self.optimizer)
         step.train()
         scaler = getattr(fabric.strategy.precision, "scaler", None)
@@ -176,18 +182,36 @@ class _Trainer:
                 self._epoch(step, optimizer, state, bar, interrupted)
         self._finish()
 
+    def _choose_pool(self) -> list[int]:
+        """The images that queries look up their support among; empty where supports are drawn."""
+        if not self.config.forward_branch or self.config.support_draw != "nearest":
+            return []
+        count = len(self.job.train)
+        parts = (self.features.levels([index])[-1] for index in range(count))
+        pool = choose_pool(parts, self.config.support_pool)
+        self.place = torch.full((count,), -1)
+        self.place[pool] = torch.arange(len(pool))
+        self.prepared = self.model.prepare(self._support(pool))
+        return pool
+
+    def _support(self, indices: Sequence[int]) -> list[Tensor]:
+        """What :meth:`BKD.prepare` takes, of training images."""
+        levels = [level.unsqueeze(0) for level in self.features.levels(indices)[self.model.first :]]
+        return [level.half() for level in levels] if self.config.support_draw == "nearest" else levels
+
     def _epoch(self, step: nn.Module, optimizer: Any, state: Progress, bar: tqdm, interrupted: list[bool]) -> None:
         started, images = time.monotonic(), 0
         for part in self.schedule.epoch(state.epoch, state.step):
             for group in optimizer.param_groups:
                 group["lr"] = group["scale"] * self._rate(state.epoch, state.step)
             query = self.features.levels(part.queries)
-            support = (
-                self.model.support_levels(self.features.supports(part, self.config.support_augmentation))
-                if part.supports
-                else []
-            )
-            values, moves = train_step(self.fabric, step, optimizer, query, support, self.config.clip_norm)
+            support: Any = []
+            if part.supports:
+                support = self.model.support_levels(self.features.supports(part, self.config.support_augmentation))
+            elif self.pool:
+                support = self.prepared
+            exclude = self.place[part.queries].to(self.fabric.device) if self.pool else None
+            values, moves = train_step(self.fabric, step, optimizer, query, support, exclude, self.config.clip_norm)
             largest = [float(move[0]) for move in moves]
             if not math.isfinite(values["total"]):
                 raise self._not_finite(state, values, largest)
@@ -249,27 +273,32 @@ class _Trainer:
 
     def _finish(self) -> None:
         """Support, thresholds and scales, then the folder; only then is the checkpoint dropped."""
-        self.features.close()
         if self.fabric.is_global_zero:
             self.model.eval()
             generator = torch.Generator().manual_seed(self.config.seed)
-            chosen = draw_support(len(self.job.train), self.config.shots, generator)
-            support = [load_image(self.job.train[index].path) for index in chosen]
-            dataset = ImageDataset([self.job.train[index] for index in chosen], self.config.image_size)
-            stacked = torch.stack([dataset[index][0] for index in range(len(chosen))]).to(self.fabric.device)
-            calibration = calibrate_thresholds(self.model, stacked, self.job.held_out)
-            save_trained(self.job.folder, self.model, calibration, self.source, support, __version__)
+            count = min(self.config.shots, len(self.job.train))
+            chosen = self.pool or draw_support(len(self.job.train), count, generator)
+            support = self._support(chosen) if self.config.forward_branch else []
+            calibration = calibrate_thresholds(
+                self.model, self.model.prepare(support), self.job.held_out, self.fabric.device
+            )
+            images = [load_image(self.job.train[index].path) for index in chosen]
+            save_trained(self.job.folder, self.model, calibration, self.source, images, support, __version__)
             self.checkpoint.unlink(missing_ok=True)
+        self.features.close()
         self.fabric.barrier()
 
 
 @torch.no_grad()
-def calibrate_thresholds(model: BKD, support: Tensor, held_out: Sequence[Sample]) -> Calibration:
-    """Thresholds, map and colour scales from held-out normal images; sets ``model.map_scale``.
+def calibrate_thresholds(
+    model: BKD, prepared: Prepared, held_out: Sequence[Sample], device: torch.device
+) -> Calibration:
+    """Thresholds and scales from held-out normal images; balances the model's maps.
 
     Args:
-        support: (k, 3, H, W) on the model's device.
+        prepared: the support, as :meth:`BKD.prepare` gives it.
         held_out: normals that were not trained on.
+        device: the model's.
     """
     config = model.config
     dataset = ImageDataset(list(held_out), config.image_size)
@@ -277,11 +306,10 @@ def calibrate_thresholds(model: BKD, support: Tensor, held_out: Sequence[Sample]
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(dataset), INFERENCE_BATCH):
             chunk = [dataset[index][0] for index in range(start, min(start + INFERENCE_BATCH, len(dataset)))]
-            yield torch.stack(chunk).to(support.device)
+            yield torch.stack(chunk).to(device)
 
-    prepared = model.prepare(model.support_levels(support))
-    if config.balance_maps:
-        model.map_scale = map_scales(model, batches(), prepared)
+    if config.fusion == "geometric":
+        balance_maps(model, batches(), prepared)
     scores, maxima, medians = [], [], []
     for images in batches():
         maps = model.anomaly_map(model.distill(model.teacher(images), prepared), config.image_size)
@@ -294,7 +322,7 @@ def calibrate_thresholds(model: BKD, support: Tensor, held_out: Sequence[Sample]
     )
     # Positive and below the threshold, as a logarithmic colour scale needs it.
     level = min(max(float(np.median(medians)), 1e-30), 0.5 * pixel)
-    return Calibration(threshold, pixel, level, model.map_scale)
+    return Calibration(threshold, pixel, level, model.map_scale, model.map_exponent)
 
 
 def _job(category: Category, config: BKDConfig, folder: Path, skip_unreadable: bool) -> Job:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bkd_fast.config import BKDConfig
 from bkd_fast.model import BKD
+from bkd_fast.model.retrieval import SupportPool
 
 
 class TrainingStep(nn.Module):
@@ -20,28 +21,38 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, query: list[Tensor], support: list[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def forward(
+        self, query: list[Tensor], support: list[Tensor] | SupportPool, exclude: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """-> losses, and the largest and mean absolute offset of every level."""
-        result = self.model.distill(query, self.model.prepare(support))
+        prepared = support if isinstance(support, SupportPool) else self.model.prepare(support)
+        result = self.model.distill(query, prepared, exclude)
         moves = [offset.detach().abs() for offset in result.offsets]
         return self.model.losses(result), [torch.stack([move.max(), move.mean()]) for move in moves]
 
 
 def train_step(
-    fabric: Fabric, step: nn.Module, optimizer: Any, query: list[Tensor], support: list[Tensor], clip_norm: float = 0.0
+    fabric: Fabric,
+    step: nn.Module,
+    optimizer: Any,
+    query: list[Tensor],
+    support: list[Tensor] | SupportPool,
+    exclude: Tensor | None = None,
+    clip_norm: float = 0.0,
 ) -> tuple[dict[str, float], list[Tensor]]:
     """One update of the weights; none if the total loss is not finite, which is for the caller to check.
 
     Args:
         step: a :class:`TrainingStep` as ``fabric.setup`` returns it, and so is ``optimizer``.
         query: teacher levels (N, C_l, H_l, W_l).
-        support: teacher levels (B, k, C_l, H_l, W_l), B = 1 or N.
+        support: teacher levels (B, k, C_l, H_l, W_l), B = 1 or N; or a pool that each query takes its own from.
+        exclude: (N,) int64, the place of each query in the pool, or -1.
         clip_norm: largest norm of the gradient; 0 = no limit.
 
     Returns:
         Losses by name before the update, and the offsets' sizes as :class:`TrainingStep` gives them.
     """
-    losses, moves = step(query, support)
+    losses, moves = step(query, support, exclude)
     values = {name: float(loss.detach()) for name, loss in losses.items()}
     if math.isfinite(values["total"]):
         optimizer.zero_grad()

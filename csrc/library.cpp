@@ -32,8 +32,8 @@ STABLE_TORCH_LIBRARY(bkd_fast_native, m) {
       "cosine_distances_backward(int tier, Tensor grad, Tensor[] teacher, Tensor[] student, float[] weights, "
       "float value_share, Tensor(a!)[] grad_teacher, Tensor(b!)[] grad_student) -> ()");
   m.def(
-      "anomaly_map(int tier, Tensor[] teacher, Tensor[] student, float[] weights, float value_share, bool product, "
-      "float sigma, bool align_corners, Tensor(a!) output) -> ()");
+      "anomaly_map(int tier, Tensor[] teacher, Tensor[] student, float[] weights, float[] exponents, float value_share, "
+      "bool product, float sigma, bool align_corners, Tensor(a!) output) -> ()");
   m.def(
       "distillation_loss(int tier, Tensor[] teacher, Tensor[] student, bool by_pixel, float value_weight, "
       "Tensor(a!) statistics, Tensor(b!) output) -> ()");

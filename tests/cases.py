@@ -104,11 +104,12 @@ def levels(branches: int, last: bool) -> list[Tensor]:
 def anomaly(
     size: tuple[int, int] = (37, 21), branches: int = 2, last: bool = False, fusion: str = "product",
     sigma: float = 2.0, share: float = 0.2, align: bool = False,
+    powers: bool = False,
 ) -> Case:  # fmt: skip
     weights = [1 + index / 10 for index in range(3 * branches)]
     return lambda *all_levels: cosine_anomaly_map(
         all_levels[:3], all_levels[3:], size, fusion=fusion, sigma=sigma, weights=weights, align_corners=align,
-        value_share=share,
+        value_share=share, exponents=(0.4, 1.0, 1.7) if powers else None,
     ), levels(branches, last)  # fmt: skip
 
 
@@ -143,6 +144,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "anomaly: channels last, one branch": lambda: anomaly(last=True, branches=1),
     "anomaly: sum, no smoothing": lambda: anomaly(fusion="sum", sigma=0.0, last=True, share=0.0),
     "anomaly: many branches, aligned corners": lambda: anomaly(branches=6, align=True),
+    "anomaly: to powers": lambda: anomaly(powers=True),
     "anomaly: small map": lambda: anomaly((4, 3)),
     "anomaly: wide map": lambda: anomaly((3, 300)),
     "loss: flat": lambda: loss("flat", False),

@@ -19,6 +19,8 @@ def tiny_config() -> BKDConfig:
         weights="none",
         image_size=(64, 64),
         memory_items=16,
+        memory_learned=True,
+        student=True,
         epochs=2,
         batch_size=4,
         holdout=0.2,

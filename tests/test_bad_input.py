@@ -25,7 +25,11 @@ def test_a_single_training_image(make_category, tiny_config, tmp_path):
 def test_fewer_normals_than_shots(make_category, tiny_config, tmp_path):
     make_category(tmp_path / "data", train=4)
     with pytest.raises(BKDError, match=r"(?s)8.*(shots|support)"):
-        train(tmp_path / "data", tmp_path / "run", tiny_config.with_changes(shots=8))
+        train(
+            tmp_path / "data",
+            tmp_path / "run",
+            tiny_config.with_changes(shots=8, support_draw="step", shot_aggregation="mean"),
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -102,7 +106,7 @@ def change_config(run, change):
     [
         (lambda run: (run / "config.json").unlink(), "has no config.json"),
         (lambda run: (run / "config.json").write_text("{"), "not valid JSON"),
-        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 1"),
+        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 2"),
         (lambda run: change_config(run, lambda m: m.pop("calibration")), "lacks calibration"),
         (lambda run: change_config(run, lambda m: m["config"].update(shotz=2)), "did you mean 'shots'"),
         (lambda run: change_config(run, lambda m: m["config"].update(memory_items=17)), "does not fit"),

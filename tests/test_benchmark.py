@@ -143,7 +143,7 @@ def test_every_operator_has_cases_on_which_all_agree(name, monkeypatch):
         assert all(line.p50 > 0 for line in rows)
 
 
-@pytest.mark.parametrize("setting", ["default", "full kernels", "paper"])
+@pytest.mark.parametrize("setting", ["default", "shared support, student", "paper"])
 def test_a_training_step_repeats_itself(setting):
     training = Training("ResNet18", setting, 2, changes=SMALL)
     before = {name: value.clone() for name, value in training.model.named_parameters()}

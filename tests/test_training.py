@@ -15,8 +15,10 @@ from bkd_fast import training
 from bkd_fast.batches import Schedule
 from bkd_fast.checkpoint import Progress, load_checkpoint, read_log
 from bkd_fast.config import BKDConfig
+from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
+from bkd_fast.run import load_trained
 from bkd_fast.training import train
 from bkd_fast.training_step import make_optimizer
 
@@ -57,14 +59,14 @@ def test_the_run_folder_holds_what_it_should(tiny_run, tiny_config):
     names = {path.name for path in tiny_run.iterdir()}
     assert {"config.json", "model.safetensors", "support", "log.csv"} <= names
     assert "checkpoint.safetensors" not in names
-    assert len(list((tiny_run / "support").iterdir())) == tiny_config.shots
+    assert len(list((tiny_run / "support").iterdir())) == 8  # all there are to learn from
     manifest = json.loads((tiny_run / "config.json").read_text())
     assert BKDConfig.from_dict(manifest["config"]) == tiny_config
     assert not set(manifest["source"]["train_files"]) & set(manifest["source"]["held_out_files"])
     with (tiny_run / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["epoch"]) for row in rows] == [1, 2]
-    assert {"forward", "reverse", "offset_1", "max_offset_3", "learning_rate"} <= rows[0].keys()
+    assert {"forward", "reverse", "offset_1", "max_offset_2", "learning_rate"} <= rows[0].keys()
 
 
 def test_training_lowers_both_losses(tiny_data, tiny_config, tmp_path):
@@ -96,9 +98,28 @@ def test_resuming_with_another_configuration_names_the_field(tiny_data, tiny_con
         train(tiny_data, tmp_path / "run", tiny_config.with_changes(learning_rate=0.001), resume=True)
 
 
-def test_a_query_support_per_query_trains_too(tiny_data, tiny_config, tmp_path):
-    config = tiny_config.with_changes(support_draw="query", epochs=1)
-    assert (train(tiny_data, tmp_path / "run", config) / "model.safetensors").is_file()
+def test_drawn_supports_train_too(tiny_data, tiny_config, tmp_path):
+    drawn = {"shots": 2, "shot_aggregation": "mean", "support_augmentation": "rotation_scale"}
+    for draw in ("step", "query"):
+        config = tiny_config.with_changes(support_draw=draw, epochs=1, **drawn)
+        run = train(tiny_data, tmp_path / draw, config)
+        assert len(list((run / "support").iterdir())) == 2
+
+
+def test_what_is_not_learned_is_only_calibrated(tiny_data, tiny_config, tmp_path):
+    """A memory of normal features and nothing else: no epoch is trained, and the run is whole."""
+    config = tiny_config.with_changes(forward_branch=False, student=False, memory_learned=False)
+    run = train(tiny_data, tmp_path / "run", config)
+    assert not (run / "log.csv").exists()
+    detector = Detector.load(run, device="cpu")
+    good, bad = (detector(next((tiny_data / "test" / name).iterdir())).score for name in ("good", "hole"))
+    assert bad > good
+    # With the forward branch beside it, the memory still stays as it is.
+    both = train(tiny_data, tmp_path / "both", config.with_changes(forward_branch=True))
+    same = load_trained(both).model.state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in load_trained(run).model.state_dict().items())
+    assert {"forward", "total"} < read_log(both / "log.csv")[0].keys()
+    assert "reverse" not in read_log(both / "log.csv")[0]
 
 
 def test_features_beyond_the_cache_give_the_same_loss(tiny_data, tiny_config, tiny_run, tmp_path):
@@ -159,7 +180,7 @@ def test_the_optimizer_gives_offsets_their_own_rate(tiny_config):
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("count", [5, 16, 33])
 def test_no_image_twice_in_an_epoch_and_no_support_among_queries(world, count):
-    config = BKDConfig(batch_size=8, shots=2)
+    config = BKDConfig(batch_size=8, shots=2, support_draw="step", shot_aggregation="mean")
     schedules = [Schedule(count, config, rank=rank, world=world) for rank in range(world)]
     for epoch in range(3):
         seen: list[int] = []
@@ -180,7 +201,7 @@ def test_a_schedule_resumes_in_the_middle_of_an_epoch():
 
 
 def test_supports_of_a_query_are_never_the_query():
-    schedule = Schedule(6, BKDConfig(batch_size=6, shots=3, support_draw="query"))
+    schedule = Schedule(6, BKDConfig(batch_size=6, shots=3, support_draw="query", shot_aggregation="mean"))
     for step in schedule.epoch(0):
         for query, supports in zip(step.queries, step.supports, strict=True):
             assert query not in supports
@@ -191,6 +212,7 @@ TWO_PROCESSES = """
 import json, sys, torch
 from bkd_fast import training
 from bkd_fast.config import BKDConfig
+from bkd_fast.detector import Detector
 rank = int(__import__("os").environ["RANK"])
 original = training._Trainer._finish
 def finish(self):

@@ -22,11 +22,12 @@ from bkd_fast.training_step import TrainingStep, make_optimizer, train_step
 
 TRAINING, INFERENCE = "training_step", "inference"
 TEACHERS = {"Lite0": "tf_efficientnet_lite0", "ResNet18": "resnet18", "WRN50": "wide_resnet50_2"}
-# Which operator aligns: a warp by the gather; the gather of a projected support; the deformable convolution itself,
-# since the paper draws other supports for every query.
+# What aligns: a deformable convolution of each query's own support; the gather of one support that all queries share,
+# and a student decoder; the deformable convolution again, since the paper draws other supports for every query.
+DRAWN: dict[str, Any] = {"support_draw": "step", "shots": 2, "shot_aggregation": "mean"}
 CONFIGS = {
     "default": BKDConfig(),
-    "full kernels": BKDConfig(alignment_kernel="full"),
+    "shared support, student": BKDConfig(**DRAWN, student=True, memory_learned=True),
     "paper": BKDConfig.preset("paper"),
 }
 
@@ -60,13 +61,17 @@ class Training:
         """Teacher, both branches, losses, gradients and update -> losses.
 
         Args:
-            each: True gives every query supports of its own, though they are equal; None is as the configuration says.
+            each: True gives every query supports of its own, though they are equal; None is as the configuration says,
+                and where queries look theirs up it changes nothing.
         """
         query = self.model.teacher(self.images)
         support = self.model.support_levels(self.support)
-        if self.each if each is None else each:
+        looked_up = self.model.config.support_draw == "nearest"
+        if not looked_up and (self.each if each is None else each):
             support = [level.expand(len(self.images), -1, -1, -1, -1) for level in support]
-        losses, _ = train_step(self.fabric, self.step, self.optimizer, query, support, self.model.config.clip_norm)
+        losses, _ = train_step(
+            self.fabric, self.step, self.optimizer, query, support, clip_norm=self.model.config.clip_norm
+        )
         return torch.tensor(list(losses.values()))
 
     def case(self) -> Case:
@@ -88,9 +93,13 @@ def random_detector(
     """A detector (with its ``options``) of random weights, and an image (1, 3, H, W); the same in every call."""
     config = _config(label, CONFIGS["default"], changes)
     model, images = random_model(config, 1, device)
-    calibration, source = Calibration(1.0, 1.0, 0.5, model.map_scale), DataSource("", "")
-    support = _images(config.shots, config)
-    return Detector(Trained(Path(), config, calibration, source, model, support), device, **options), images
+    calibration = Calibration(1.0, 1.0, 0.5, model.map_scale, model.map_exponent)
+    support = model.support_levels(_images(4, config).to(device))
+    if config.support_draw == "nearest":
+        # As many as are kept of a large training set; what they are does not matter for how long a query takes.
+        support = [level.half().repeat(1, config.support_pool // 4, 1, 1, 1) for level in support]
+    trained = Trained(Path(), config, calibration, DataSource("", ""), model, support, images.cpu())
+    return Detector(trained, device, **options), images
 
 
 def trainings(

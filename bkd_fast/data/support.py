@@ -47,8 +47,8 @@ def save_support(folder: Path, images: Sequence[np.ndarray]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_support(folder: Path, size: tuple[int, int]) -> Tensor:
-    """(k, 3, *size) float32 in [0, 1], in the order they were saved.
+def load_support(folder: Path, size: tuple[int, int], count: int | None = None) -> Tensor:
+    """The first ``count`` images (None = all), (k, 3, *size) float32 in [0, 1], in the order they were saved.
 
     Raises:
         BKDError: no images there.
@@ -56,4 +56,4 @@ def load_support(folder: Path, size: tuple[int, int]) -> Tensor:
     files = image_files(folder) if folder.is_dir() else []
     if not files:
         raise BKDError(f"there are no support images in {folder}: the run is incomplete")
-    return torch.stack([to_tensor(load_image(path), size) for path in files])
+    return torch.stack([to_tensor(load_image(path), size) for path in files[:count]])

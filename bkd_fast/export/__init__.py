@@ -78,7 +78,7 @@ def _difference(detector: Detector, format: str, path: Path) -> float | None:
     if judge is None:
         return None
     # Normal images, the second with a mark: on noise, far from what it was trained on, a model is all rounding.
-    images = detector.support[:1].repeat(3, 1, 1, 1)
+    images = detector.sample.repeat(3, 1, 1, 1)
     rows, columns = detector.config.image_size
     images[1, :, rows // 4 : rows // 2, columns // 4 : columns // 2] = 0.9
     images[2] = images[2].flip(-1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bkd_fast.detector import Detector
-from bkd_fast.model.alignment import PreparedLevel
 
 MOST_IMAGES = 1024  # in a batch of an exported program
 
@@ -21,19 +21,16 @@ class Judge(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.model, self.size = detector.model, detector.config.image_size
-        self.levels = len(detector.prepared)
-        for level, prepared in enumerate(detector.prepared):
-            for name, value in prepared._asdict().items():
-                # Made in inference mode, of which exported programs know nothing.
-                self.register_buffer(f"{name}_{level}", None if value is None else value.clone())
+        # Made in inference mode, of which exported programs know nothing.
+        tensors, self.structure = tree_flatten(detector.prepared)
+        self.count = len(tensors)
+        for index, tensor in enumerate(tensors):
+            self.register_buffer(f"support_{index}", None if tensor is None else tensor.clone())
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (N,) and maps (N, H, W), float32."""
-        prepared = [
-            PreparedLevel(*(getattr(self, f"{name}_{level}") for name in PreparedLevel._fields))
-            for level in range(self.levels)
-        ]
+        prepared = tree_unflatten([getattr(self, f"support_{index}") for index in range(self.count)], self.structure)
         maps = self.model.anomaly_map(self.model.distill(self.model.teacher(images), prepared), self.size)
         return self.model.image_score(maps), maps
 

@@ -74,12 +74,15 @@ class AlignmentPyramid(nn.Module):
     def __init__(self, channels: Sequence[int], config: BKDConfig) -> None:
         super().__init__()
         self.config = config
-        self.kernel_size = 1 if config.alignment_kernel == "identity" else 3
+        self.kernel_size = 3 if config.alignment_kernel == "full" else 1
         self.taps = self.kernel_size**2
         deepest = len(channels) - 1
-        self.predictors = nn.ModuleList(
-            OffsetPredictor(width, self.taps, config, cascaded=level < deepest) for level, width in enumerate(channels)
-        )
+        self.predictors = nn.ModuleList()
+        if config.alignment_kernel != "none":
+            self.predictors.extend(
+                OffsetPredictor(width, self.taps, config, cascaded=level < deepest)
+                for level, width in enumerate(channels)
+            )
         self.kernels = nn.ParameterList()
         if config.alignment_kernel == "full":
             for width in channels:
@@ -94,6 +97,9 @@ class AlignmentPyramid(nn.Module):
         """What depends on the support alone: ``support`` is per level (B, k, C, H, W)."""
         prepared = []
         for level, features in enumerate(support):
+            if not self.predictors:
+                prepared.append(PreparedLevel(features, features.new_empty(0), None))
+                continue
             batch, shots = features.shape[:2]
             flat = features.flatten(0, 1)
             predictor = self.predictors[level]
@@ -109,6 +115,10 @@ class AlignmentPyramid(nn.Module):
 
     def forward(self, query: Sequence[Tensor], prepared: Sequence[PreparedLevel]) -> Alignment:
         """Warps the prepared support onto ``query``, per level (N, C, H, W), from the deepest level up (Eq. 4-5)."""
+        if not self.predictors:
+            pairs = zip(query, prepared, strict=True)
+            still = [level.features.expand(len(q), -1, -1, -1, -1) for q, level in pairs]
+            return Alignment([self._aggregated(q, shots) for q, shots in zip(query, still, strict=True)], [])
         aligned: list[Tensor] = []
         offsets: list[Tensor] = []
         coarser: Tensor | None = None
@@ -152,7 +162,7 @@ class AlignmentPyramid(nn.Module):
     def _warp(self, level: int, query: Tensor, prepared: PreparedLevel, offset: Tensor, mask: Tensor | None) -> Tensor:
         """Eq. 2 and the aggregation of the k shots -> (N, C, H, W)."""
         count, shots = query.shape[0], prepared.features.shape[1]
-        if prepared.projected is not None and self.config.shot_aggregation == "mean":
+        if prepared.projected is not None and self.config.shot_aggregation != "min":
             # Shots are further groups of taps: one pass sums over all of them.
             offset = offset.unflatten(0, (count, shots)).flatten(1, 2)
             mask = None if mask is None else mask.unflatten(0, (count, shots)).flatten(1, 2)
@@ -176,7 +186,11 @@ class AlignmentPyramid(nn.Module):
             else:
                 warped = modulated_deform_conv2d(support, offset, kernel, padding=1, mask=mask)
             warped = warped.unflatten(0, (count, shots))
-        if self.config.shot_aggregation == "mean":
+        return self._aggregated(query, warped)
+
+    def _aggregated(self, query: Tensor, warped: Tensor) -> Tensor:
+        """The k shots (N, k, C, H, W) of each query as one: (N, C, H, W)."""
+        if self.config.shot_aggregation != "min":
             return warped.mean(dim=1)
         distance = 1 - F.cosine_similarity(query.unsqueeze(1), warped, dim=2)
         closest = distance.argmin(dim=1, keepdim=True).unsqueeze(2).expand(-1, -1, warped.shape[2], -1, -1)

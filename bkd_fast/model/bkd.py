@@ -9,20 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.model.alignment import AlignmentPyramid, PreparedLevel
+from bkd_fast.model.alignment import Alignment, AlignmentPyramid, PreparedLevel
 from bkd_fast.model.bottleneck import OneClassBottleneck
+from bkd_fast.model.lifting import lifted
 from bkd_fast.model.memory import SparseMemory
+from bkd_fast.model.retrieval import SupportPool, make_pool, retrieve
 from bkd_fast.model.student import StudentDecoder
 from bkd_fast.model.teacher import Teacher
 from bkd_fast.ops import cosine_anomaly_map, distillation_loss
 
 BRANCHES = ("forward", "reverse")
+Prepared = SupportPool | list[PreparedLevel]
 
 
 class Distillation(NamedTuple):
     """The teacher's levels Q and what each branch makes of them; per level (N, C_l, H_l, W_l).
 
-    ``aligned`` (S~) and ``offsets`` are empty without the forward branch, ``student`` (D) without the reverse one.
+    ``aligned`` (S~) and ``offsets`` are empty without the forward branch, ``student`` (D) without the reverse one. They
+    are of the last levels, where a branch leaves the first ones out.
     """
 
     teacher: list[Tensor]
@@ -47,16 +51,20 @@ class BKD(nn.Module):
         self.config = config
         self.teacher = Teacher(config, load=load_teacher)
         channels = self.teacher.channels
+        self.first = 1 if config.forward_levels == "deep" else 0  # of the forward branch's levels
         if config.forward_branch:
-            self.alignment = AlignmentPyramid(channels, config)
+            self.alignment = AlignmentPyramid(channels[self.first :], config)
         if config.reverse_branch:
             if config.memory_items:
                 self.memories = nn.ModuleList(SparseMemory(width, config) for width in channels)
-            self.bottleneck = OneClassBottleneck(channels, config)
-            self.student = StudentDecoder(self.bottleneck.channels, channels, config)
-        # Mean distance of each branch and level on held-out normals (see balance_maps). Plain numbers, so that
-        # compiled and exported graphs hold them as constants.
-        self.map_scale = {branch: [1.0] * len(channels) for branch in self.branches()}
+            if config.student:
+                self.bottleneck = OneClassBottleneck(channels, config)
+                self.student = StudentDecoder(self.bottleneck.channels, channels, config)
+        # Per branch and level, from held-out normals: what distances are divided by, and then raised to. Plain numbers,
+        # so that compiled and exported graphs hold them as constants.
+        counts = {"forward": len(channels) - self.first, "reverse": len(channels)}
+        self.map_scale = {branch: [1.0] * counts[branch] for branch in self.branches()}
+        self.map_exponent = {branch: [1.0] * counts[branch] for branch in self.branches()}
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, support: Tensor) -> Distillation:
@@ -64,27 +72,59 @@ class BKD(nn.Module):
 
         Args:
             images: queries (N, 3, H, W) in [0, 1].
-            support: (k, 3, H, W), shared by all queries, or (N, k, 3, H, W).
+            support: (k, 3, H, W), shared by all queries (with ``support_draw="nearest"`` they choose from it), or
+                (N, k, 3, H, W).
         """
         return self.distill(self.teacher(images), self.prepare(self.support_levels(support)))
 
     def support_levels(self, support: Tensor) -> list[Tensor]:
-        """Teacher levels (B, k, C_l, H_l, W_l) of ``support``: (k, 3, H, W), B = 1, or (B, k, 3, H, W)."""
+        """Those teacher levels (B, k, C_l, H_l, W_l) of ``support`` that the forward branch uses.
+
+        Args:
+            support: (k, 3, H, W), B = 1, or (B, k, 3, H, W).
+        """
         if not self.config.forward_branch:
             return []
         batched = support if support.ndim == 5 else support.unsqueeze(0)
-        return [level.unflatten(0, batched.shape[:2]) for level in self.teacher(batched.flatten(0, 1))]
+        return [level.unflatten(0, batched.shape[:2]) for level in self.teacher(batched.flatten(0, 1))[self.first :]]
 
-    def prepare(self, support_levels: Sequence[Tensor]) -> list[PreparedLevel]:
+    def prepare(self, support_levels: Sequence[Tensor]) -> Prepared:
         """Everything that depends on the support alone; computed once where the support is fixed."""
-        return self.alignment.prepare(support_levels) if self.config.forward_branch else []
+        if not self.config.forward_branch:
+            return []
+        if self.config.support_draw == "nearest":
+            return make_pool([level.squeeze(0) for level in support_levels])
+        return self.alignment.prepare(support_levels)
 
-    def distill(self, query: Sequence[Tensor], prepared: Sequence[PreparedLevel]) -> Distillation:
-        """Both branches on the teacher's levels of the queries."""
+    def distill(self, query: Sequence[Tensor], prepared: Prepared, exclude: Tensor | None = None) -> Distillation:
+        """Both branches on the teacher's levels of the queries.
+
+        Args:
+            exclude: (N,) int64, the place of each query among the prepared support, or -1: no query is compared with
+                itself.
+        """
         levels = list(query)
-        aligned, offsets = self.alignment(levels, prepared) if self.config.forward_branch else ([], [])
-        student = self._rebuild(levels) if self.config.reverse_branch else []
+        aligned: list[Tensor] = []
+        offsets: list[Tensor] = []
+        if self.config.forward_branch and self._counts("alignment"):
+            aligned, offsets = self._align(levels, prepared, exclude)
+        student: list[Tensor] = []
+        if self.config.reverse_branch and self._counts("memories", "student"):
+            student = self._rebuild(levels)
         return Distillation(levels, aligned, student, offsets)
+
+    def _counts(self, *parts: str) -> bool:
+        """Whether what these parts do is wanted: in training only if there is something in them to learn."""
+        learned = (p.requires_grad for name in parts for p in getattr(self, name, nn.Identity()).parameters())
+        return not self.training or any(learned)
+
+    def _align(self, levels: list[Tensor], prepared: Prepared, exclude: Tensor | None) -> Alignment:
+        """Forward distillation: S~ of Eq. 5 and the offsets."""
+        if isinstance(prepared, SupportPool):
+            ridge = self.config.regression_ridge if self.config.shot_aggregation == "regression" else None
+            found = retrieve(levels[-1], prepared, self.config.shots, ridge, exclude)
+            prepared = self.alignment.prepare(found)
+        return self.alignment(levels[self.first :], prepared)
 
     def _rebuild(self, levels: list[Tensor]) -> list[Tensor]:
         """Memory, bottleneck and student: D of Eq. 12."""
@@ -93,6 +133,8 @@ class BKD(nn.Module):
             read = [memory(level) for memory, level in zip(self.memories, levels, strict=True)]
             merged = self.config.memory_merge == "residual"
             inputs = [z + level for z, level in zip(read, levels, strict=True)] if merged else read
+            if not self.config.student:
+                return read
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         student = self.student(self.bottleneck(inputs), sizes)
         if self.config.student_correction:
@@ -102,33 +144,51 @@ class BKD(nn.Module):
     def losses(self, result: Distillation) -> dict[str, Tensor]:
         """Eq. 11-12: ``forward``, ``reverse`` and their weighted sum ``total``; scalars, float32."""
         losses = {}
-        for branch, levels in (("forward", result.aligned), ("reverse", result.student)):
-            if levels:
-                losses[branch] = distillation_loss(
-                    result.teacher, levels, direction=self.config.direction, value_weight=self.config.value_weight
-                )
+        for branch, levels in self.outputs(result).items():
+            losses[branch] = distillation_loss(
+                lifted(result.teacher[-len(levels) :], self.config.lift),
+                lifted(levels, self.config.lift),
+                direction=self.config.direction,
+                value_weight=self.config.value_weight,
+            )
         weights = {"forward": self.config.forward_weight, "reverse": self.config.reverse_weight}
         losses["total"] = torch.stack([weights[branch] * loss for branch, loss in losses.items()]).sum()
         return losses
 
     def anomaly_map(self, result: Distillation, size: tuple[int, int], branches: Sequence[str] = BRANCHES) -> Tensor:
         """Eq. 13 over the given branches that this model has -> (N, H, W) of ``size``, raw and unbounded, float32."""
-        levels: list[Tensor] = []
-        weights: list[float] = []
-        for branch, outputs in zip(BRANCHES, (result.aligned, result.student), strict=True):
-            if branch in branches and outputs:
-                levels += outputs
-                weights += [1 / scale for scale in self.map_scale[branch]]
+        outputs = {branch: levels for branch, levels in self.outputs(result).items() if branch in branches}
+        weights = [1 / scale for branch in outputs for scale in self.map_scale[branch]]
+        exponents: list[float] | None = None
+        if self.config.fusion == "geometric":
+            # Every level of every branch is a factor of its own.
+            teacher = [level for levels in outputs.values() for level in result.teacher[-len(levels) :]]
+            powers = [power for branch in outputs for power in self.map_exponent[branch]]
+            exponents = [power / sum(powers) for power in powers]
+        else:
+            teacher = result.teacher[-min(len(levels) for levels in outputs.values()) :]
+        student = [level for levels in outputs.values() for level in levels]
         return cosine_anomaly_map(
-            result.teacher,
-            levels,
+            lifted(teacher, self.config.lift),
+            lifted(student, self.config.lift),
             size,
-            fusion=self.config.fusion,
-            sigma=self.config.sigma * size[0] / 256,
+            fusion="sum" if self.config.fusion == "sum" else "product",
+            sigma=self.sigma(size),
             weights=weights,
+            exponents=exponents,
             align_corners=self.config.align_corners,
             value_share=self.config.map_value_share,
         )
+
+    def outputs(self, result: Distillation) -> dict[str, list[Tensor]]:
+        """What each branch that this model has makes of its levels, the last ones of ``result.teacher``."""
+        return {
+            branch: levels for branch, levels in zip(BRANCHES, (result.aligned, result.student), strict=True) if levels
+        }
+
+    def sigma(self, size: tuple[int, int]) -> float:
+        """Of the smoothing, in pixels of a map of ``size``."""
+        return self.config.sigma * size[0] / 256
 
     def image_score(self, maps: Tensor) -> Tensor:
         """(N, H, W) -> (N,): the maximum of each map, or the mean of its ``top_fraction`` largest pixels."""

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from bkd_fast.model.alignment import PreparedLevel
-from bkd_fast.model.bkd import BKD
+from bkd_fast.model.bkd import BKD, Prepared
+from bkd_fast.model.lifting import lifted
 from bkd_fast.model.memory import SparseMemory
+from bkd_fast.model.retrieval import describe
 from bkd_fast.ops import cosine_anomaly_map
 
-CANDIDATES = 20_000  # features a level that the coreset is chosen from
+CANDIDATES = 100_000  # features a level that the coreset is chosen from
+PROJECTED = 64  # dimensions that distances are compared in
 
 
 @torch.no_grad()
@@ -26,7 +28,7 @@ def calibrate(model: BKD, batches: Iterable[Tensor], count: int, generator: torc
     """
     config = model.config
     coreset = config.reverse_branch and config.memory_items > 0 and config.memory_init == "coreset"
-    if not (config.scale_channels or coreset):
+    if not (config.standardize or coreset):
         return
     levels = len(model.teacher.channels)
     sums = [torch.zeros(2, width, dtype=torch.float64) for width in model.teacher.channels]
@@ -46,9 +48,9 @@ def calibrate(model: BKD, batches: Iterable[Tensor], count: int, generator: torc
         mean, square = (sums[level] / pixels[level]).unbind()
         deviation = (square - mean.square()).clamp_min(0).sqrt()
         features = torch.cat(candidates[level])
-        if config.scale_channels:
-            model.teacher.set_deviation(level + 1, deviation.float())
-            features = features / model.teacher.deviation(level + 1).flatten()
+        if config.standardize:
+            model.teacher.set_statistics(level + 1, mean.float(), deviation.float())
+            features = model.teacher.standardized(features[:, :, None, None], level + 1).flatten(1)
         if coreset:
             memory = model.memories[level]
             assert isinstance(memory, SparseMemory)
@@ -69,30 +71,70 @@ def greedy_coreset(features: Tensor, count: int) -> Tensor:
     Returns:
         (min(count, R),) int64; the first is the row closest to the mean.
     """
+    wide = features.shape[1]
+    if wide > PROJECTED:
+        # Distances survive a random projection (Johnson-Lindenstrauss); PatchCore's coreset is found in one too.
+        directions = torch.randn(wide, PROJECTED, generator=torch.Generator().manual_seed(0)) / PROJECTED**0.5
+        features = features @ directions.to(features.device)
+    squares = features.square().sum(1)
+
+    def squared_distance(row: int) -> Tensor:
+        return torch.addmv(squares + squares[row], features, features[row], alpha=-2)
+
     chosen = [int((features - features.mean(0)).square().sum(1).argmin())]
-    distance = (features - features[chosen[0]]).square().sum(1)
+    distance = squared_distance(chosen[0])
     while len(chosen) < min(count, len(features)):
+        distance[chosen[-1]] = -1  # rounding must not bring it back
         chosen.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (features - features[chosen[-1]]).square().sum(1))
+        distance = torch.minimum(distance, squared_distance(chosen[-1]))
     return torch.tensor(chosen, device=features.device)
 
 
 @torch.no_grad()
-def map_scales(model: BKD, batches: Iterable[Tensor], prepared: list[PreparedLevel]) -> dict[str, list[float]]:
-    """Mean distance of every branch and level over normal images: what ``model.map_scale`` divides by.
+def balance_maps(model: BKD, batches: Iterable[Tensor], prepared: Prepared) -> None:
+    """Sets ``model.map_scale`` and ``model.map_exponent`` from normal images that were not trained on.
 
-    Without it the branch that rebuilds worse would drown the other, whichever of them sees the defect.
+    The smoothed distances of each branch and level, of which the map takes the geometric mean, are divided by their own
+    geometric mean and raised to the share of the level that their branch deserves: the more, the closer it comes to
+    normal features there, compared with the other branch. Supports come close where parts lie alike, the memory where
+    surfaces do.
+
+    Args:
+        batches: normal images (N, 3, H, W) on the model's device.
     """
-    totals: dict[str, list[float]] = {branch: [0.0] * len(model.teacher.channels) for branch in model.branches()}
-    count = 0
+    sums = {branch: torch.zeros(2, len(scales), dtype=torch.float64) for branch, scales in model.map_scale.items()}
+    pixels = 0
+    size, lift = model.config.image_size, model.config.lift
     for images in batches:
         result = model.distill(model.teacher(images), prepared)
-        count += len(images)
-        for branch, outputs in (("forward", result.aligned), ("reverse", result.student)):
-            for level, output in enumerate(outputs):
-                target = result.teacher[level]
+        pixels += len(images) * size[0] * size[1]
+        for branch, outputs in model.outputs(result).items():
+            for level, (target, output) in enumerate(zip(result.teacher[-len(outputs) :], outputs, strict=True)):
                 distance = cosine_anomaly_map(
-                    [target], [output], target.shape[-2:], sigma=0.0, value_share=model.config.map_value_share
-                )
-                totals[branch][level] += float(distance.double().mean((1, 2)).sum())
-    return {branch: [max(total / count, 1e-12) for total in values] for branch, values in totals.items()}
+                    lifted([target], lift), lifted([output], lift), size,
+                    sigma=model.sigma(size), value_share=model.config.map_value_share,
+                )  # fmt: skip
+                logarithm = distance.double().clamp_min(1e-6).log()
+                sums[branch][:, level] += torch.stack([logarithm.sum(), distance.double().sum()]).cpu()
+    closeness = {branch: pixels / total[1].clamp_min(1e-12) for branch, total in sums.items()}
+    deepest = -min(len(levels) for levels in closeness.values())
+    for branch, (logarithms, _) in sums.items():
+        # A level that one branch alone judges counts as if they shared it.
+        share = torch.full_like(logarithms, 1 / len(sums))
+        share[deepest:] = closeness[branch][deepest:] / torch.stack([own[deepest:] for own in closeness.values()]).sum(
+            0
+        )
+        model.map_scale[branch] = (logarithms / pixels).exp().tolist()
+        model.map_exponent[branch] = share.tolist()
+
+
+@torch.no_grad()
+def choose_pool(levels: Iterable[Tensor], count: int) -> list[int]:
+    """Which normal images to keep as support: those that differ most from each other, in order of the images.
+
+    Args:
+        levels: the deepest level of each image, (N, C, H, W) a batch.
+        count: how many, where there are as many.
+    """
+    descriptors = torch.cat([describe(level.float()) for level in levels])
+    return sorted(greedy_coreset(descriptors, count).tolist())

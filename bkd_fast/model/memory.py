@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bkd_fast.config import BKDConfig
+from bkd_fast.model.lifting import lifted
 from bkd_fast.ops import sparse_memory_attention
 
 
@@ -21,12 +22,15 @@ class SparseMemory(nn.Module):
         self.threshold = config.memory_threshold
         self.temperature = config.memory_temperature
         self.renormalize = config.memory_renormalize
+        self.lift = config.lift
         bound = channels**-0.5
-        self.items = nn.Parameter(torch.empty(config.memory_items, channels).uniform_(-bound, bound))
+        items = torch.empty(config.memory_items, channels).uniform_(-bound, bound)
+        self.items = nn.Parameter(items, requires_grad=config.memory_learned)
 
     def forward(self, features: Tensor) -> Tensor:
         """z of shape (N, C, H, W) -> z' of the same shape."""
+        (query,), (items,) = lifted([features], self.lift), lifted([self.items[:, :, None, None]], self.lift)
         read = sparse_memory_attention(
-            features.permute(0, 2, 3, 1), self.items, self.threshold, self.temperature, self.renormalize
+            query.permute(0, 2, 3, 1), items.flatten(1), self.threshold, self.temperature, self.renormalize
         )
-        return read.permute(0, 3, 1, 2)
+        return read.permute(0, 3, 1, 2)[:, : features.shape[1]]

@@ -19,10 +19,10 @@ STRIDES = (4, 8, 16)
 
 
 class Teacher(nn.Module):
-    """Any timm CNN with ``features_only``, frozen, batch normalisation folded, followed by pooling and scaling.
+    """Any timm CNN with ``features_only``, frozen, batch normalisation folded, followed by pooling and standardisation.
 
-    ``deviation_l`` (per channel, over the training normals), which level l is divided by, is one until
-    :func:`bkd_fast.model.calibration.calibrate` sets it.
+    ``mean_l`` and ``deviation_l`` (per channel, over the training normals), which level l is brought to zero and one
+    by, are zero and one until :func:`bkd_fast.model.calibration.calibrate` sets them.
 
     Args:
         config: ``teacher``, ``weights``, ``margin`` and ``pool`` are read.
@@ -39,6 +39,7 @@ class Teacher(nn.Module):
         self.register_buffer("image_mean", torch.tensor(normalization[0]).view(1, 3, 1, 1))
         self.register_buffer("image_deviation", torch.tensor(normalization[1]).view(1, 3, 1, 1))
         for level, channels in enumerate(self.channels, start=1):
+            self.register_buffer(f"mean_{level}", torch.zeros(1, channels, 1, 1))
             self.register_buffer(f"deviation_{level}", torch.ones(1, channels, 1, 1))
         self.requires_grad_(False)
         self.eval()
@@ -55,17 +56,18 @@ class Teacher(nn.Module):
             normalized = F.pad(normalized, (self.margin,) * 4, mode="reflect")
         levels = self.network(normalized.contiguous(memory_format=torch.channels_last))
         inner = [self._inner(level, stride, images.shape[-2:]) for level, stride in zip(levels, STRIDES, strict=True)]
-        return [self._pooled(level) / self.deviation(index) for index, level in enumerate(inner, start=1)]
+        return [self.standardized(self._pooled(level), index) for index, level in enumerate(inner, start=1)]
 
-    def deviation(self, level: int) -> Tensor:
-        """What level 1, 2 or 3 is divided by: (1, C, 1, 1)."""
-        return self.get_buffer(f"deviation_{level}")
+    def standardized(self, features: Tensor, level: int) -> Tensor:
+        """Features (N, C, H, W) of level 1, 2 or 3 with its mean and deviation taken out."""
+        return (features - self.get_buffer(f"mean_{level}")) / self.get_buffer(f"deviation_{level}")
 
-    def set_deviation(self, level: int, deviation: Tensor) -> None:
-        """Sets it from per-channel deviations (C,)."""
+    def set_statistics(self, level: int, mean: Tensor, deviation: Tensor) -> None:
+        """Sets what a level is standardised by, from a mean and a deviation of each channel (C,)."""
         # A channel that is constant on every normal image carries no scale: leave it as it is.
         usable = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
-        self.deviation(level).copy_(usable.view(1, -1, 1, 1))
+        self.get_buffer(f"mean_{level}").copy_(mean.view(1, -1, 1, 1))
+        self.get_buffer(f"deviation_{level}").copy_(usable.view(1, -1, 1, 1))
 
     def _inner(self, features: Tensor, stride: int, size: torch.Size) -> Tensor:
         """The level without its margin: the features of the image's own pixels."""

@@ -22,6 +22,7 @@ def cosine_anomaly_map(
     fusion: str = "product",
     sigma: float = 4.0,
     weights: Sequence[float] | None = None,
+    exponents: Sequence[float] | None = None,
     align_corners: bool = False,
     value_share: float = 0.0,
 ) -> Tensor:
@@ -29,9 +30,9 @@ def cosine_anomaly_map(
 
     At each position of a level d = (1 - value_share) (1 - cos(t, s)) + value_share mean((t - s)^2) over the
     channels; the branches'
-    distances are added with their weights, upsampled bilinearly, fused over the levels, and smoothed by a Gaussian. The
-    cosine is dot / max(|t| |s|, 1e-8). Arithmetic is float32 for half precision, in which a product of small
-    distances is zero.
+    distances are added with their weights, raised to the level's exponent, upsampled bilinearly, fused over the levels,
+    and smoothed by a Gaussian. The cosine is dot / max(|t| |s|, 1e-8). Arithmetic is float32 for half precision, in
+    which a product of small distances is zero.
 
     Args:
         teacher: L levels (N, C_l, H_l, W_l), of any sizes.
@@ -41,6 +42,7 @@ def cosine_anomaly_map(
         sigma: of the smoothing, in pixels of the map; 0 = none. Borders are mirrored (scipy's ``reflect``), radius
             4 sigma.
         weights: B L factors, ordered as ``student``; None = ones.
+        exponents: L positive numbers; None = ones. Distances are taken as 1e-6 at least where it is not one.
         align_corners: of the upsampling.
         value_share: 0 to 1; 0 = the cosine alone.
 
@@ -64,7 +66,12 @@ def cosine_anomaly_map(
         raise ValueError(
             f"{name}: weights has {len(factors)} numbers, expected {len(student)}, one for each student level"
         )
-    return _map(list(teacher), list(student), target, fusion, float(sigma), factors, align_corners, float(value_share))
+    powers = [1.0] * len(teacher) if exponents is None else [float(exponent) for exponent in exponents]
+    if len(powers) != len(teacher) or not all(0 < power < float("inf") for power in powers):
+        raise ValueError(f"{name}: exponents is {powers}, expected {len(teacher)} positive numbers, one for each level")
+    return _map(
+        list(teacher), list(student), target, fusion, float(sigma), factors, powers, align_corners, float(value_share)
+    )
 
 
 def _fake(teacher: Any, student: Any, size: Any, *_: Any) -> Tensor:
@@ -76,7 +83,9 @@ def _backward_fake(grad: Any, teacher: Any, student: Any, *settings: Any) -> lis
     return [empty_like(level, need) for level, need in zip([*teacher, *student], settings[-1], strict=True)]
 
 
-_SETTINGS = "int[] size, str fusion, float sigma, float[] weights, bool align_corners, float value_share"
+_SETTINGS = (
+    "int[] size, str fusion, float sigma, float[] weights, float[] exponents, bool align_corners, float value_share"
+)
 SCHEMA = f"(Tensor[] teacher, Tensor[] student, {_SETTINGS}) -> Tensor"
 BACKWARD_SCHEMA = f"(Tensor grad, Tensor[] teacher, Tensor[] student, {_SETTINGS}, bool[] needs) -> Tensor[]"
 _map = register("cosine_anomaly_map", SCHEMA, _fake)

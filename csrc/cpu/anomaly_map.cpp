@@ -1,4 +1,7 @@
 // The operators on pairs of teacher and student levels: anomaly map and distillation loss.
+#include <algorithm>
+#include <cmath>
+
 #include "dispatch.h"
 
 namespace bkd {
@@ -46,6 +49,13 @@ AnomalyMap<T> problem(const Pairs<T>& pairs, int64_t batch, double value_share) 
   return p;
 }
 
+// To a power; few enough numbers, one a feature pixel, for the C library's.
+template <class T>
+void raise(T* values, int64_t count, T exponent) {
+  constexpr T LEAST = T(1e-6);
+  for (int64_t i = 0; i < count; ++i) values[i] = std::pow(std::max(values[i], LEAST), exponent);
+}
+
 void cosine_distances(int64_t tier, const Tensors& teacher, const Tensors& student, const std::vector<double>& weights,
                       double value_share, const Tensor& output) {
   by_type(teacher[0], [&](auto zero) {
@@ -73,7 +83,7 @@ void cosine_distances_backward(int64_t tier, const Tensor& grad, const Tensors& 
 }
 
 void anomaly_map(int64_t tier, const Tensors& teacher, const Tensors& student, const std::vector<double>& weights,
-                 double value_share, bool product, double sigma, bool align_corners, const Tensor& output) {
+                 const std::vector<double>& exponents, double value_share, bool product, double sigma, bool align_corners, const Tensor& output) {
   by_type(teacher[0], [&](auto zero) {
     using T = decltype(zero);
     const Pairs<T> pairs(teacher, student, weights);
@@ -86,6 +96,12 @@ void anomaly_map(int64_t tier, const Tensors& teacher, const Tensors& student, c
     p.product = product, p.align_corners = align_corners, p.sigma = static_cast<T>(sigma);
     p.map = data<T>(output);
     kernels_of<T>(tier).distances(p);
+    T* next = p.distances;
+    for (size_t l = 0; l < exponents.size(); ++l) {
+      const int64_t count = p.batch * pairs.levels[l].pixels();
+      if (exponents[l] != 1) raise(next, count, static_cast<T>(exponents[l]));
+      next += count;
+    }
     kernels_of<T>(tier).anomaly_map(p);
   });
 }

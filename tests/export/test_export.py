@@ -49,10 +49,16 @@ def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_run
 
 # What the default model has not, of each part of the network, and whether DeformConv has to do with it.
 CHANGES = {
-    "kernels, masks, the closest shot, odd sizes": (
-        {"alignment_kernel": "full", "modulated": True, "shot_aggregation": "min", "image_size": (80, 72)},
+    "masks, the closest of drawn shots, odd sizes": (
+        {"modulated": True, "support_draw": "step", "shot_aggregation": "min", "image_size": (80, 72)},
         True,
     ),
+    "shots that are looked up and averaged": ({"shots": 2, "shot_aggregation": "mean"}, True),
+    "pure warp of drawn supports": (
+        {"alignment_kernel": "identity", "support_draw": "step", "shot_aggregation": "mean"},
+        True,
+    ),
+    "no alignment": ({"alignment_kernel": "none"}, False),
     "as printed": (BKDConfig.preset("paper").to_dict(), False),
     "reverse branch alone, no memory": (
         {"forward_branch": False, "memory_items": 0, "student_correction": False},
@@ -69,9 +75,10 @@ def test_other_models_can_be_exported(name, tmp_path):
     printed = small if name == "as printed" else {}
     config = BKDConfig().with_changes(**{**small, **changes, **printed})
     model, batch = random_model(config, 3, "cpu")
-    calibration = Calibration(1.0, 1.0, 0.5, model.map_scale)
-    support = torch.rand(2, 3, *config.image_size)
-    detector = Detector(Trained(tmp_path, config, calibration, DataSource("", ""), model, support), "cpu", pack=False)
+    calibration = Calibration(1.0, 1.0, 0.5, model.map_scale, model.map_exponent)
+    support = model.support_levels(torch.rand(4, 3, *config.image_size))
+    trained = Trained(tmp_path, config, calibration, DataSource("", ""), model, support, batch[:1])
+    detector = Detector(trained, "cpu", pack=False)
     for option in (False, True)[: 1 + deform_conv]:
         path = tmp_path / f"{option}.onnx"
         write(program(detector), "onnx", path, deform_conv=option)

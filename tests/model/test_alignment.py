@@ -7,6 +7,7 @@ from bkd_fast.model.alignment import AlignmentPyramid
 from bkd_fast.ops import modulated_deform_conv2d
 
 CHANNELS = (6, 8, 10)
+DRAWN = {"support_draw": "step", "shot_aggregation": "mean", "offset_depth": 1}
 SIZES = ((16, 12), (8, 6), (4, 3))
 
 
@@ -17,7 +18,7 @@ def levels(count: int, seed: int) -> list[torch.Tensor]:
 
 def pyramid(seed: int = 0, **changes) -> AlignmentPyramid:
     torch.manual_seed(seed)
-    module = AlignmentPyramid(CHANNELS, BKDConfig(**{"alignment_kernel": "full", **changes})).double()
+    module = AlignmentPyramid(CHANNELS, BKDConfig(**{**DRAWN, **changes})).double()
     if changes.get("offset_init") != "zero":
         for parameter in module.predictors.parameters():
             torch.nn.init.normal_(parameter, 0, 0.1)

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from bkd_fast.config import BKDConfig
 from bkd_fast.model import BKD
 from bkd_fast.model.blocks import ResidualBlock
-from bkd_fast.model.calibration import calibrate, greedy_coreset, map_scales
+from bkd_fast.model.calibration import balance_maps, calibrate, choose_pool, greedy_coreset
+from bkd_fast.model.lifting import lifted
 
 
 def small(**changes) -> BKDConfig:
-    values = {"teacher": "resnet18", "weights": "none", "image_size": (64, 64), "memory_items": 12}
+    values = {"teacher": "resnet18", "weights": "none", "image_size": (64, 64), "memory_items": 12, "shots": 2}
     return BKDConfig(**{**values, **changes})
 
 
@@ -46,8 +47,8 @@ def test_any_image_size(size, teacher):
     model = BKD(small(teacher=teacher, image_size=size)).eval()
     with torch.no_grad():
         result = model(torch.rand(2, 3, *size), torch.rand(2, 3, *size))
-        for outputs in (result.aligned, result.student):
-            assert [level.shape for level in outputs] == [level.shape for level in result.teacher]
+        for outputs, count in ((result.aligned, 2), (result.student, 3)):
+            assert [level.shape for level in outputs] == [level.shape for level in result.teacher[-count:]]
         assert model.anomaly_map(result, size).shape == (2, *size)
 
 
@@ -63,7 +64,7 @@ def test_a_training_step_reaches_every_parameter(preset):
         model.losses(model(IMAGES, support))["total"].backward()
         optimizer.step()
     silent = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert not silent
+    assert not silent, silent
     assert all(p.grad is None for p in model.teacher.parameters())
 
 
@@ -73,7 +74,10 @@ def test_losses_are_equations_11_and_12(model):
         losses = model.losses(result)
     for branch, outputs in (("forward", result.aligned), ("reverse", result.student)):
         expected = torch.zeros(())
-        for teacher, output in zip(result.teacher, outputs, strict=True):
+        pairs = zip(
+            *(lifted(levels, model.config.lift) for levels in (result.teacher[-len(outputs) :], outputs)), strict=True
+        )
+        for teacher, output in pairs:
             direction = (1 - F.cosine_similarity(teacher.flatten(1), output.flatten(1))).mean()
             expected = expected + direction + model.config.value_weight * F.mse_loss(output, teacher)
         torch.testing.assert_close(losses[branch], expected, rtol=1e-4, atol=1e-5)
@@ -138,14 +142,15 @@ def test_exports_with_any_batch(model):
             torch.testing.assert_close(program.module()(images, SUPPORT), whole(images, SUPPORT), rtol=1e-3, atol=1e-5)
 
 
-def test_calibration_scales_channels_and_fills_the_memory():
+def test_calibration_standardizes_channels_and_fills_the_memory():
     torch.manual_seed(0)
     model = BKD(small()).eval()
     images = torch.rand(12, 3, 64, 64)
     calibrate(model, images.split(5), 12, torch.Generator().manual_seed(0))
     for level, features in enumerate(model.teacher(images)):
         deviation = features.std((0, 2, 3), unbiased=False)
-        alive = model.teacher.deviation(level + 1).flatten() != 1
+        alive = getattr(model.teacher, f"deviation_{level + 1}").flatten() != 1
+        assert features.mean((0, 2, 3)).abs().max() < 1e-2
         torch.testing.assert_close(deviation[alive], torch.ones(int(alive.sum())), atol=1e-2, rtol=0)
         rows = features.permute(0, 2, 3, 1).flatten(0, 2)
         nearest = torch.cdist(model.memories[level].items.detach(), rows).min(1).values
@@ -160,17 +165,43 @@ def test_coreset_keeps_the_rare():
     assert len(greedy_coreset(features[:4], 10)) == 4
 
 
-def test_map_scales_bring_branches_to_the_same_mean(model):
+def test_coreset_survives_the_projection_of_wide_features():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 200, generator=generator) * 0.1
+    features[[17, 203]] += 5 * torch.randn(2, 200, generator=generator)
+    assert {17, 203} < set(greedy_coreset(features, 3).tolist())
+
+
+def test_the_pool_is_of_images_that_differ():
+    """Many views of one image, and two others: three are chosen."""
+    same = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).expand(6, -1, -1, -1)
+    levels = torch.cat([same, same + 1, same - 1])[[0, 6, 1, 2, 3, 4, 12, 5]]
+    assert set(choose_pool(levels.split(3), 3)) >= {1, 6}
+    assert choose_pool([levels], 100) == list(range(8))
+
+
+def test_balanced_maps_lie_around_one_and_count_by_closeness(model):
     copied = copy.deepcopy(model)
     with torch.no_grad():
         prepared = copied.prepare(copied.support_levels(SUPPORT))
-        copied.map_scale = map_scales(copied, [IMAGES], prepared)
-        assert set(copied.map_scale) == {"forward", "reverse"}
-        result = copied(IMAGES, SUPPORT)
+        balance_maps(copied, IMAGES.split(2), prepared)
         for branch in copied.branches():
-            assert copied.anomaly_map(result, (64, 64), [branch]).mean() > 0
-    again = {branch: [1.0] * 3 for branch in copied.branches()}
-    assert copied.map_scale != again
+            own = copied.anomaly_map(copied.distill(copied.teacher(IMAGES), prepared), (64, 64), [branch])
+            assert 0.8 < own.log().mean().exp() < 1.25
+        forward, reverse = (copied.map_exponent[branch] for branch in ("forward", "reverse"))
+        assert (len(forward), len(reverse), reverse[0]) == (2, 3, 0.5)
+        assert torch.tensor(forward) + torch.tensor(reverse[1:]) == pytest.approx([1.0, 1.0])
+        # A branch that is twice as far away counts half as much.
+        again = copy.deepcopy(copied)
+        original = again.distill
+
+        def farther(*arguments):
+            result = original(*arguments)
+            return result._replace(aligned=[4 * torch.randn_like(level) for level in result.aligned])
+
+        again.distill = farther
+        balance_maps(again, IMAGES.split(2), prepared)
+        assert all(new < old for new, old in zip(again.map_exponent["forward"], forward, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])

@@ -11,7 +11,7 @@ from bkd_fast.model.weights import PACKAGES
 
 
 def raw(**changes) -> BKDConfig:
-    return BKDConfig(weights="none", scale_channels=False, pool=1, **changes)
+    return BKDConfig(weights="none", standardize=False, pool=1, **changes)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_folded_equals_timm(name, tmp_path):
             torch.nn.init.normal_(module.bias, 0, 0.1)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     teacher = Teacher(
-        BKDConfig(teacher=name, weights=str(tmp_path / "weights.pth"), margin=0, scale_channels=False, pool=1)
+        BKDConfig(teacher=name, weights=str(tmp_path / "weights.pth"), margin=0, standardize=False, pool=1)
     )
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in teacher.modules())
 

@@ -20,7 +20,7 @@ def levels(branches=1, dtype=torch.float64, shapes=SHAPES, seed=0):
     return one(), [level for _ in range(branches) for level in one()]
 
 
-def loop(teacher, student, size, fusion, sigma, weights, align_corners, value_share):
+def loop(teacher, student, size, fusion, sigma, weights, exponents, align_corners, value_share):
     """Eq. 13 at each pixel of each level, then PyTorch's upsampling and SciPy's smoothing."""
     count = len(teacher)
     weights = weights or [1.0] * len(student)
@@ -33,7 +33,8 @@ def loop(teacher, student, size, fusion, sigma, weights, align_corners, value_sh
                 cosine = a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-8)
                 value = (1 - value_share) * (1 - cosine) + value_share * ((a - b) ** 2).mean()
                 distance[n, i, j] += weights[index] * value
-        up = F.interpolate(distance[:, None], size=size, mode="bilinear", align_corners=align_corners)[:, 0]
+        power = exponents[level] if exponents else 1.0
+        up = F.interpolate(distance[:, None] ** power, size=size, mode="bilinear", align_corners=align_corners)[:, 0]
         fused = fused * up if fusion == "product" else fused + up
     if not sigma:
         return fused
@@ -43,12 +44,13 @@ def loop(teacher, student, size, fusion, sigma, weights, align_corners, value_sh
 @pytest.mark.parametrize("fusion", ["product", "sum"])
 @pytest.mark.parametrize("sigma", [0.0, 1.5, 30.0])
 @pytest.mark.parametrize(("align_corners", "value_share"), [(False, 0.0), (True, 0.3), (False, 1.0)])
-def test_equals_a_loop_over_the_equation(fusion, sigma, align_corners, value_share):
+@pytest.mark.parametrize("exponents", [None, (0.3, 1.0, 2.5)])
+def test_equals_a_loop_over_the_equation(fusion, sigma, align_corners, value_share, exponents):
     teacher, student = levels(branches=2)
-    arguments = ((9, 11), fusion, sigma, [1.0, 2.0, 0.5, 3.0, 1.5, 0.1], align_corners, value_share)
-    size, fusion, sigma, weights, align_corners, value_share = arguments
+    arguments = ((9, 11), fusion, sigma, [1.0, 2.0, 0.5, 3.0, 1.5, 0.1], exponents, align_corners, value_share)
+    size, fusion, sigma, weights, exponents, align_corners, value_share = arguments
     found = cosine_anomaly_map(
-        teacher, student, size, fusion=fusion, sigma=sigma, weights=weights,
+        teacher, student, size, fusion=fusion, sigma=sigma, weights=weights, exponents=exponents,
         align_corners=align_corners, value_share=value_share,
     )  # fmt: skip
     torch.testing.assert_close(found, loop(teacher, student, *arguments))
@@ -64,22 +66,24 @@ def test_equals_the_loop_on_any_small_shape(batch, shapes, size, branches, sigma
     found = cosine_anomaly_map(teacher, student, size, sigma=sigma)
     assert found.shape == (batch, *size)
     if batch:
-        torch.testing.assert_close(found, loop(teacher, student, size, "product", sigma, None, False, 0.0))
+        torch.testing.assert_close(found, loop(teacher, student, size, "product", sigma, None, None, False, 0.0))
 
 
 @pytest.mark.parametrize("fusion", ["product", "sum"])
 @pytest.mark.parametrize("value_share", [0.0, 0.4])
-def test_gradients_are_derivatives(fusion, value_share):
+@pytest.mark.parametrize("exponents", [[1.0, 1.0, 1.0], [0.6, 1.0, 2.0]])
+def test_gradients_are_derivatives(fusion, value_share, exponents):
     teacher, student = levels(branches=2)
     tensors = [level.requires_grad_() for level in teacher + student]
 
     def call(*values):
         return cosine_anomaly_map(
-            values[:3], values[3:], (7, 6), fusion=fusion, sigma=1.2, weights=range(1, 7), value_share=value_share
-        )
+            values[:3], values[3:], (7, 6), fusion=fusion, sigma=1.2, weights=range(1, 7), exponents=exponents,
+            value_share=value_share,
+        )  # fmt: skip
 
     assert torch.autograd.gradcheck(call, tensors)
-    settings_ = ((7, 6), fusion, 1.2, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], False, value_share)
+    settings_ = ((7, 6), fusion, 1.2, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], exponents, False, value_share)
     output = reference.cosine_anomaly_map(tensors[:3], tensors[3:], *settings_)
     grad = torch.randn_like(output)
     found = reference.cosine_anomaly_map_backward(grad, tensors[:3], tensors[3:], *settings_, [True] * 9)
@@ -112,6 +116,17 @@ def test_zero_vectors_are_at_distance_one():
     assert student[0].grad.isfinite().all()
 
 
+def test_equal_features_are_at_distance_zero_to_any_power():
+    """Rounding makes some distances negative, of which there is no power, and slopes at zero are infinite."""
+    teacher = [torch.rand(1, 64, 16, 16)]
+    student = [(3 * teacher[0]).requires_grad_()]
+    found = cosine_anomaly_map(teacher, student, 16, exponents=[0.5])
+    assert found.isfinite().all()
+    assert (found < 1e-2).all()
+    found.sum().backward()
+    assert student[0].grad.isfinite().all()
+
+
 def test_layouts_do_not_matter():
     teacher, student = levels(dtype=torch.float32)
     expected = cosine_anomaly_map(teacher, student, (8, 8))
@@ -132,6 +147,8 @@ def test_layouts_do_not_matter():
         ([(1, 2, 3, 3)], [(1, 2, 3, 3)], {"sigma": -1.0}, "sigma is -1.0"),
         ([(1, 2, 3, 3)], [(1, 2, 3, 3)], {"value_share": 2.0}, "value_share is 2.0, expected 0 to 1"),
         ([(1, 2, 3, 3)], [(1, 2, 3, 3)], {"weights": [1.0, 2.0]}, "weights has 2 numbers, expected 1"),
+        ([(1, 2, 3, 3)], [(1, 2, 3, 3)], {"exponents": [0.0]}, "exponents is .0.0., expected 1 positive numbers"),
+        ([(1, 2, 3, 3)], [(1, 2, 3, 3)], {"exponents": [1.0, 1.0]}, "exponents is"),
         ([(1, 2, 3, 3)], [(1, 2, 3, 3)], {"size": (0, 4)}, r"size is \(0, 4\)"),
     ],
 )

@@ -21,7 +21,7 @@ _, (TABLE, PLACES, SHARES) = cases.gather()
 READ = cases.random(2, 19, 6, 5)
 _, (QUERY, MEMORY) = cases.attention()
 MAP = cases.random(2, 9, 9)
-SETTINGS = [9, 9], "product", 1.0, [1.0, 1.0], False, 0.2
+SETTINGS = [9, 9], "product", 1.0, [1.0, 1.0], [1.0, 1.0], False, 0.2
 # Call, its tensors, and the names of what its kernels write to, in turn.
 CALLS = {
     "conv": (

@@ -191,6 +191,7 @@ def cosine_anomaly_map(
     fusion: str,
     sigma: float,
     weights: Sequence[float],
+    exponents: Sequence[float],
     align_corners: bool,
     value_share: float,
 ) -> Tensor:
@@ -198,8 +199,9 @@ def cosine_anomaly_map(
     teacher, student = _pairs(teacher, student)
     output = torch.empty((teacher[0].shape[0], *size), dtype=teacher[0].dtype)
     _native.anomaly_map(
-        _tier(), teacher, student, list(weights), value_share, fusion == "product", sigma, align_corners, output
-    )
+        _tier(), teacher, student, list(weights), list(exponents), value_share, fusion == "product", sigma,
+        align_corners, output,
+    )  # fmt: skip
     return output
 
 
@@ -211,6 +213,7 @@ def cosine_anomaly_map_backward(
     fusion: str,
     sigma: float,
     weights: Sequence[float],
+    exponents: Sequence[float],
     align_corners: bool,
     value_share: float,
     needs: Sequence[bool],
@@ -226,7 +229,9 @@ def cosine_anomaly_map_backward(
     distances = torch.empty(sum(counts), dtype=teacher[0].dtype)
     _native.cosine_distances(_tier(), teacher, student, list(weights), value_share, distances)
     levels = [part.view(place) for part, place in zip(distances.split(counts), places, strict=True)]
-    by_level = reference.fusion_backward(grad.to(distances.dtype), levels, size, fusion, sigma, align_corners)
+    by_level = reference.fusion_backward(
+        grad.to(distances.dtype), levels, size, fusion, sigma, exponents, align_corners
+    )
     by_distance = torch.cat([part.reshape(-1) for part in by_level])
     found = _like([*teacher, *student], needs)
     _native.cosine_distances_backward(

@@ -1,6 +1,11 @@
 """The operators in plain PyTorch: what the kernels must compute."""
 
-from bkd_fast.ops.reference.anomaly_map import cosine_anomaly_map, cosine_anomaly_map_backward, fusion_backward
+from bkd_fast.ops.reference.anomaly_map import (
+    cosine_anomaly_map,
+    cosine_anomaly_map_backward,
+    fusion_backward,
+    raised,
+)
 from bkd_fast.ops.reference.deform_conv import (
     modulated_deform_conv2d,
     modulated_deform_conv2d_backward,
@@ -28,6 +33,7 @@ __all__ = [
     "modulated_deform_conv2d_backward",
     "modulated_deform_gather",
     "modulated_deform_gather_backward",
+    "raised",
     "sparse_memory_attention",
     "sparse_memory_attention_backward",
 ]

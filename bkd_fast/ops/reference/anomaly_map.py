@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-8  # least product of norms in a cosine
+LEAST = 1e-6  # distance that is raised to a power: below it a cosine in float32 is rounding, of either sign
 
 
 def cosine_anomaly_map(
@@ -18,11 +19,12 @@ def cosine_anomaly_map(
     fusion: str,
     sigma: float,
     weights: Sequence[float],
+    exponents: Sequence[float],
     align_corners: bool,
     value_share: float,
 ) -> Tensor:
     """See :func:`bkd_fast.ops.cosine_anomaly_map`."""
-    distances = _distances(teacher, student, weights, value_share)
+    distances = raised(_distances(teacher, student, weights, value_share), exponents)
     return _smooth(_fuse([_upsample(level, size, align_corners) for level in distances], fusion), sigma)
 
 
@@ -34,6 +36,7 @@ def cosine_anomaly_map_backward(
     fusion: str,
     sigma: float,
     weights: Sequence[float],
+    exponents: Sequence[float],
     align_corners: bool,
     value_share: float,
     needs: Sequence[bool],
@@ -41,7 +44,7 @@ def cosine_anomaly_map_backward(
     """Gradients by the teacher's levels, then the students'; empty tensors where ``needs`` says so."""
     count = len(teacher)
     distances = _distances(teacher, student, weights, value_share)
-    by_distances = fusion_backward(grad, distances, size, fusion, sigma, align_corners)
+    by_distances = fusion_backward(grad, distances, size, fusion, sigma, exponents, align_corners)
     gradients: list[Tensor | None] = [None] * (count + len(student))
     for level, t in enumerate(teacher):
         for index in range(level, len(student), count):
@@ -58,19 +61,38 @@ def cosine_anomaly_map_backward(
 
 
 def fusion_backward(
-    grad: Tensor, distances: Sequence[Tensor], size: Sequence[int], fusion: str, sigma: float, align_corners: bool
+    grad: Tensor,
+    distances: Sequence[Tensor],
+    size: Sequence[int],
+    fusion: str,
+    sigma: float,
+    exponents: Sequence[float],
+    align_corners: bool,
 ) -> list[Tensor]:
-    """Gradients of the map by the distances of each level, (N, H_l, W_l)."""
+    """Gradients of the map by the distances of each level, (N, H_l, W_l), before they are raised."""
     by_fused = _smooth(grad, sigma, adjoint=True)
-    levels = [_upsample(level, size, align_corners) for level in distances]
+    powers = raised(distances, exponents)
+    levels = [_upsample(level, size, align_corners) for level in powers]
     gradients = []
     for level, distance in enumerate(distances):
         by_level = by_fused
         if fusion == "product":
             for other in levels[:level] + levels[level + 1 :]:
                 by_level = by_level * other
-        gradients.append(_upsample_adjoint(by_level, distance.shape[1:], align_corners))
+        gradient = _upsample_adjoint(by_level, distance.shape[1:], align_corners)
+        if exponents[level] != 1:
+            slope = exponents[level] * powers[level] / distance.clamp_min(LEAST)
+            gradient = torch.where(distance > LEAST, slope, torch.zeros_like(slope)) * gradient
+        gradients.append(gradient)
     return gradients
+
+
+def raised(distances: Sequence[Tensor], exponents: Sequence[float]) -> list[Tensor]:
+    """Each level's distances to the power of its exponent."""
+    return [
+        level if exponent == 1 else level.clamp_min(LEAST) ** exponent
+        for level, exponent in zip(distances, exponents, strict=True)
+    ]
 
 
 def _distances(

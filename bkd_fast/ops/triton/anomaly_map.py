@@ -152,11 +152,13 @@ def cosine_anomaly_map(
     fusion: str,
     sigma: float,
     weights: Sequence[float],
+    exponents: Sequence[float],
     align_corners: bool,
     value_share: float,
 ) -> Tensor:
     """See :func:`bkd_fast.ops.cosine_anomaly_map`."""
     distances, _ = _distances(Levels(teacher, student), weights, value_share, statistics=False)
+    distances = reference.raised(distances, exponents)
     output = floats((teacher[0].shape[0], *size), teacher[0])
     count = output.numel()
     if not len(output):
@@ -190,6 +192,7 @@ def cosine_anomaly_map_backward(
     fusion: str,
     sigma: float,
     weights: Sequence[float],
+    exponents: Sequence[float],
     align_corners: bool,
     value_share: float,
     needs: Sequence[bool],
@@ -200,7 +203,7 @@ def cosine_anomaly_map_backward(
     """
     levels, count = Levels(teacher, student), len(teacher)
     distances, statistics = _distances(levels, weights, value_share, statistics=True)
-    by_distance = reference.fusion_backward(grad, distances, size, fusion, sigma, align_corners)
+    by_distance = reference.fusion_backward(grad, distances, size, fusion, sigma, exponents, align_corners)
     flat = [by_distance[index % count].reshape(-1).contiguous() for index in range(len(student))]
     directions = [(1 - value_share) * weight for weight in weights]
     values = [value_share * weight / levels.channels[index % count] for index, weight in enumerate(weights)]

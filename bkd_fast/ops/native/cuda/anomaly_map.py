@@ -23,6 +23,7 @@ def cosine_anomaly_map(
     fusion: str,
     sigma: float,
     weights: Sequence[float],
+    exponents: Sequence[float],
     align_corners: bool,
     value_share: float,
 ) -> Tensor:
@@ -38,6 +39,7 @@ def cosine_anomaly_map(
             f'not {len(teacher)} and {sigma}; run it with bkd_fast.backend("reference")'
         )
     distances, _ = _distances(Levels(teacher, student, aligned), weights, value_share, statistics=False)
+    distances = reference.raised(distances, exponents)
     output = floats((teacher[0].shape[0], *size), teacher[0])
     rows = torch.empty_like(output) if radius else output.new_empty(0)
     kernels().anomaly_map(distances, fusion == "product", sigma, radius, align_corners, rows, output)
@@ -52,6 +54,7 @@ def cosine_anomaly_map_backward(
     fusion: str,
     sigma: float,
     weights: Sequence[float],
+    exponents: Sequence[float],
     align_corners: bool,
     value_share: float,
     needs: Sequence[bool],
@@ -62,7 +65,7 @@ def cosine_anomaly_map_backward(
     """
     levels = Levels(teacher, student, aligned)
     distances, statistics = _distances(levels, weights, value_share, statistics=True)
-    by_distance = reference.fusion_backward(grad, distances, size, fusion, sigma, align_corners)
+    by_distance = reference.fusion_backward(grad, distances, size, fusion, sigma, exponents, align_corners)
     by_teacher, by_student = levels.room(needs)
     kernels().cosine_distances_backward(
         [part.contiguous() for part in by_distance], levels.teacher, levels.student, list(weights), value_share,
