@@ -117,7 +117,7 @@ class AlignmentPyramid(nn.Module):
         """Warps the prepared support onto ``query``, per level (N, C, H, W), from the deepest level up (Eq. 4-5)."""
         if not self.predictors:
             pairs = zip(query, prepared, strict=True)
-            still = [level.features.expand(len(q), -1, -1, -1, -1) for q, level in pairs]
+            still = [level.features.expand(q.shape[0], -1, -1, -1, -1) for q, level in pairs]
             return Alignment([self._aggregated(q, shots) for q, shots in zip(query, still, strict=True)], [])
         aligned: list[Tensor] = []
         offsets: list[Tensor] = []
