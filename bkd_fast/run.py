@@ -97,9 +97,14 @@ def save_trained(
         support: its levels, see :attr:`Trained.support`.
     """
     save_support(folder / SUPPORT, list(images))
-    save_tensors(folder / FEATURES, {str(index): level for index, level in enumerate(support)}, {})
+    if support:  # nothing can be kept of nothing, which is what the reverse branch alone has
+        save_tensors(folder / FEATURES, {str(index): level for index, level in enumerate(support)}, {})
     save_tensors(folder / MODEL, model.state_dict(), {})
-    files = [MODEL, FEATURES, *sorted(f"{SUPPORT}/{path.name}" for path in (folder / SUPPORT).iterdir())]
+    files = [
+        MODEL,
+        *([FEATURES] if support else []),
+        *sorted(f"{SUPPORT}/{path.name}" for path in (folder / SUPPORT).iterdir()),
+    ]
     write_json(
         folder / CONFIG,
         {
@@ -137,7 +142,7 @@ def load_trained(folder: str | Path) -> Trained:
     load_state(model, load_file(folder / MODEL), folder / MODEL)
     calibration = Calibration(**manifest["calibration"])
     model.map_scale, model.map_exponent = calibration.map_scale, calibration.map_exponent
-    features = load_file(folder / FEATURES)
+    features = load_file(folder / FEATURES) if FEATURES in manifest["files"] else {}
     support = [features[str(index)] for index in range(len(features))]
     sample = load_support(folder / SUPPORT, config.image_size, 1)
     return Trained(folder, config, calibration, DataSource(**manifest["source"]), model.eval(), support, sample)

@@ -43,11 +43,11 @@ def test_info_says_what_runs_where(capsys):
 def test_training_from_the_command_line(tiny_data, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["train", str(tiny_data), "--out", str(out), "--teacher", "resnet18", "--weights", "none"]
-    small = ["--image-size", "64", "--epochs", "1", "--batch-size", "4", "--set", "memory_items=16", "fusion=sum"]
+    small = ["--image-size", "64", "--epochs", "1", "--batch-size", "4", "--set", "memory_items=16", "sigma=2"]
     assert main([*arguments, *small]) == 0
     assert f"bkd-fast evaluate {out}" in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())["config"]
-    assert (config["image_size"], config["fusion"], config["memory_items"]) == ([64, 64], "sum", 16)
+    assert (config["image_size"], config["sigma"], config["memory_items"]) == ([64, 64], 2.0, 16)
     # Silent where nobody watches: no bar in a captured stream.
     assert "images/s" not in capsys.readouterr().err
     assert main([*arguments, *small]) == 1

@@ -34,7 +34,7 @@ def samples(grad, layout=torch.contiguous_format):
             random(1, 36, 6, 5, **make), random(2, 18, 6, 5, **make), None, [3, 3], three, one, one,
         ),
         "sparse_memory_attention": (random(2, 7, 4, grad=grad), random(5, 4, grad=grad), 0.05, 0.5, True),
-        "cosine_anomaly_map": (teacher, student, [8, 9], "product", 1.0, [1.0, 2.0], False, 0.2),
+        "cosine_anomaly_map": (teacher, student, [8, 9], "product", 1.0, [1.0, 2.0], [0.5, 1.0], False, 0.2),
         "distillation_loss": (teacher, student, "flat", 0.5),
     }  # fmt: skip
 
