@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bkd_fast.config import BKDConfig
+from bkd_fast.errors import BKDError
 from bkd_fast.model.alignment import Alignment, AlignmentPyramid, PreparedLevel
 from bkd_fast.model.bottleneck import OneClassBottleneck
 from bkd_fast.model.lifting import lifted
@@ -93,6 +94,11 @@ class BKD(nn.Module):
         if not self.config.forward_branch:
             return []
         if self.config.support_draw == "nearest":
+            if len(support_levels[0]) != 1:
+                raise BKDError(
+                    f"support of shape {tuple(support_levels[0].shape[:2])} + features: with support_draw='nearest' "
+                    "queries choose from one set of images, given as (k, 3, H, W)"
+                )
             return make_pool([level.squeeze(0) for level in support_levels])
         return self.alignment.prepare(support_levels)
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from bkd_fast.config import BKDConfig
+from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.blocks import ResidualBlock
 from bkd_fast.model.calibration import balance_maps, calibrate, choose_pool, greedy_coreset
@@ -91,6 +92,11 @@ def test_a_fixed_support_is_prepared_once(model):
         second = model(IMAGES, SUPPORT)
     for one, two in zip(first.aligned, second.aligned, strict=True):
         torch.testing.assert_close(one, two)
+
+
+def test_a_support_per_query_is_refused_where_queries_choose(model):
+    with pytest.raises(BKDError, match="choose from one set of images"):
+        model(IMAGES, SUPPORT.expand(3, -1, -1, -1, -1))
 
 
 def test_each_image_is_judged_by_itself(model):
