@@ -112,14 +112,14 @@ class BKD(nn.Module):
         levels = list(query)
         aligned: list[Tensor] = []
         offsets: list[Tensor] = []
-        if self.config.forward_branch and self._counts("alignment"):
+        if self.config.forward_branch and self._wanted("alignment"):
             aligned, offsets = self._align(levels, prepared, exclude)
         student: list[Tensor] = []
-        if self.config.reverse_branch and self._counts("memories", "student"):
+        if self.config.reverse_branch and self._wanted("memories", "student"):
             student = self._rebuild(levels)
         return Distillation(levels, aligned, student, offsets)
 
-    def _counts(self, *parts: str) -> bool:
+    def _wanted(self, *parts: str) -> bool:
         """Whether what these parts do is wanted: in training only if there is something in them to learn."""
         learned = (p.requires_grad for name in parts for p in getattr(self, name, nn.Identity()).parameters())
         return not self.training or any(learned)
@@ -150,9 +150,10 @@ class BKD(nn.Module):
     def losses(self, result: Distillation) -> dict[str, Tensor]:
         """Eq. 11-12: ``forward``, ``reverse`` and their weighted sum ``total``; scalars, float32."""
         losses = {}
+        teacher = lifted(result.teacher, self.config.lift)
         for branch, levels in self.outputs(result).items():
             losses[branch] = distillation_loss(
-                lifted(result.teacher[-len(levels) :], self.config.lift),
+                teacher[-len(levels) :],
                 lifted(levels, self.config.lift),
                 direction=self.config.direction,
                 value_weight=self.config.value_weight,
@@ -164,22 +165,45 @@ class BKD(nn.Module):
     def anomaly_map(self, result: Distillation, size: tuple[int, int], branches: Sequence[str] = BRANCHES) -> Tensor:
         """Eq. 13 over the given branches that this model has -> (N, H, W) of ``size``, raw and unbounded, float32."""
         outputs = {branch: levels for branch, levels in self.outputs(result).items() if branch in branches}
+        teacher = lifted(result.teacher, self.config.lift)
         weights = [1 / scale for branch in outputs for scale in self.map_scale[branch]]
         exponents: list[float] | None = None
         if self.config.fusion == "geometric":
             # Every level of every branch is a factor of its own.
-            teacher = [level for levels in outputs.values() for level in result.teacher[-len(levels) :]]
+            teacher = [level for levels in outputs.values() for level in teacher[-len(levels) :]]
             powers = [power for branch in outputs for power in self.map_exponent[branch]]
             exponents = [power / sum(powers) for power in powers]
         else:
-            teacher = result.teacher[-min(len(levels) for levels in outputs.values()) :]
-        student = [level for levels in outputs.values() for level in levels]
+            teacher = teacher[-min(len(levels) for levels in outputs.values()) :]
+        student = lifted([level for levels in outputs.values() for level in levels], self.config.lift)
+        return self._map(teacher, student, size, weights, exponents)
+
+    def level_maps(self, result: Distillation, size: tuple[int, int]) -> dict[str, list[Tensor]]:
+        """The maps (N, H, W) of ``size`` that each level of each branch would give alone, as they come."""
+        teacher = lifted(result.teacher, self.config.lift)
+        return {
+            branch: [
+                self._map([target], [output], size)
+                for target, output in zip(teacher[-len(levels) :], lifted(levels, self.config.lift), strict=True)
+            ]
+            for branch, levels in self.outputs(result).items()
+        }
+
+    def _map(
+        self,
+        teacher: list[Tensor],
+        student: list[Tensor],
+        size: tuple[int, int],
+        weights: list[float] | None = None,
+        exponents: list[float] | None = None,
+    ) -> Tensor:
+        """The operator with what the configuration says of it."""
         return cosine_anomaly_map(
-            lifted(teacher, self.config.lift),
-            lifted(student, self.config.lift),
+            teacher,
+            student,
             size,
             fusion="sum" if self.config.fusion == "sum" else "product",
-            sigma=self.sigma(size),
+            sigma=self.config.sigma * size[0] / 256,
             weights=weights,
             exponents=exponents,
             align_corners=self.config.align_corners,
@@ -191,10 +215,6 @@ class BKD(nn.Module):
         return {
             branch: levels for branch, levels in zip(BRANCHES, (result.aligned, result.student), strict=True) if levels
         }
-
-    def sigma(self, size: tuple[int, int]) -> float:
-        """Of the smoothing, in pixels of a map of ``size``."""
-        return self.config.sigma * size[0] / 256
 
     def image_score(self, maps: Tensor) -> Tensor:
         """(N, H, W) -> (N,): the maximum of each map, or the mean of its ``top_fraction`` largest pixels."""

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from bkd_fast.model.bkd import BKD, Prepared
-from bkd_fast.model.lifting import lifted
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.retrieval import describe
-from bkd_fast.ops import cosine_anomaly_map
 
 CANDIDATES = 100_000  # features a level that the coreset is chosen from
 PROJECTED = 64  # dimensions that distances are compared in
@@ -104,26 +102,20 @@ def balance_maps(model: BKD, batches: Iterable[Tensor], prepared: Prepared) -> N
     """
     sums = {branch: torch.zeros(2, len(scales), dtype=torch.float64) for branch, scales in model.map_scale.items()}
     pixels = 0
-    size, lift = model.config.image_size, model.config.lift
     for images in batches:
-        result = model.distill(model.teacher(images), prepared)
-        pixels += len(images) * size[0] * size[1]
-        for branch, outputs in model.outputs(result).items():
-            for level, (target, output) in enumerate(zip(result.teacher[-len(outputs) :], outputs, strict=True)):
-                distance = cosine_anomaly_map(
-                    lifted([target], lift), lifted([output], lift), size,
-                    sigma=model.sigma(size), value_share=model.config.map_value_share,
-                )  # fmt: skip
+        found = model.level_maps(model.distill(model.teacher(images), prepared), model.config.image_size)
+        pixels += next(iter(found.values()))[0].numel()
+        for branch, maps in found.items():
+            for level, distance in enumerate(maps):
                 logarithm = distance.double().clamp_min(1e-6).log()
                 sums[branch][:, level] += torch.stack([logarithm.sum(), distance.double().sum()]).cpu()
     closeness = {branch: pixels / total[1].clamp_min(1e-12) for branch, total in sums.items()}
-    deepest = -min(len(levels) for levels in closeness.values())
+    shared = -min(len(levels) for levels in closeness.values())
+    together = torch.stack([levels[shared:] for levels in closeness.values()]).sum(0)
     for branch, (logarithms, _) in sums.items():
         # A level that one branch alone judges counts as if they shared it.
         share = torch.full_like(logarithms, 1 / len(sums))
-        share[deepest:] = closeness[branch][deepest:] / torch.stack([own[deepest:] for own in closeness.values()]).sum(
-            0
-        )
+        share[shared:] = closeness[branch][shared:] / together
         model.map_scale[branch] = (logarithms / pixels).exp().tolist()
         model.map_exponent[branch] = share.tolist()
 

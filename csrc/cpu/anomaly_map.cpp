@@ -83,7 +83,8 @@ void cosine_distances_backward(int64_t tier, const Tensor& grad, const Tensors& 
 }
 
 void anomaly_map(int64_t tier, const Tensors& teacher, const Tensors& student, const std::vector<double>& weights,
-                 const std::vector<double>& exponents, double value_share, bool product, double sigma, bool align_corners, const Tensor& output) {
+                 const std::vector<double>& exponents, double value_share, bool product, double sigma,
+                 bool align_corners, const Tensor& output) {
   by_type(teacher[0], [&](auto zero) {
     using T = decltype(zero);
     const Pairs<T> pairs(teacher, student, weights);

@@ -197,7 +197,7 @@ def test_balanced_maps_lie_around_one_and_count_by_closeness(model):
         forward, reverse = (copied.map_exponent[branch] for branch in ("forward", "reverse"))
         assert (len(forward), len(reverse), reverse[0]) == (2, 3, 0.5)
         assert torch.tensor(forward) + torch.tensor(reverse[1:]) == pytest.approx([1.0, 1.0])
-        # A branch that is twice as far away counts half as much.
+        # The farther away a branch is, the less it counts.
         again = copy.deepcopy(copied)
         original = again.distill
 
