@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import ImageDataset, augment, draw_support
+from bkd_fast.data import draw_support
 from bkd_fast.errors import BKDError
-from bkd_fast.model.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -68,64 +65,3 @@ class Schedule:
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         # Distinct streams from seed, epoch and step; manual_seed hashes well enough for neighbours to differ.
         return torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) * 1_000_003 + step)
-
-
-class FeatureSource:
-    """Teacher features of training images: the first ones from memory, the others computed when asked for.
-
-    The teacher is frozen and queries are not augmented, so their features never change.
-
-    Args:
-        budget: bytes that may be kept.
-    """
-
-    def __init__(self, dataset: ImageDataset, teacher: Teacher, device: torch.device, budget: int) -> None:
-        self.dataset, self.teacher, self.device, self.budget = dataset, teacher, device, budget
-        self.pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="decode")
-        self.kept: list[list[Tensor]] = []
-
-    def images(self, indices: Sequence[int]) -> Tensor:
-        """(N, 3, H, W) on the device; decoded in threads."""
-        images = list(self.pool.map(lambda index: self.dataset[index][0], indices))
-        return torch.stack(images).to(self.device)
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """All images in order."""
-        for start in range(0, len(self.dataset), size):
-            yield self.images(range(start, min(start + size, len(self.dataset))))
-
-    def fill(self) -> None:
-        """Keeps the features of as many images as the budget allows, always the first ones in order.
-
-        One image at a time, so that they do not depend on how a run was cut into pieces.
-        """
-        self.kept = []
-        for index in range(len(self.dataset)):
-            levels = [level.squeeze(0) for level in self.teacher(self.images([index]))]
-            self.budget -= sum(level.nbytes for level in levels)
-            if self.budget < 0:
-                return
-            self.kept.append(levels)
-
-    def levels(self, indices: Sequence[int]) -> list[Tensor]:
-        """Teacher levels (N, C_l, H_l, W_l), channels_last, of the given images."""
-        missing = [index for index in indices if index >= len(self.kept)]
-        computed = self.teacher(self.images(missing)) if missing else []
-        place = {index: position for position, index in enumerate(missing)}
-        return [
-            torch.stack(
-                [computed[level][place[index]] if index in place else self.kept[index][level] for index in indices]
-            ).contiguous(memory_format=torch.channels_last)
-            for level in range(len(self.teacher.channels))
-        ]
-
-    def supports(self, step: Step, mode: str) -> Tensor:
-        """Augmented support images: (k, 3, H, W) shared by the step, or (N, k, 3, H, W)."""
-        flat = [index for row in step.supports for index in row]
-        images = augment(self.images(flat), mode, torch.Generator().manual_seed(step.seed))
-        return images if len(step.supports) == 1 else images.unflatten(0, (len(step.supports), -1))
-
-    def close(self) -> None:
-        """Ends the decoding threads and frees what was kept."""
-        self.pool.shutdown()
-        self.kept = []

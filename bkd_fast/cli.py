@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bkd_fast.config_options import add_options, config_from, grid_from
 from bkd_fast.errors import BKDError
 from bkd_fast.version import __version__
 
@@ -19,6 +20,7 @@ EPILOG = """examples:
   bkd-fast train parts/ --out runs/parts          one model for a folder of good images (or MVTec AD's layout)
   bkd-fast evaluate runs/parts                    metrics, scores.csv and report.html on the test images
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
+  bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
   bkd-fast bench                                  how fast this machine is, on every backend it has
 """
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         hint = "; go on with the same command and --resume" if arguments.command == "train" else ""
+        hint = "; the same command goes on" if arguments.command == "ablate" else hint
         print(f"bkd-fast: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
@@ -63,17 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--category", nargs="+", help="categories to train (default: all)")
     train.add_argument("--anomalous", type=Path, help="with a plain folder: defective images, for evaluation only")
     train.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by file name")
-    train.add_argument("--preset", default="default", help="default, paper or rd4ad (default: %(default)s)")
-    train.add_argument("--teacher", help="any timm CNN, e.g. resnet18 or tf_efficientnet_lite0")
-    train.add_argument("--weights", help="auto, or a local file with the teacher's ImageNet weights")
-    train.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="height and width, or one for both")
-    train.add_argument("--epochs", type=int, help="passes over the training images (default: the preset's)")
-    train.add_argument("--batch-size", type=int, help="images a step, over all processes (default: the preset's)")
-    train.add_argument("--shots", type=int, help="support images k")
-    train.add_argument("--seed", type=int, help="of everything random (default: 0)")
-    train.add_argument(
-        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="any other field of BKDConfig, e.g. fusion=sum"
-    )
+    add_options(train)
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     train.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
     train.add_argument("--devices", type=int, default=1, help="processes (GPUs) to train with (default: %(default)s)")
@@ -81,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--precision", default="auto", choices=("auto", "32", "bf16", "fp16"), help="auto: bf16 where the GPU has it"
     )
-    train.add_argument("--cache-gb", type=float, default=2.0, help="memory for teacher features (default: %(default)s)")
+    train.add_argument("--cache-gb", type=float, default=2.0, help="room for teacher features (default: %(default)s)")
+    train.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep them there, on disk, instead of in memory")
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure a run on test images and write its report")
     evaluate.add_argument("run_folder", type=Path, metavar="RUN")
@@ -101,6 +95,18 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on"
     )
+
+    ablate = _command(commands, "ablate", _ablate, "train and measure variants over several seeds: what pays")
+    ablate.add_argument("data", type=Path, help="a data set in MVTec AD's layout, with test images")
+    ablate.add_argument("--out", type=Path, required=True, help="folder for runs and results; the same one goes on")
+    what = ablate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=int, choices=(2, 4, 5), help="of the paper: shots, parts, or transformations")
+    what.add_argument("--grid", nargs="+", metavar="FIELD=A,B", help="every combination of these fields' values")
+    ablate.add_argument("--seeds", type=int, default=3, help="repetitions of each variant (default: %(default)s)")
+    ablate.add_argument("--category", nargs="+", help="categories to take (default: all)")
+    ablate.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or one for two cores)")
+    ablate.add_argument("--keep", action="store_true", help="leave every run's model, scores and report")
+    add_options(ablate, leave_out=("seed",))
 
     export = _command(commands, "export", _export, "write a run's model for another run-time")
     export.add_argument("run_folder", type=Path, metavar="RUN")
@@ -145,7 +151,7 @@ def _train(arguments: argparse.Namespace) -> None:
     train(
         arguments.data,
         arguments.out,
-        _config(arguments),
+        config_from(arguments),
         categories=arguments.category,
         anomalous=arguments.anomalous,
         masks=arguments.masks,
@@ -155,29 +161,10 @@ def _train(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         skip_unreadable=arguments.skip_unreadable,
         cache_gb=arguments.cache_gb,
+        cache_dir=arguments.cache_dir,
     )
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks
         print(f"trained: {arguments.out}\nnext: bkd-fast evaluate {arguments.out}")
-
-
-def _config(arguments: argparse.Namespace) -> Any:
-    from bkd_fast.config import BKDConfig
-
-    names = ("teacher", "weights", "epochs", "batch_size", "shots", "seed")
-    changes = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if arguments.image_size:
-        if len(arguments.image_size) > 2:
-            raise BKDError(f"--image-size takes one number or two, not {len(arguments.image_size)}")
-        changes["image_size"] = (arguments.image_size * 2)[:2]
-    for item in arguments.set:
-        name, separator, text = item.partition("=")
-        if not separator:
-            raise BKDError(f"--set takes FIELD=VALUE, not {item!r}")
-        try:
-            changes[name] = json.loads(text)
-        except json.JSONDecodeError:
-            changes[name] = {"True": True, "False": False}.get(text, text)
-    return BKDConfig.preset(arguments.preset, **changes)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -188,6 +175,30 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     print(table(metrics))
     print(f"report: {arguments.run_folder / 'report.html'}")
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    from bkd_fast.ablation import ablate, grid_variants, table_variants
+
+    base = config_from(arguments)
+    if arguments.table is not None:
+        variants, what = table_variants(arguments.table, base), f"Table {arguments.table}"
+    else:
+        fields = grid_from(arguments.grid)
+        variants, what = grid_variants(fields, base), ", ".join(fields)
+    results = ablate(
+        arguments.data,
+        arguments.out,
+        variants,
+        seeds=arguments.seeds,
+        categories=arguments.category,
+        jobs=arguments.jobs,
+        keep=arguments.keep,
+        title=f"{what} on {arguments.data.resolve().name}, preset {arguments.preset}",
+    )
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+        print(results.read_text(encoding="utf-8"))
+        print(f"results: {results}")
 
 
 def _predict(arguments: argparse.Namespace) -> None:

@@ -103,6 +103,7 @@ class BKDConfig:
     offset_lr_scale: float = 0.1
     schedule: Literal["cosine", "constant"] = "cosine"
     clip_norm: float = 0.0  # 0 = none
+    patience: int = 5  # training ends after so many epochs without a lower loss of held-out normals; 0 = never
     holdout: float = 0.1  # share of the training normals kept for thresholds
     threshold_quantile: float = 0.99  # of the held-out normals' scores
     seed: int = 0
@@ -200,6 +201,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("betas", 0, 0.999999),
     ("offset_lr_scale", 0, 100),
     ("clip_norm", 0, 1e9),
+    ("patience", 0, 100_000),
     ("holdout", 0.01, 0.9),
     ("threshold_quantile", 0.5, 1),
     ("seed", 0, 2**31 - 1),
@@ -237,6 +239,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "top_fraction": 0.0,
         "sigma": 0.0,
         "epochs": 200,
+        "patience": 0,
         "offset_lr_scale": 1.0,
         "schedule": "constant",
     },
@@ -255,6 +258,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "align_corners": True,
         "top_fraction": 0.0,
         "epochs": 200,
+        "patience": 0,
         "schedule": "constant",
     },
 }

@@ -55,6 +55,7 @@ def evaluate(
     *,
     device: str = "auto",
     skip_unreadable: bool = False,
+    pictures: bool = True,
     progress: bool | None = None,
 ) -> dict[str, Any]:
     """Measures a run and writes ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html`` into it.
@@ -64,6 +65,7 @@ def evaluate(
         data: a data set with the run's categories; None = the one it was trained on.
         device: ``auto`` takes CUDA where there is a device.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
+        pictures: False leaves out ``overlays/`` and ``report.html``.
         progress: a progress bar; None = where standard error is a terminal.
 
     Returns:
@@ -82,7 +84,9 @@ def evaluate(
     reports, rows = [], []
     metrics: dict[str, Any] = {"mean": {}, "categories": {}}
     for name, detector in detectors.items():
-        report, figures = _measure(name, detector, tests[name], folders[name], run, scale, progress)
+        report, figures = _measure(
+            name, detector, tests[name], folders[name], run, scale if pictures else None, progress
+        )
         reports.append(report)
         metrics["categories"][name] = figures
         rows += [
@@ -101,6 +105,8 @@ def evaluate(
         writer = csv.DictWriter(file, SCORE_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+    if not pictures:
+        return metrics
     config = next(iter(detectors.values())).config.to_dict()
     write_report(
         run / "report.html",
@@ -141,7 +147,7 @@ def _measure(
     samples: list[Sample],
     folder: Path,
     run: Path,
-    scale: HeatScale,
+    scale: HeatScale | None,
     progress: bool | None,
 ) -> tuple[CategoryReport, dict[str, Any]]:
     size = detector.config.image_size
@@ -204,26 +210,28 @@ def _record(
     detector: Detector,
     run: Path,
     category: str,
-    scale: HeatScale,
+    scale: HeatScale | None,
 ) -> ImageRecord:
+    """What the report says of an image; its picture is written where there is a scale for it."""
     overlay = run / "overlays" / category / sample.defect / f"{sample.path.name}.png"
-    picture = resize_image(load_image(sample.path), detector.config.image_size)
-    # Heat is shown in units of the category's own threshold, so that one scale serves the whole run.
-    panel = render_panel(
-        picture,
-        anomaly_map / detector.pixel_threshold,
-        anomaly_map > detector.pixel_threshold,
-        truth if sample.label else None,
-        scale,
-    )
-    write_overlay(overlay, panel)
+    if scale is not None:
+        picture = resize_image(load_image(sample.path), detector.config.image_size)
+        # Heat is shown in units of the category's own threshold, so that one scale serves the whole run.
+        panel = render_panel(
+            picture,
+            anomaly_map / detector.pixel_threshold,
+            anomaly_map > detector.pixel_threshold,
+            truth if sample.label else None,
+            scale,
+        )
+        write_overlay(overlay, panel)
     return ImageRecord(
         name=f"{sample.defect}/{sample.path.name}",
         defect=sample.defect,
         label=sample.label,
         score=score,
         decision=int(score > detector.threshold),
-        overlay=overlay,
+        overlay=overlay if scale is not None else None,
     )
 
 

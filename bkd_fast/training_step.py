@@ -20,13 +20,14 @@ class TrainingStep(nn.Module):
     def __init__(self, model: BKD) -> None:
         super().__init__()
         self.model = model
+        self.branches = model.learned_branches()
 
     def forward(
         self, query: list[Tensor], support: list[Tensor] | SupportPool, exclude: Tensor | None = None
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """-> losses, and the largest and mean absolute offset of every level."""
         prepared = support if isinstance(support, SupportPool) else self.model.prepare(support)
-        result = self.model.distill(query, prepared, exclude)
+        result = self.model.distill(query, prepared, exclude, self.branches)
         moves = [offset.detach().abs() for offset in result.offsets]
         return self.model.losses(result), [torch.stack([move.max(), move.mean()]) for move in moves]
 

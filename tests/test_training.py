@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bkd_fast import training
+from bkd_fast import trainer
 from bkd_fast.batches import Schedule
 from bkd_fast.checkpoint import Progress, load_checkpoint, read_log
 from bkd_fast.config import BKDConfig
 from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
+from bkd_fast.model.teacher import Teacher
 from bkd_fast.run import load_trained
 from bkd_fast.training import train
 from bkd_fast.training_step import make_optimizer
@@ -41,7 +42,7 @@ def assert_same_weights(first, second):
 def train_until(step, monkeypatch, *arguments):
     """Trains until Ctrl-C arrives in the given step."""
     left = [step]
-    original = training.TrainingStep.forward
+    original = trainer.TrainingStep.forward
 
     def forward(module, *levels):
         left[0] -= 1
@@ -50,7 +51,7 @@ def train_until(step, monkeypatch, *arguments):
         return original(module, *levels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.TrainingStep, "forward", forward)
+        patch.setattr(trainer.TrainingStep, "forward", forward)
         with pytest.raises(KeyboardInterrupt):
             train(*arguments)
 
@@ -122,9 +123,33 @@ def test_what_is_not_learned_is_only_calibrated(tiny_data, tiny_config, tmp_path
     assert "reverse" not in read_log(both / "log.csv")[0]
 
 
-def test_features_beyond_the_cache_give_the_same_loss(tiny_data, tiny_config, tiny_run, tmp_path):
-    uncached = train(tiny_data, tmp_path / "run", tiny_config, cache_gb=0)
-    assert losses_of(uncached) == pytest.approx(losses_of(tiny_run), rel=1e-3)
+@pytest.mark.parametrize(("gigabytes", "on_disk"), [(0.0, False), (5e-4, False), (2.0, True)])
+def test_where_features_are_kept_changes_nothing(tiny_data, tiny_config, tiny_run, tmp_path, gigabytes, on_disk):
+    folder = tmp_path / "features" if on_disk else None
+    run = train(tiny_data, tmp_path / "run", tiny_config, cache_gb=gigabytes, cache_dir=folder)
+    assert_same_weights(run, tiny_run)
+    assert folder is None or not list(folder.iterdir())
+
+
+def test_frozen_features_are_computed_once(tiny_data, tiny_config, tmp_path, monkeypatch):
+    """However many epochs, the teacher sees every image once, and those for the thresholds twice more."""
+    original, seen = Teacher.raw, []
+    monkeypatch.setattr(Teacher, "raw", lambda self, images: seen.append(len(images)) or original(self, images))
+    train(tiny_data, tmp_path / "run", tiny_config.with_changes(epochs=4))
+    assert sum(seen) == 8 + 3 * 2
+
+
+def test_training_ends_where_the_held_out_loss_rests(tiny_data, tiny_config, tmp_path, caplog):
+    config = tiny_config.with_changes(epochs=30, learning_rate=0.0, patience=2)
+    with caplog.at_level("INFO", "bkd_fast"):
+        run = train(tiny_data, tmp_path / "run", config)
+    rows = read_log(run / "log.csv")
+    assert len(rows) <= 8
+    assert "came to rest" in caplog.text
+    losses = [row["held_out"] for row in rows]
+    assert min(losses[-2:]) >= (1 - trainer.PLATEAU) * min(losses[:-2])
+    with caplog.at_level("INFO", "bkd_fast"):
+        assert len(read_log(train(tiny_data, tmp_path / "all", config.with_changes(patience=0)) / "log.csv")) == 30
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_offset(tiny_data, tiny_config, tmp_path, monkeypatch):
@@ -136,8 +161,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_offset(tiny_data, tiny_co
         return {name: value * (float("nan") if losses.calls == 3 else 1) for name, value in values.items()}
 
     losses.calls = 0
+    tiny_config = tiny_config.with_changes(patience=0)  # every loss is a step's
     monkeypatch.setattr(BKD, "losses", losses)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     with pytest.raises(BKDError, match=r"epoch 2, step 1.*largest offset .* feature pixels.*checkpoint.safetensors"):
         train(tiny_data, tmp_path / "run", tiny_config)
     model = BKD(tiny_config)
@@ -210,18 +236,18 @@ def test_supports_of_a_query_are_never_the_query():
 
 TWO_PROCESSES = """
 import json, sys, torch
-from bkd_fast import training
+from bkd_fast import trainer
 from bkd_fast.config import BKDConfig
-from bkd_fast.detector import Detector
+from bkd_fast.training import train
 rank = int(__import__("os").environ["RANK"])
-original = training._Trainer._finish
+original = trainer.Trainer._finish
 def finish(self):
     named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
     torch.save({"weights": {n: p.detach() for n, p in named}, "grads": {n: p.grad for n, p in named}},
     f"{sys.argv[3]}/rank{rank}.pt")
     original(self)
-training._Trainer._finish = finish
-training.train(sys.argv[1], sys.argv[2], BKDConfig(**json.loads(sys.argv[4])), devices=2, accelerator="cpu")
+trainer.Trainer._finish = finish
+train(sys.argv[1], sys.argv[2], BKDConfig(**json.loads(sys.argv[4])), devices=2, accelerator="cpu")
 """
 
 

@@ -116,7 +116,7 @@ def random_model(config: BKDConfig, batch: int, device: str) -> tuple[BKD, Tenso
     torch.manual_seed(0)
     model = BKD(config).to(device)
     images = _images(batch, config).to(device)
-    calibrate(model, [images], batch, torch.Generator().manual_seed(0))
+    calibrate(model, [model.teacher.raw(images)], batch, torch.Generator().manual_seed(0))
     return model, images
 
 

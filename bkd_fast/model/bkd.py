@@ -102,27 +102,38 @@ class BKD(nn.Module):
             return make_pool([level.squeeze(0) for level in support_levels])
         return self.alignment.prepare(support_levels)
 
-    def distill(self, query: Sequence[Tensor], prepared: Prepared, exclude: Tensor | None = None) -> Distillation:
-        """Both branches on the teacher's levels of the queries.
+    def distill(
+        self,
+        query: Sequence[Tensor],
+        prepared: Prepared,
+        exclude: Tensor | None = None,
+        branches: Sequence[str] = BRANCHES,
+    ) -> Distillation:
+        """The given branches that this model has, on the teacher's levels of the queries.
 
         Args:
+            query: all levels, or the last ones where ``branches`` need no others.
             exclude: (N,) int64, the place of each query among the prepared support, or -1: no query is compared with
                 itself.
         """
         levels = list(query)
         aligned: list[Tensor] = []
         offsets: list[Tensor] = []
-        if self.config.forward_branch and self._wanted("alignment"):
+        if self.config.forward_branch and "forward" in branches:
             aligned, offsets = self._align(levels, prepared, exclude)
         student: list[Tensor] = []
-        if self.config.reverse_branch and self._wanted("memories", "student"):
+        if self.config.reverse_branch and "reverse" in branches:
             student = self._rebuild(levels)
         return Distillation(levels, aligned, student, offsets)
 
-    def _wanted(self, *parts: str) -> bool:
-        """Whether what these parts do is wanted: in training only if there is something in them to learn."""
-        learned = (p.requires_grad for name in parts for p in getattr(self, name, nn.Identity()).parameters())
-        return not self.training or any(learned)
+    def learned_branches(self) -> tuple[str, ...]:
+        """The branches that have something to learn; the others are calibrated only."""
+        parts = {"forward": ("alignment",), "reverse": ("memories", "bottleneck", "student")}
+        return tuple(
+            branch
+            for branch in self.branches()
+            if any(p.requires_grad for name in parts[branch] for p in getattr(self, name, nn.Identity()).parameters())
+        )
 
     def _align(self, levels: list[Tensor], prepared: Prepared, exclude: Tensor | None) -> Alignment:
         """Forward distillation: S~ of Eq. 5 and the offsets."""
@@ -130,7 +141,7 @@ class BKD(nn.Module):
             ridge = self.config.regression_ridge if self.config.shot_aggregation == "regression" else None
             found = retrieve(levels[-1], prepared, self.config.shots, ridge, exclude)
             prepared = self.alignment.prepare(found)
-        return self.alignment(levels[self.first :], prepared)
+        return self.alignment(levels[self.first - len(self.teacher.channels) :], prepared)
 
     def _rebuild(self, levels: list[Tensor]) -> list[Tensor]:
         """Memory, bottleneck and student: D of Eq. 12."""

@@ -16,24 +16,22 @@ PROJECTED = 64  # dimensions that distances are compared in
 
 
 @torch.no_grad()
-def calibrate(model: BKD, batches: Iterable[Tensor], count: int, generator: torch.Generator) -> None:
+def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator: torch.Generator) -> None:
     """Sets the scale of the teacher's channels and the memory's first items, as the configuration asks.
 
     Args:
-        batches: normal images (N, 3, H, W) in [0, 1] on the model's device, each once.
+        batches: raw teacher levels (N, C_l, H_l, W_l) of normal images, each once.
         count: how many images there are in all.
         generator: on the CPU; draws the candidate features.
     """
     config = model.config
     coreset = config.reverse_branch and config.memory_items > 0 and config.memory_init == "coreset"
-    if not (config.standardize or coreset):
-        return
     levels = len(model.teacher.channels)
     sums = [torch.zeros(2, width, dtype=torch.float64) for width in model.teacher.channels]
     pixels = [0] * levels
     candidates: list[list[Tensor]] = [[] for _ in range(levels)]
-    for images in batches:
-        for level, features in enumerate(model.teacher(images)):
+    for features_of_levels in batches:
+        for level, features in enumerate(features_of_levels):
             rows = features.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
             wide = rows.double().flatten(0, 1)
             sums[level] += torch.stack([wide.sum(0), wide.square().sum(0)]).cpu()

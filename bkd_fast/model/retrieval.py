@@ -25,7 +25,12 @@ class SupportPool(NamedTuple):
 
 def describe(level: Tensor) -> Tensor:
     """What an image is compared by: its deepest level (N, C, H, W), averaged over a grid, as one row (N, D)."""
-    return F.adaptive_avg_pool2d(level, GRID).flatten(1)
+    return shrink(level).flatten(1)
+
+
+def shrink(level: Tensor) -> Tensor:
+    """A level averaged over the grid that descriptors are made of; shrinking it again changes nothing."""
+    return F.adaptive_avg_pool2d(level, GRID)
 
 
 def make_pool(levels: Sequence[Tensor]) -> SupportPool:

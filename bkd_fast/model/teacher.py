@@ -51,12 +51,24 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) in [0, 1] -> levels [(N, C_l, ceil(H / s_l), ceil(W / s_l))] for s = 4, 8, 16."""
+        return [self.standardized(level, index) for index, level in enumerate(self.raw(images), start=1)]
+
+    @torch.no_grad()
+    def raw(self, images: Tensor) -> list[Tensor]:
+        """The same before they are standardised."""
         normalized = (images - self.get_buffer("image_mean")) / self.get_buffer("image_deviation")
         if self.margin:
             normalized = F.pad(normalized, (self.margin,) * 4, mode="reflect")
         levels = self.network(normalized.contiguous(memory_format=torch.channels_last))
         inner = [self._inner(level, stride, images.shape[-2:]) for level, stride in zip(levels, STRIDES, strict=True)]
-        return [self.standardized(self._pooled(level), index) for index, level in enumerate(inner, start=1)]
+        return [self._pooled(level) for level in inner]
+
+    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(C_l, H_l, W_l) of the levels of an image of ``size`` (H, W)."""
+        return [
+            (channels, -(-size[0] // stride), -(-size[1] // stride))
+            for channels, stride in zip(self.channels, STRIDES, strict=True)
+        ]
 
     def standardized(self, features: Tensor, level: int) -> Tensor:
         """Features (N, C, H, W) of level 1, 2 or 3 with its mean and deviation taken out."""

@@ -152,7 +152,7 @@ def test_calibration_standardizes_channels_and_fills_the_memory():
     torch.manual_seed(0)
     model = BKD(small()).eval()
     images = torch.rand(12, 3, 64, 64)
-    calibrate(model, images.split(5), 12, torch.Generator().manual_seed(0))
+    calibrate(model, map(model.teacher.raw, images.split(5)), 12, torch.Generator().manual_seed(0))
     for level, features in enumerate(model.teacher(images)):
         deviation = features.std((0, 2, 3), unbiased=False)
         alive = getattr(model.teacher, f"deviation_{level + 1}").flatten() != 1
