@@ -91,9 +91,9 @@ def balance_maps(model: BKD, batches: Iterable[Tensor], prepared: Prepared) -> N
     """Sets ``model.map_scale`` and ``model.map_exponent`` from normal images that were not trained on.
 
     The smoothed distances of each branch and level, of which the map takes the geometric mean, are divided by their own
-    geometric mean and raised to the share of the level that their branch deserves: the more, the closer it comes to
-    normal features there, compared with the other branch. Supports come close where parts lie alike, the memory where
-    surfaces do.
+    geometric mean and raised to the share of the level that their branch deserves: as its precision there, one over
+    the squared mean distance from normal features, is to the other branch's. Supports come close where parts lie alike,
+    the memory where surfaces do.
 
     Args:
         batches: normal images (N, 3, H, W) on the model's device.
@@ -107,13 +107,14 @@ def balance_maps(model: BKD, batches: Iterable[Tensor], prepared: Prepared) -> N
             for level, distance in enumerate(maps):
                 logarithm = distance.double().clamp_min(1e-6).log()
                 sums[branch][:, level] += torch.stack([logarithm.sum(), distance.double().sum()]).cpu()
-    closeness = {branch: pixels / total[1].clamp_min(1e-12) for branch, total in sums.items()}
-    shared = -min(len(levels) for levels in closeness.values())
-    together = torch.stack([levels[shared:] for levels in closeness.values()]).sum(0)
+    precision = {branch: (pixels / total[1].clamp_min(1e-12)).square() for branch, total in sums.items()}
+    shared = -min(len(levels) for levels in precision.values())
+    together = torch.stack([levels[shared:] for levels in precision.values()]).sum(0)
     for branch, (logarithms, _) in sums.items():
-        # A level that one branch alone judges counts as if they shared it.
-        share = torch.full_like(logarithms, 1 / len(sums))
-        share[shared:] = closeness[branch][shared:] / together
+        share = precision[branch][shared:] / together
+        # A level that the other branch leaves out counts as much as the levels they share do in the mean.
+        alone = share.mean().expand(len(logarithms) + shared)
+        share = torch.cat([alone, share])
         model.map_scale[branch] = (logarithms / pixels).exp().tolist()
         model.map_exponent[branch] = share.tolist()
 
