@@ -22,9 +22,7 @@ from bkd_fast.data import (
     Sample,
     check_samples,
     find_categories,
-    load_image,
     load_mask,
-    resize_image,
     resize_mask,
 )
 from bkd_fast.detector import Detector
@@ -33,7 +31,8 @@ from bkd_fast.files import atomic_write, write_json
 from bkd_fast.info import describe
 from bkd_fast.metrics import METRIC_NAMES, PixelMetrics, classification_metrics, image_metrics, mean_metrics
 from bkd_fast.model.bkd import BRANCHES
-from bkd_fast.report import CategoryReport, HeatScale, ImageRecord, render_panel, write_overlay, write_report
+from bkd_fast.pictures import heat_scale, inside, record
+from bkd_fast.report import CategoryReport, HeatScale, ImageRecord, write_report
 from bkd_fast.run import LOG, category_folders, load_trained
 
 log = logging.getLogger("bkd_fast")
@@ -80,7 +79,7 @@ def evaluate(
     # Every category is read and checked before the first is measured.
     detectors = {name: Detector(load_trained(folder), device) for name, folder in folders.items()}
     tests = {name: _test_samples(folders[name], data, name, skip_unreadable) for name in folders}
-    scale = _heat_scale(list(detectors.values()))
+    scale = heat_scale(list(detectors.values()))
     reports, rows = [], []
     metrics: dict[str, Any] = {"mean": {}, "categories": {}}
     for name, detector in detectors.items():
@@ -174,7 +173,7 @@ def _measure(
                         gathered[branch].pixels.update(anomaly_map, truth)
                     if branch == BOTH:
                         score = gathered[branch].scores[len(records)]
-                        records.append(_record(sample, score, anomaly_map, truth, detector, run, name, scale))
+                        records.append(record(sample, score, anomaly_map, truth, detector, run, name, scale))
             bar.update(len(part))
     labels = [sample.label for sample in samples]
     figures: dict[str, dict[str, float | None]] = {}
@@ -194,51 +193,13 @@ def _measure(
         log=rows,
         seconds=sum(row["seconds"] for row in rows) if rows else None,
         train_count=len(source["train_files"]),
+        inside=[] if scale is None else inside(name, detector, samples, records, run),
         notes=notes,
     )
     for held in gathered.values():
         held.pixels.close()
     decisions = classification_metrics(labels, [record.decision for record in records])
     return report, {**figures[BOTH], "branches": figures, "decisions": decisions}
-
-
-def _record(
-    sample: Sample,
-    score: float,
-    anomaly_map: np.ndarray,
-    truth: np.ndarray | None,
-    detector: Detector,
-    run: Path,
-    category: str,
-    scale: HeatScale | None,
-) -> ImageRecord:
-    """What the report says of an image; its picture is written where there is a scale for it."""
-    overlay = run / "overlays" / category / sample.defect / f"{sample.path.name}.png"
-    if scale is not None:
-        picture = resize_image(load_image(sample.path), detector.config.image_size)
-        # Heat is shown in units of the category's own threshold, so that one scale serves the whole run.
-        panel = render_panel(
-            picture,
-            anomaly_map / detector.pixel_threshold,
-            anomaly_map > detector.pixel_threshold,
-            truth if sample.label else None,
-            scale,
-        )
-        write_overlay(overlay, panel)
-    return ImageRecord(
-        name=f"{sample.defect}/{sample.path.name}",
-        defect=sample.defect,
-        label=sample.label,
-        score=score,
-        decision=int(score > detector.threshold),
-        overlay=overlay if scale is not None else None,
-    )
-
-
-def _heat_scale(detectors: list[Detector]) -> HeatScale:
-    """Logarithmic, around the threshold (1): from the plainest category's median normal pixel to as far above."""
-    reach = max(detector.pixel_threshold / detector.calibration.normal_level for detector in detectors)
-    return HeatScale(1 / reach, reach, unit="times the pixel threshold")
 
 
 def _batches(samples: list[Sample], size: tuple[int, int], batch: int) -> Iterator[tuple[list[Sample], Tensor]]:

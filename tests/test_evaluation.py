@@ -57,6 +57,14 @@ def test_every_image_has_an_overlay_and_the_report_names_it(run, metrics):
         assert row["file"] in page
 
 
+def test_the_report_looks_inside_the_model(run, metrics):
+    pictures = list((run / "overlays").rglob("*.inside.png"))
+    assert 1 <= len(pictures) <= 4
+    page = (run / "report.html").read_text()
+    assert "Inside the model" in page
+    assert all(picture.name in page for picture in pictures)
+
+
 def test_the_table_shows_every_figure(metrics):
     text = table(metrics)
     for label in ("tile", "forward only", "reverse only", "mean", "image auroc", "aupro"):

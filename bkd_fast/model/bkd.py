@@ -138,10 +138,18 @@ class BKD(nn.Module):
     def _align(self, levels: list[Tensor], prepared: Prepared, exclude: Tensor | None) -> Alignment:
         """Forward distillation: S~ of Eq. 5 and the offsets."""
         if isinstance(prepared, SupportPool):
-            ridge = self.config.regression_ridge if self.config.shot_aggregation == "regression" else None
-            found = retrieve(levels[-1], prepared, self.config.shots, ridge, exclude)
-            prepared = self.alignment.prepare(found)
+            prepared = self.alignment.prepare(self._looked_up(levels, prepared, exclude))
         return self.alignment(levels[self.first - len(self.teacher.channels) :], prepared)
+
+    def _looked_up(self, levels: Sequence[Tensor], pool: SupportPool, exclude: Tensor | None = None) -> list[Tensor]:
+        ridge = self.config.regression_ridge if self.config.shot_aggregation == "regression" else None
+        return retrieve(levels[-1], pool, self.config.shots, ridge, exclude)
+
+    def support_of(self, levels: Sequence[Tensor], prepared: Prepared) -> list[Tensor]:
+        """The support of queries before it is aligned, the mean over its shots: per forward level (N or 1, C, H, W)."""
+        if isinstance(prepared, SupportPool):
+            return [level.mean(1) for level in self._looked_up(levels, prepared)]
+        return [level.features.mean(1) for level in prepared]
 
     def _rebuild(self, levels: list[Tensor]) -> list[Tensor]:
         """Memory, bottleneck and student: D of Eq. 12."""

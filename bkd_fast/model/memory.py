@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bkd_fast.config import BKDConfig
 from bkd_fast.model.lifting import lifted
 from bkd_fast.ops import sparse_memory_attention
+from bkd_fast.ops.reference.memory_attention import memory_attention_weights
 
 
 class SparseMemory(nn.Module):
@@ -29,8 +30,15 @@ class SparseMemory(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """z of shape (N, C, H, W) -> z' of the same shape."""
-        (query,), (items,) = lifted([features], self.lift), lifted([self.items[:, :, None, None]], self.lift)
-        read = sparse_memory_attention(
-            query.permute(0, 2, 3, 1), items.flatten(1), self.threshold, self.temperature, self.renormalize
-        )
+        query, items = self._compared(features)
+        read = sparse_memory_attention(query, items, self.threshold, self.temperature, self.renormalize)
         return read.permute(0, 3, 1, 2)[:, : features.shape[1]]
+
+    def attention(self, features: Tensor) -> Tensor:
+        """The weights (N, H, W, I) of every item in what ``features`` are replaced by (Eq. 9-10), to look at."""
+        query, items = self._compared(features)
+        return memory_attention_weights(query, items, self.threshold, self.temperature, self.renormalize)
+
+    def _compared(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        (query,), (items,) = lifted([features], self.lift), lifted([self.items[:, :, None, None]], self.lift)
+        return query.permute(0, 2, 3, 1), items.flatten(1)

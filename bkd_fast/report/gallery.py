@@ -13,10 +13,16 @@ from bkd_fast.errors import BKDError
 from bkd_fast.report.overlays import thumbnail
 from bkd_fast.report.records import ImageRecord
 
-THUMBNAIL_WIDTH = 560
+THUMBNAIL_WIDTH, INSIDE_WIDTH = 560, 1120
 BUDGET = 5_500_000  # characters of base64 in one page
 EXPECTED = 48_000  # characters of one thumbnail, to share the budget between the categories
 MOST, LEAST = 24, 4  # thumbnails of one category
+INSIDE = (
+    "One image of each outcome. First row: distance of each branch and level from the query, in units of its mean on "
+    "held-out good images. Then the offsets (arrows point to where the support is fetched from), and the distance of "
+    "the support before and after alignment. Last, the memory: a colour for the item that counts most, and how many "
+    "items each feature is read from."
+)
 SHARES = {"Missed defects": 1 / 3, "False alarms": 1 / 3, "Found defects": 1 / 6, "Good images": 1 / 6}
 
 
@@ -76,7 +82,14 @@ class Gallery:
                 parts.append(f'<h4>{heading}</h4><div class="cards">{cards}</div>')
         return "".join(parts)
 
-    def _card(self, image: ImageRecord, threshold: float) -> str:
+    def inside(self, images: Sequence[ImageRecord], threshold: float) -> str:
+        """Pictures of what happens inside the model, one under the other."""
+        if not images:
+            return ""
+        cards = "".join(self._card(image, threshold, INSIDE_WIDTH) for image in images)
+        return f'<h4>Inside the model</h4><p>{INSIDE}</p><div class="inside">{cards}</div>'
+
+    def _card(self, image: ImageRecord, threshold: float, width: int = THUMBNAIL_WIDTH) -> str:
         wrong = bool(image.label) != bool(image.decision)
         verdict = "anomalous" if image.decision else "normal"
         caption = (
@@ -85,13 +98,13 @@ class Gallery:
             f"<span>score <b>{image.score:.4g}</b> {'&gt;' if image.decision else '≤'} {threshold:.4g}</span>"
             f'<span>called <b class="{"wrong" if wrong else "right"}">{verdict}</b></span></figcaption>'
         )
-        return f'<figure class="card">{self._picture(image)}{caption}</figure>'
+        return f'<figure class="card">{self._picture(image, width)}{caption}</figure>'
 
-    def _picture(self, image: ImageRecord) -> str:
+    def _picture(self, image: ImageRecord, width: int) -> str:
         if image.overlay is None:
             return '<div class="empty">no picture</div>'
         try:
-            encoded = base64.b64encode(thumbnail(image.overlay, THUMBNAIL_WIDTH)).decode()
+            encoded = base64.b64encode(thumbnail(image.overlay, width)).decode()
         except OSError as error:
             raise BKDError(f"the overlay {image.overlay} of image {image.name} cannot be read ({error})") from error
         link = escape(_link(image.overlay, self.folder))

@@ -137,11 +137,12 @@ def _category(index: int, category: CategoryReport, gallery: Gallery) -> str:
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in category.notes)
     charts = [*_score_charts(category), *_pixel_charts(category), *_loss_chart(category)]
     pictures = gallery.render(category.images, category.threshold)
+    inside = gallery.inside(category.inside, category.threshold)
     if not category.images:
         notes += '<p class="note">There are no test images, so nothing was measured.</p>'
     return (
         f'<section id="category-{index}"><h2>{escape(category.name)}</h2>{notes}{_branches(category)}'
-        f'<div class="charts">{"".join(charts)}</div>{pictures}</section>'
+        f'<div class="charts">{"".join(charts)}</div>{pictures}{inside}</section>'
     )
 
 

@@ -51,6 +51,7 @@ class CategoryReport:
         log: a row an epoch with ``epoch`` and losses (``total`` or ``loss``, ``forward``, ``reverse``).
         seconds: training time.
         train_count: normals trained on.
+        inside: some of the images, with the pictures of :func:`~bkd_fast.report.inside.render_inside` as ``overlay``.
         notes: sentences the reader must know, such as defective images without a mask.
     """
 
@@ -64,6 +65,7 @@ class CategoryReport:
     log: Sequence[Mapping[str, float]] = ()
     seconds: float | None = None
     train_count: int | None = None
+    inside: Sequence[ImageRecord] = ()
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
