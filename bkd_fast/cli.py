@@ -169,11 +169,15 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from bkd_fast.evaluation import evaluate, table
+    from bkd_fast.published import comparison
 
     metrics = evaluate(
         arguments.run_folder, arguments.data, device=arguments.device, skip_unreadable=arguments.skip_unreadable
     )
     print(table(metrics))
+    beside = comparison(metrics)
+    if beside:
+        print(f"\n{beside}\n")
     print(f"report: {arguments.run_folder / 'report.html'}")
 
 

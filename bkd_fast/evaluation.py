@@ -69,7 +69,8 @@ def evaluate(
 
     Returns:
         What ``metrics.json`` holds: ``mean`` and ``categories``, each with the seven figures of
-        :data:`bkd_fast.metrics.METRIC_NAMES` (None where undefined), and ``branches`` and ``decisions`` per category.
+        :data:`bkd_fast.metrics.METRIC_NAMES` (None where undefined), and for each category ``branches``, ``decisions``
+        and ``images``, how many there were.
 
     Raises:
         BKDError: an unusable run or data set; a data set without test images.
@@ -199,7 +200,8 @@ def _measure(
     for held in gathered.values():
         held.pixels.close()
     decisions = classification_metrics(labels, [record.decision for record in records])
-    return report, {**figures[BOTH], "branches": figures, "decisions": decisions}
+    counts = {"train": len(source["train_files"]), "held_out": len(source["held_out_files"]), "test": len(samples)}
+    return report, {**figures[BOTH], "branches": figures, "decisions": decisions, "images": counts}
 
 
 def _batches(samples: list[Sample], size: tuple[int, int], batch: int) -> Iterator[tuple[list[Sample], Tensor]]:
