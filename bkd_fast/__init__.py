@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bkd_fast.evaluation import evaluate
     from bkd_fast.model import BKD
     from bkd_fast.ops import backend
+    from bkd_fast.torchvision_switch import patch_torchvision
     from bkd_fast.training import train
 
 _HOMES = {
@@ -28,10 +29,22 @@ _HOMES = {
     "Prediction": "bkd_fast.detector",
     "backend": "bkd_fast.ops",
     "evaluate": "bkd_fast.evaluation",
+    "patch_torchvision": "bkd_fast.torchvision_switch",
     "train": "bkd_fast.training",
 }
 
-__all__ = ["BKD", "BKDConfig", "BKDError", "Detector", "Prediction", "__version__", "backend", "evaluate", "train"]
+__all__ = [
+    "BKD",
+    "BKDConfig",
+    "BKDError",
+    "Detector",
+    "Prediction",
+    "__version__",
+    "backend",
+    "evaluate",
+    "patch_torchvision",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -236,9 +236,13 @@ class Detector:
 
     @torch.no_grad()
     def _pack(self, image: Tensor, tolerance: float) -> None:
+        # What follows the teacher starts from the same features before and after: which supports are the most similar
+        # may hang on their last digit.
+        levels = self.model.teacher(image)
+
         def run() -> list[Tensor]:
-            result = self.model.distill(self.model.teacher(image), self.prepared)
-            return [*result.teacher, *result.aligned, *result.student]
+            result = self.model.distill(levels, self.prepared)
+            return [*self.model.teacher(image), *result.aligned, *result.student]
 
         pack_convolutions(self.model, run, tolerance)
 

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +20,13 @@ from torch.export import ExportedProgram
 from bkd_fast._build import compiler
 from bkd_fast.errors import BKDError
 from bkd_fast.export.plain import plain
+from bkd_fast.export.translations import DEFORM_OPSET, onnx_translations
 
 INPUT, OUTPUTS = "images", ("scores", "anomaly_maps")
 SUFFIXES = {"pt2": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx", "openvino": ".xml"}
 NEEDS = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}  # to write
 RUNS = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}  # to read
-OPSET, DEFORM_OPSET = 18, 19  # the first with resizing as PyTorch has it; the first with DeformConv
+OPSET = 18  # the first with resizing as PyTorch has it
 
 Judge = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -99,9 +99,6 @@ def read(format: str, path: Path, threads: int | None = None) -> Judge | None:
 
 
 def _write_onnx(program: ExportedProgram, path: Path, deform_conv: bool) -> None:
-    translations: dict[Callable[..., Any], Callable[..., Any]] = {}
-    if deform_conv:
-        translations[torch.ops.bkd_fast.modulated_deform_conv2d.default] = _deform_conv
     made = torch.onnx.export(
         plain(program, deform_conv=deform_conv),
         (),
@@ -109,38 +106,11 @@ def _write_onnx(program: ExportedProgram, path: Path, deform_conv: bool) -> None
         opset_version=DEFORM_OPSET if deform_conv else OPSET,
         input_names=[INPUT],
         output_names=list(OUTPUTS),
-        custom_translation_table=translations,
+        custom_translation_table=onnx_translations() if deform_conv else {},
         verbose=False,
     )
     assert made is not None
     made.save(path)
-
-
-def _deform_conv(
-    input: Any,
-    offset: Any,
-    weight: Any,
-    bias: Any,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    mask: Any = None,
-) -> Any:
-    """ONNX's DeformConv, whose arguments are those of ``modulated_deform_conv2d`` in another order."""
-    op = importlib.import_module("onnxscript").opset19
-    return op.DeformConv(
-        input,
-        weight,
-        offset,
-        bias,
-        mask,
-        dilations=list(dilation),
-        group=input.shape[1] // weight.shape[1],
-        kernel_shape=list(weight.shape[2:]),
-        offset_group=offset.shape[1] // (2 * weight.shape[2] * weight.shape[3]),
-        pads=[*padding, *padding],
-        strides=list(stride),
-    )
 
 
 def _torch(module: Callable[..., Sequence[Tensor]]) -> Judge:

@@ -5,8 +5,10 @@ from bkd_fast.ops.backend import backend, describe
 from bkd_fast.ops.deform_conv import modulated_deform_conv2d, modulated_deform_gather, project_support
 from bkd_fast.ops.distillation_loss import distillation_loss
 from bkd_fast.ops.memory_attention import sparse_memory_attention
+from bkd_fast.ops.module import DeformConv2d
 
 __all__ = [
+    "DeformConv2d",
     "backend",
     "cosine_anomaly_map",
     "describe",
