@@ -40,7 +40,7 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/_build/*.py) $(sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo,examples,export,test]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,examples,export,test]"
 	touch $@
 
 clean:

@@ -1,0 +1,1 @@
+"""BKD inside other programs: each module here needs the package it is named after."""
