@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bkd_fast.detector import Detector, Prediction
     from bkd_fast.errors import BKDError
     from bkd_fast.evaluation import evaluate
+    from bkd_fast.integrations.sklearn import BKDDetector
     from bkd_fast.model import BKD
     from bkd_fast.ops import backend
     from bkd_fast.torchvision_switch import patch_torchvision
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BKD": "bkd_fast.model",
     "BKDConfig": "bkd_fast.config",
+    "BKDDetector": "bkd_fast.integrations.sklearn",
     "BKDError": "bkd_fast.errors",
     "Detector": "bkd_fast.detector",
     "Prediction": "bkd_fast.detector",
@@ -36,6 +38,7 @@ _HOMES = {
 __all__ = [
     "BKD",
     "BKDConfig",
+    "BKDDetector",
     "BKDError",
     "Detector",
     "Prediction",

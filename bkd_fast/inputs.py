@@ -49,6 +49,12 @@ class Decoded:
         shape = self.values.shape[1:] if isinstance(self.values, Tensor) else self.values.shape[:2]
         return shape[0], shape[1]
 
+    def array(self) -> np.ndarray:
+        """(H, W, 3) uint8; tensors are rounded."""
+        if not isinstance(self.values, Tensor):
+            return self.values
+        return (self.values * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
     def fitted(self, size: Size, top: int = 0, left: int = 0, part: Size | None = None) -> Tensor:
         """The image, or the part of it that begins at (top, left), as (3, *size) float32 in [0, 1]."""
         rows, columns = part or self.size

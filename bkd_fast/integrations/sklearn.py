@@ -1,0 +1,164 @@
+"""BKD as a scikit-learn estimator, for notebooks: images in memory or by path, scores out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.exceptions import NotFittedError
+
+from bkd_fast.config import BKDConfig
+from bkd_fast.detector import Detector, Prediction
+from bkd_fast.errors import BKDError
+from bkd_fast.inputs import Decoded, ImageLike
+from bkd_fast.training import train
+
+
+class BKDDetector(OutlierMixin, BaseEstimator):
+    """Learns from images of good parts and scores others, with scikit-learn's conventions for outlier detection.
+
+    ``X`` is a sequence of images everywhere: paths, PIL images, arrays ((H, W) grey or (H, W, 3) RGB, uint8), or one
+    array (N, H, W) or (N, H, W, 3). ``score_samples`` is lower the more anomalous an image is, and ``predict`` gives 1
+    for normal ones and -1 for anomalous ones, as in scikit-learn's own detectors; labels given to ``fit`` are ignored.
+
+    Args:
+        teacher, weights, image_size, epochs, batch_size: see :class:`bkd_fast.BKDConfig`.
+        preset: ``default``, ``paper`` or ``rd4ad``.
+        settings: any other field of :class:`bkd_fast.BKDConfig`, as a mapping.
+        device: where images are scored: ``auto``, ``cpu`` or ``cuda``.
+        random_state: seed of everything random, an integer.
+
+    Attributes:
+        detector_: the :class:`bkd_fast.Detector`, once fitted.
+        offset_: minus the threshold: ``decision_function`` is ``score_samples - offset_``.
+    """
+
+    def __init__(
+        self,
+        teacher: str = BKDConfig.teacher,
+        *,
+        weights: str = BKDConfig.weights,
+        image_size: tuple[int, int] = BKDConfig.image_size,
+        epochs: int = BKDConfig.epochs,
+        batch_size: int = BKDConfig.batch_size,
+        preset: str = "default",
+        settings: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        random_state: int = 0,
+    ) -> None:
+        self.teacher = teacher
+        self.weights = weights
+        self.image_size = image_size
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.preset = preset
+        self.settings = settings
+        self.device = device
+        self.random_state = random_state
+
+    def fit(self, X: Sequence[ImageLike] | np.ndarray, y: ArrayLike | None = None) -> BKDDetector:
+        """Learns from normal images, at least two.
+
+        Args:
+            X: see the class.
+            y: ignored.
+
+        Raises:
+            BKDError: not images, too few of them, or a wrong setting.
+        """
+        names = ("teacher", "weights", "image_size", "epochs", "batch_size")
+        given = {name: getattr(self, name) for name in names}
+        config = BKDConfig.preset(self.preset, **given, seed=self.random_state, **(self.settings or {}))
+        images = _images(X)
+        with tempfile.TemporaryDirectory(prefix="bkd_fast-") as folder:
+            good = Path(folder) / "images"
+            good.mkdir()
+            for index, image in enumerate(images):
+                # Read and checked as any other input, and written without loss.
+                Image.fromarray(Decoded(image).array()).save(good / f"{index:06}.png", compress_level=1)
+            accelerator = "auto" if self.device == "auto" else self.device
+            run = train(good, Path(folder) / "run", config, accelerator=accelerator, progress=False)
+            self._files = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        self._load()
+        return self
+
+    def score_samples(self, X: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
+        """(N,) float64, higher for images that look more normal: minus the detector's raw scores."""
+        return -np.array([prediction.score for prediction in self._predictions(X)], float)
+
+    def decision_function(self, X: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
+        """(N,) float64, negative for images that are called anomalous."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
+        """(N,) int: 1 for normal images, -1 for anomalous ones."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def anomaly_maps(self, X: Sequence[ImageLike] | np.ndarray) -> list[np.ndarray]:
+        """A map (H, W) float32 for each image, at its own size: raw, higher is more anomalous."""
+        return [prediction.anomaly_map for prediction in self._predictions(X)]
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes a run folder, for :meth:`bkd_fast.Detector.load` and the command line; new or empty."""
+        self._check_fitted()
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise BKDError(f"{folder} is not empty: name a new folder")
+        _write(self._files, folder)
+        return folder
+
+    def _predictions(self, X: Sequence[ImageLike] | np.ndarray) -> list[Prediction]:
+        self._check_fitted()
+        found = self.detector_(_images(X))
+        assert isinstance(found, list)
+        return found
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "detector_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit with images of good parts")
+
+    def _load(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="bkd_fast-") as folder:
+            _write(self._files, Path(folder))
+            self.detector_ = Detector.load(folder, device=self.device)
+        self.offset_ = -self.detector_.threshold
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The run's files say all: packed weights and prepared features are made again.
+        return {name: value for name, value in super().__getstate__().items() if name != "detector_"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_files" in state:
+            self._load()
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        tags.no_validation = True
+        return tags
+
+
+def _images(X: Sequence[ImageLike] | np.ndarray) -> list[ImageLike]:
+    if isinstance(X, (str, Path, Image.Image)) or not hasattr(X, "__len__"):
+        raise BKDError(f"X is of type {type(X).__name__}: expected a sequence of images; for one image [image]")
+    if isinstance(X, np.ndarray) and X.dtype != object and X.dtype.kind != "U" and X.ndim not in (3, 4):
+        raise BKDError(f"X has shape {X.shape}: expected images, (N, H, W) or (N, H, W, 3)")
+    images: list[ImageLike] = [str(image) if isinstance(image, np.str_) else image for image in X]
+    if not images:
+        raise BKDError("X is empty: expected at least one image")
+    return images
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)

@@ -1,0 +1,118 @@
+"""The scikit-learn estimator: its conventions, its checks, and the scores of our own detector."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.utils import estimator_checks
+
+from bkd_fast import BKDDetector, BKDError, Detector
+from bkd_fast.data import load_image
+
+SETTINGS = {
+    "teacher": "resnet18",
+    "weights": "none",
+    "image_size": (64, 64),
+    "epochs": 1,
+    "batch_size": 4,
+    "settings": {"memory_items": 16},
+    "device": "cpu",
+}
+
+
+def files(data, kind):
+    return sorted((data / kind).iterdir())
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_data):
+    return BKDDetector(**SETTINGS).fit(files(tiny_data, "train/good"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "check_estimator_cloneable",
+        "check_estimator_repr",
+        "check_estimator_tags_renamed",
+        "check_estimators_unfitted",
+        "check_do_not_raise_errors_in_init_or_set_param",
+        "check_get_params_invariance",
+        "check_mixin_order",
+        "check_no_attributes_set_in_init",
+        "check_parameters_default_constructible",
+        "check_set_params",
+        "check_valid_tag_types",
+    ],
+)
+def test_it_passes_scikit_learns_checks(name):
+    """Those that pass no tables of numbers for X; what the others ask of fit is asked with images below."""
+    checks = [check for known, check in vars(estimator_checks).items() if known.startswith(name)]
+    assert checks
+    for check in checks:
+        check("BKDDetector", BKDDetector(**SETTINGS))
+
+
+def test_fit_takes_labels_returns_itself_and_leaves_everything_as_it_was(tiny_data):
+    images = np.stack([load_image(path) for path in files(tiny_data, "train/good")])
+    images.flags.writeable = False
+    before, detector = images.copy(), BKDDetector(**SETTINGS)
+    assert detector.fit(images, y=np.ones(len(images))) is detector
+    assert np.array_equal(images, before)
+    assert detector.get_params() == BKDDetector(**SETTINGS).get_params()
+
+
+def test_scores_are_lower_for_anomalous_images(fitted, tiny_data):
+    good, bad = files(tiny_data, "test/good"), files(tiny_data, "test/hole")
+    scores = fitted.score_samples([*good, *bad])
+    assert scores.shape == (6,)
+    assert roc_auc_score([1] * 3 + [0] * 3, scores) == 1
+    decisions = fitted.decision_function([*good, *bad])
+    np.testing.assert_allclose(decisions, scores - fitted.offset_)
+    assert fitted.predict([*good, *bad]).tolist() == np.where(decisions < 0, -1, 1).tolist()
+    assert fitted.predict(bad).tolist() == [-1] * 3
+
+
+def test_images_in_memory_are_what_files_are(fitted, tiny_data):
+    paths = files(tiny_data, "test/hole")
+    arrays = [load_image(path) for path in paths]
+    expected = fitted.score_samples(paths)
+    for images in (arrays, np.stack(arrays), [Image.open(path) for path in paths], list(map(str, paths))):
+        np.testing.assert_allclose(fitted.score_samples(images), expected, rtol=1e-6)
+    assert [found.shape for found in fitted.anomaly_maps(arrays)] == [(72, 80)] * 3
+    again = clone(fitted).fit([load_image(path) for path in files(tiny_data, "train/good")])
+    np.testing.assert_allclose(again.score_samples(paths), expected, rtol=1e-5)
+
+
+def test_it_can_be_pickled_and_saved(fitted, tiny_data, tmp_path):
+    paths = files(tiny_data, "test/hole")
+    expected = fitted.score_samples(paths)
+    np.testing.assert_allclose(pickle.loads(pickle.dumps(fitted)).score_samples(paths), expected, rtol=1e-6)
+    detector = Detector.load(fitted.save(tmp_path / "run"), device="cpu")
+    np.testing.assert_allclose([-detector(path).score for path in paths], expected, rtol=1e-6)
+    with pytest.raises(BKDError, match="not empty"):
+        fitted.save(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        ([], "X is empty"),
+        ("one.png", "for one image"),
+        (np.zeros((5, 7)), "has shape"),
+        (np.zeros((2, 8, 8, 3)), "expected uint8"),
+        ([np.zeros((8, 8, 3), np.uint8)], "at least 2"),
+    ],
+)
+def test_bad_input_is_named(X, message):
+    with pytest.raises(BKDError, match=message):
+        BKDDetector(**SETTINGS).fit(X)
+
+
+def test_it_has_to_be_fitted_first():
+    with pytest.raises(NotFittedError, match="call fit"):
+        BKDDetector(**SETTINGS).predict([np.zeros((8, 8, 3), np.uint8)])
