@@ -1,6 +1,7 @@
 # make demo: the main job on built-in data. make test: every check. make mutations: that the tests of the CUDA kernels catch
-# planted faults. make sanitize: the operator tests on CPU kernels that watch their memory. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks
-# that they agree first). All set up what they need.
+# planted faults. make sanitize: the operator tests on CPU kernels that watch their memory. make docs: the documentation, its
+# examples run. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks that they
+# agree first). All set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ ifeq ($(shell nvidia-smi -L 2>/dev/null),)
 export TORCH_CUDA_ARCH_LIST ?= 8.0
 endif
 
-.PHONY: demo test lint mutations sanitize bench clean
+.PHONY: demo test lint docs mutations sanitize bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
@@ -24,6 +25,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 mutations: $(VENV)/installed
 	$(BIN)/python tests/cuda_on_cpu/mutations.py
@@ -40,8 +45,8 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/_build/*.py) $(sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,examples,export,test]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,docs,examples,export,test]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build docs/_build runs *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -28,7 +28,7 @@ EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0 done, 1 unusable input, 130 interrupted)."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("lightning_fabric", "timm", "httpx", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bkd-fast",
         description="Finds defects after seeing good parts only: bidirectional knowledge distillation.",

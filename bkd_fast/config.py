@@ -44,13 +44,13 @@ class BKDConfig:
     pool: int = 3  # side of the average over each feature's neighbourhood, 1 = none
 
     # Forward distillation (Eq. 1-5).
-    forward_branch: bool = True
+    forward_branch: bool = True  # whether there is forward distillation
     forward_levels: Literal["all", "deep"] = "deep"  # deep: strides 8 and 16, without the finest level
     shots: int = 16  # k, the number of support images
     # nearest: each query's k most similar of support_pool normals. step, query: drawn at random for each training step
     # or query, and once for all for testing.
     support_draw: Literal["nearest", "step", "query"] = "nearest"
-    support_pool: int = 200
+    support_pool: int = 200  # normal images that supports are looked up among, those that differ most
     support_augmentation: Augmentation = "none"  # of drawn training supports, Table 5
     # regression: one support, the least-squares combination of the k. mean, min: each is aligned, then the mean, or per
     # pixel the shot closest to the query.
@@ -58,17 +58,17 @@ class BKDConfig:
     regression_ridge: float = 0.3  # of these least squares, in units of the shots' mean squared distance
     offset_depth: int = 2  # convolutions in f of Eq. 1
     offset_width: int = 64  # channels between them
-    offset_activation: Literal["tanh", "softmax", "none"] = "tanh"  # Eq. 3
+    offset_activation: Literal["tanh", "softmax", "none"] = "tanh"  # Eq. 3: from features to offsets
     max_offset: float = 2.0  # bound of tanh offsets, in feature pixels of each level
-    offset_init: Literal["zero", "default"] = "zero"
-    cascade: Literal["add", "product", "concat"] = "add"  # Eq. 4
+    offset_init: Literal["zero", "default"] = "zero"  # of the last convolution of f: no motion, or torch's default
+    cascade: Literal["add", "product", "concat"] = "add"  # Eq. 4: how the coarser level's offsets come in
     modulated: bool = False  # the mask of Eq. 2; the query leaks through it
     # w_m of Eq. 2: learned C x C x 3 x 3, a pure warp, or no alignment.
     alignment_kernel: Literal["full", "identity", "none"] = "full"
-    kernel_init: Literal["dirac", "default"] = "dirac"
+    kernel_init: Literal["dirac", "default"] = "dirac"  # of w_m: a copy of the support, or torch's default
 
     # Reverse distillation (Eq. 6-10, Fig. 4).
-    reverse_branch: bool = True
+    reverse_branch: bool = True  # whether there is reverse distillation
     memory_items: int = 2000  # I; 0 = no memory
     memory_threshold: float = 0.0005  # xi of Eq. 8-9: one over the items
     memory_temperature: float = 0.02  # divides the cosine of Eq. 7; 1 = as printed
@@ -83,30 +83,30 @@ class BKDConfig:
     student_correction: bool = True  # the student predicts what the memory's read-out lacks
 
     # Losses (Eq. 11-12) and anomaly map (Eq. 13).
-    direction: Literal["flat", "pixel"] = "flat"
-    value_weight: float = 0.5
-    forward_weight: float = 1.0
-    reverse_weight: float = 1.0
+    direction: Literal["flat", "pixel"] = "flat"  # Eq. 11: one cosine of all of a level, or one a pixel
+    value_weight: float = 0.5  # of the squared difference in Eq. 11
+    forward_weight: float = 1.0  # of the forward branch in the loss, Eq. 12
+    reverse_weight: float = 1.0  # of the reverse branch
     # geometric: mean of all branches and levels, weighed by how close each comes to held-out normals. product, sum:
     # over the levels, the branches added.
     fusion: Literal["geometric", "product", "sum"] = "geometric"
     map_value_share: float = 0.0  # of the squared distance in the map; 0 = the paper's 1 - cosine alone
     sigma: float = 4.0  # of the smoothing, in pixels of a 256-pixel-high image; scaled with the height
-    align_corners: bool = False
+    align_corners: bool = False  # of the enlargement of levels in the map
     top_fraction: float = 0.003  # image score: mean of this share of the map's largest pixels; 0 = the maximum
 
     # Training.
-    epochs: int = 40
-    batch_size: int = 16
-    learning_rate: float = 0.005
-    betas: tuple[float, float] = (0.5, 0.999)
-    offset_lr_scale: float = 0.1
-    schedule: Literal["cosine", "constant"] = "cosine"
-    clip_norm: float = 0.0  # 0 = none
+    epochs: int = 40  # passes over the training images, at most
+    batch_size: int = 16  # images a step, over all processes
+    learning_rate: float = 0.005  # of Adam, where it starts
+    betas: tuple[float, float] = (0.5, 0.999)  # of Adam
+    offset_lr_scale: float = 0.1  # the offset predictors' learning rate, as a share of it
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate: to zero over the epochs, or none
+    clip_norm: float = 0.0  # largest norm of the gradient, 0 = no limit
     patience: int = 5  # training ends after so many epochs without a lower loss of held-out normals; 0 = never
     holdout: float = 0.1  # share of the training normals kept for thresholds
     threshold_quantile: float = 0.99  # of the held-out normals' scores
-    seed: int = 0
+    seed: int = 0  # of everything random
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():

@@ -23,7 +23,7 @@ def test_help_reads_well(command, capsys):
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from bkd_fast.cli import _parser; _parser(); print('torch' in sys.modules)"
+    code = "import sys; from bkd_fast.cli import parser; parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

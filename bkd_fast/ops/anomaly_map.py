@@ -31,7 +31,7 @@ def cosine_anomaly_map(
     At each position of a level d = (1 - value_share) (1 - cos(t, s)) + value_share mean((t - s)^2) over the
     channels; the branches'
     distances are added with their weights, raised to the level's exponent, upsampled bilinearly, fused over the levels,
-    and smoothed by a Gaussian. The cosine is dot / max(|t| |s|, 1e-8). Arithmetic is float32 for half precision, in
+    and smoothed by a Gaussian. The cosine is ``dot / max(|t| |s|, 1e-8)``. Arithmetic is float32 for half precision, in
     which a product of small distances is zero.
 
     Args:

@@ -26,10 +26,8 @@ def modulated_deform_conv2d(
     """Deformable convolution v2 (Zhu et al. 2019; BKD Eq. 2 and 5), a drop-in for ``torchvision.ops.deform_conv2d``.
 
     Each tap of the kernel samples the input bilinearly at its own place plus an offset and is scaled by its mask.
-    Samples
-    outside the image are zero, and so is the part of a border sample that reaches outside. Positions and sums are
-    float32 for
-    half-precision input.
+    Samples outside the image are zero, and so is the part of a border sample that reaches outside. Positions and sums
+    are float32 for half-precision input.
 
     Args:
         input: (N, C, H, W).
@@ -84,20 +82,17 @@ def modulated_deform_gather(
     padding: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
 ) -> Tensor:
-    """Deformable convolution of an input whose products with the weights are known: it samples and sums, without a
-    GEMM.
+    """Deformable convolution of an input whose products with the weights are known: it samples and sums, no GEMM.
 
-    ``modulated_deform_gather(project_support(x, w), offset, mask, …)`` equals ``modulated_deform_conv2d(x, offset,
-    w, mask=mask, …)``
-    with one offset group, since the convolution is linear in its input (BKD Eq. 2). The projection of a support is
-    computed
-    once for all queries. ``kernel_size=1, padding=0`` is a plain warp.
+    ``modulated_deform_gather(project_support(x, w), offset, mask, …)`` equals
+    ``modulated_deform_conv2d(x, offset, w, mask=mask, …)`` with one offset group, since the convolution is linear in
+    its input (BKD Eq. 2). The projection of a support is computed once for all queries. ``kernel_size=1, padding=0``
+    is a plain warp.
 
     Args:
         projected: (B, T C, H, W), channels t C to (t + 1) C for tap t; B = N, or 1 for the same input in every image.
         offset: (N, 2 T, Ho, Wo), (y, x) per tap in pixels; T a multiple of kh kw: further groups of taps (k
-            support images,
-            say, each with its own C channels) are summed too.
+            support images, say, each with its own C channels) are summed too.
         mask: (N, T, Ho, Wo) or None.
         kernel_size, stride, padding, dilation: of the convolution.
 

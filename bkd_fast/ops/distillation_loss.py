@@ -21,7 +21,7 @@ def distillation_loss(
 
     L_dir is the mean of 1 - cos, over images with all of a level flattened (``flat``) or over positions
     (``pixel``); L_val the mean
-    squared difference of all elements. The cosine is dot / max(|t| |s|, 1e-8). Sums are float32 for half precision.
+    squared difference of all elements. The cosine is ``dot / max(|t| |s|, 1e-8)``. Sums are float32 for half precision.
 
     Args:
         teacher: L levels (N, C_l, H_l, W_l).

@@ -15,10 +15,9 @@ def sparse_memory_attention(
 ) -> Tensor:
     """Replaces each query by its sparse, attention-weighted sum of memory items (BKD Eq. 6-10; Gong et al., MemAE).
 
-    w = softmax(cos(query, items) / temperature), w' = relu(w - threshold) w / (|w - threshold| + 1e-12), result =
-    w' memory. The
-    cosine is dot / max(|a| |b|, 1e-8), so that a zero vector is similar to nothing. Arithmetic is float32 for half
-    precision.
+    ``w = softmax(cos(query, items) / temperature)``, ``w' = relu(w - threshold) w / (|w - threshold| + 1e-12)``, and
+    the result is ``w' memory``. The cosine is ``dot / max(|a| |b|, 1e-8)``, so that a zero vector is similar to
+    nothing. Arithmetic is float32 for half precision.
 
     Args:
         query: (..., N).

@@ -1,0 +1,50 @@
+"""The documentation builds without a warning, its examples run, and every field, command and public name is in it."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import bkd_fast
+from bkd_fast import ops
+from bkd_fast.config import BKDConfig
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_warnings_and_its_examples_run(tmp_path):
+    for package in ("sphinx", "myst_parser", "furo", "sphinx_argparse_cli", "anomalib"):
+        pytest.importorskip(package, reason="the extras docs and anomalib are not installed")
+    for builder in ("doctest", "html"):
+        command = [sys.executable, "-W", "ignore", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder]
+        done = subprocess.run(
+            [*command, "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / builder)],
+            capture_output=True, text=True, timeout=500,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "0 failures in tests" in (tmp_path / "doctest" / "output.txt").read_text()
+    config = (tmp_path / "html" / "config.html").read_text()
+    assert all(f">{field.name}<" in config for field in fields(BKDConfig))
+    commands = (tmp_path / "html" / "commands.html").read_text()
+    assert all(f"bkd-fast {name}" in commands for name in ("demo", "train", "evaluate", "predict", "ablate", "export"))
+
+
+def test_every_field_says_what_it_is(monkeypatch):
+    pytest.importorskip("docutils", reason="the extra docs is not installed")
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    from config_fields import comments
+
+    said = comments()
+    assert said.keys() == {field.name for field in fields(BKDConfig)}
+    assert all(len(text) > 5 for text in said.values()), said
+
+
+def test_every_public_name_is_documented():
+    pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
+    names = {name for module in (bkd_fast, ops) for name in module.__all__ if not name.startswith("__")}
+    names -= {"describe"}  # what `bkd-fast info` prints
+    missing = sorted(name for name in names if name not in pages)
+    assert not missing
