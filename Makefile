@@ -16,7 +16,8 @@ demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
 
 test: $(VENV)/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --ignore=tests/cuda_on_cpu --ignore=tests/triton_interpreted
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore=tests/cuda_on_cpu --ignore=tests/cuda_gate --ignore=tests/triton_interpreted --ignore=tests/triton_gate
+	$(BIN)/pytest tests/cuda_gate tests/triton_gate
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/triton_interpreted
 	$(BIN)/python tests/cuda_on_cpu/sanitized.py
 	CUDA_ON_CPU_ARCHITECTURE=750 $(BIN)/pytest tests/cuda_on_cpu -k "(with_the_reference and forward) or tiles"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,6 +62,13 @@ class Schedule:
             seed = int(torch.randint(2**31, (), generator=generator))
             # Each process augments supports of its own where they are its own, else all see the same views.
             yield Step(own, supports, seed + (self.rank if len(supports) > 1 else 0))
+
+    def rate(self, epoch: int, step: int) -> float:
+        """The learning rate of a step, a function of its number alone."""
+        if self.config.schedule == "constant":
+            return self.config.learning_rate
+        done = (epoch * self.steps + step) / (self.config.epochs * self.steps)
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         # Distinct streams from seed, epoch and step; manual_seed hashes well enough for neighbours to differ.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +22,7 @@ from bkd_fast.config import BKDConfig
 from bkd_fast.data import ImageDataset, Sample, augment, draw_support, load_image
 from bkd_fast.errors import BKDError
 from bkd_fast.features import FeatureSource
+from bkd_fast.interruption import interruptible
 from bkd_fast.model import BKD
 from bkd_fast.model.bkd import Prepared
 from bkd_fast.model.calibration import calibrate, choose_pool
@@ -108,7 +107,7 @@ class Trainer:
             dynamic_ncols=True,
             disable=None if self.show is None else not self.show,
         )
-        with bar, _interruptible() as interrupted:
+        with bar, interruptible() as interrupted:
             while state.epoch < self.config.epochs and not self._settled(state):
                 self._epoch(step, optimizer, state, bar, interrupted)
         if state.epoch < self.config.epochs:
@@ -155,7 +154,7 @@ class Trainer:
         started, images = time.monotonic(), 0
         for part in self.schedule.epoch(state.epoch, state.step):
             for group in optimizer.param_groups:
-                group["lr"] = group["scale"] * self._rate(state.epoch, state.step)
+                group["lr"] = group["scale"] * self.schedule.rate(state.epoch, state.step)
             query = self.features.levels(part.queries)
             support: Any = []
             if part.supports:
@@ -189,7 +188,7 @@ class Trainer:
             {
                 "epoch": state.epoch + 1,
                 **means,
-                "learning_rate": self._rate(state.epoch, self.schedule.steps - 1),
+                "learning_rate": self.schedule.rate(state.epoch, self.schedule.steps - 1),
                 "seconds": round(time.monotonic() - started, 3),
             }
         )
@@ -245,13 +244,6 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed)
         return draw_support(len(self.job.train), min(self.config.shots, len(self.job.train)), generator)
 
-    def _rate(self, epoch: int, step: int) -> float:
-        """The learning rate of a step, a function of its number alone."""
-        if self.config.schedule == "constant":
-            return self.config.learning_rate
-        done = (epoch * self.schedule.steps + step) / (self.config.epochs * self.schedule.steps)
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
     def _save(self, state: Progress) -> None:
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         state.scaler = scaler.state_dict() if scaler is not None else {}
@@ -287,24 +279,3 @@ class Trainer:
         self.features.close()
         self.held_out.close()
         self.fabric.barrier()
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[bool]]:
-    """Turns the first Ctrl-C into a flag that is read between two steps; a second one acts at once."""
-    flag = [False]
-
-    def handle(_: int, __: Any) -> None:
-        flag[0] = True
-        logging.getLogger("bkd_fast").warning("stopping after this step (Ctrl-C again to stop at once)")
-        signal.signal(signal.SIGINT, previous)
-
-    try:
-        previous = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not the main thread, which alone receives signals
-        yield flag
-        return
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, previous)

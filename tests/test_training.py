@@ -140,7 +140,7 @@ def test_frozen_features_are_computed_once(tiny_data, tiny_config, tmp_path, mon
 
 
 def test_training_ends_where_the_held_out_loss_rests(tiny_data, tiny_config, tmp_path, caplog):
-    config = tiny_config.with_changes(epochs=30, learning_rate=0.0, patience=2)
+    config = tiny_config.with_changes(epochs=10, learning_rate=0.0, patience=2)
     with caplog.at_level("INFO", "bkd_fast"):
         run = train(tiny_data, tmp_path / "run", config)
     rows = read_log(run / "log.csv")
@@ -149,7 +149,7 @@ def test_training_ends_where_the_held_out_loss_rests(tiny_data, tiny_config, tmp
     losses = [row["held_out"] for row in rows]
     assert min(losses[-2:]) >= (1 - trainer.PLATEAU) * min(losses[:-2])
     with caplog.at_level("INFO", "bkd_fast"):
-        assert len(read_log(train(tiny_data, tmp_path / "all", config.with_changes(patience=0)) / "log.csv")) == 30
+        assert len(read_log(train(tiny_data, tmp_path / "all", config.with_changes(patience=0)) / "log.csv")) == 10
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_offset(tiny_data, tiny_config, tmp_path, monkeypatch):
