@@ -19,7 +19,7 @@ from bkd_fast.report.records import CategoryReport, Figures
 
 ABSENT = "—"
 DECISIONS = ("precision", "recall", "f1", "false_alarm_rate")
-LOSSES = (("total", "total"), ("loss", "total"), ("forward", "forward"), ("reverse", "reverse"))
+LOSSES = (("total", "total"), ("loss", "total"), ("forward", "forward"), ("reverse", "reverse"), ("held_out", "held"))
 HEADLINES = (
     ("image_auroc", "Image AUROC"),
     ("image_f1_max", "Image F1-max"),
@@ -192,7 +192,7 @@ def _loss_chart(category: CategoryReport) -> list[str]:
         rows = [(float(row["epoch"]), float(row[key])) for row in category.log if "epoch" in row and key in row]
         points = np.array([row for row in rows if all(map(math.isfinite, row))])
         if len(points):
-            series.append(Series(key, style, points[:, 0], points[:, 1]))
+            series.append(Series(key.replace("_", " "), style, points[:, 0], points[:, 1]))
     if not series:
         return []
     x_values, y_values = (np.concatenate([getattr(line, name) for line in series]) for name in "xy")

@@ -48,7 +48,7 @@ class CategoryReport:
         images: every test image.
         roc: pixel ROC (false positive rate, true positive rate), None without masks.
         pro: (false positive rate up to 0.3, mean overlap per region), None without masks.
-        log: a row an epoch with ``epoch`` and losses (``total`` or ``loss``, ``forward``, ``reverse``).
+        log: a row an epoch with ``epoch`` and losses (``total`` or ``loss``, ``forward``, ``reverse``, ``held_out``).
         seconds: training time.
         train_count: normals trained on.
         inside: some of the images, with the pictures of :func:`~bkd_fast.report.inside.render_inside` as ``overlay``.
