@@ -96,8 +96,8 @@ def _protocol(finished: Sequence[Finished]) -> list[str]:
     hardware = environment["cuda"]["devices"] or [f"CPU with {environment['cpu']['threads']} threads a run"]
     seconds = statistics.fmean(result["seconds"] for *_, result in finished)
     return [
-        f"Percent; mean ± standard deviation over the seeds, each the mean over {len(categories)} categories "
-        f"({', '.join(categories)}). {len(finished)} runs.",
+        f"Percent; mean ± standard deviation over the seeds, each the mean over the categories "
+        f"{', '.join(categories)}. Runs: {len(finished)}.",
         "",
         f"- Protocol: {first['train_images']} normal images to train on and {first['held_out_images']} held out for "
         f"thresholds in {finished[0][1]}; test images for measuring only, F1-max over all thresholds, the last epoch's "
@@ -119,7 +119,7 @@ def _draw(path: Path, title: str, finished: Sequence[Finished]) -> None:
     variants = {variant.name: ", ".join(variant.labels.values()) for variant, *_ in finished}
     branches = list(dict.fromkeys(branch for _, branch in cells))
     figure, axes = pyplot.subplots(
-        1, len(SHOWN), figsize=(2.6 * len(SHOWN) + 1.5, 1.2 + 0.35 * len(variants)), sharey=True, layout="constrained"
+        1, len(SHOWN), figsize=(2.6 * len(SHOWN) + 1.5, 1.6 + 0.35 * len(variants)), sharey=True, layout="constrained"
     )
     for panel, name in zip(axes, SHOWN, strict=True):
         for place, branch in enumerate(branches):
@@ -143,7 +143,7 @@ def _draw(path: Path, title: str, finished: Sequence[Finished]) -> None:
         panel.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(variants)), list(variants.values()))
     axes[0].invert_yaxis()
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(branches), fontsize=8)
     figure.suptitle(f"{title}: percent, mean ± standard deviation over seeds", fontsize=10)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
