@@ -26,7 +26,7 @@ from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, 
 from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_write
-from bkd_fast.metrics import METRIC_NAMES, PixelMetrics, image_metrics
+from bkd_fast.metrics import METRIC_NAMES, PixelMetrics, image_metrics, mean_metrics, percent
 from bkd_fast.run import load_trained
 from bkd_fast.training import train
 
@@ -137,7 +137,7 @@ def _write(path: Path, rows: Sequence[Row], config: BKDConfig) -> None:
 
 
 def _line(row: Row) -> str:
-    figures = "  ".join(f"{name} {_percent(row.figures[name])}" for name in METRIC_NAMES)
+    figures = "  ".join(f"{name} {percent(row.figures[name])}" for name in METRIC_NAMES)
     return (
         f"{row.method}, {row.category}, seed {row.seed}: {figures}  ({row.train_seconds:.0f} s, {row.image_ms:.0f} ms)"
     )
@@ -151,7 +151,8 @@ def _table(rows: Sequence[Row]) -> str:
     ]
     for method in dict.fromkeys(row.method for row in rows):
         own = [row for row in rows if row.method == method]
-        cells = [_percent(_mean([row.figures[name] for row in own])) for name in METRIC_NAMES]
+        means = mean_metrics(row.figures for row in own)
+        cells = [percent(means[name]) for name in METRIC_NAMES]
         costs: list[tuple[str, Callable[[Row], float]]] = [
             ("{:.0f}", lambda row: row.train_seconds),
             ("{:.0f}", lambda row: row.image_ms),
@@ -160,15 +161,6 @@ def _table(rows: Sequence[Row]) -> str:
         cells += [form.format(sum(map(value, own)) / len(own)) for form, value in costs]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":

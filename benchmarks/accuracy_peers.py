@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import ImageDataset
 from bkd_fast.model.teacher import STRIDES, Teacher
+from bkd_fast.model.weights import load_weights
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (1, 3, H, W) in [0, 1] -> score, anomaly map
 Made = tuple[Judge, float] | str  # and megabytes kept beside the teacher; or why there is none
@@ -103,8 +103,6 @@ def _layers(settings: Settings) -> tuple[list[str], Callable[[Tensor], Tensor]]:
 
 def _load(network: nn.Module, settings: Settings) -> None:
     """The teacher's ImageNet weights into a features_only network, whichever levels it was built for."""
-    from bkd_fast.model.weights import load_weights
-
     load_weights(network, settings.config.teacher, settings.config.weights)
 
 
@@ -139,8 +137,7 @@ def _train(
 
 
 def _batches(data: ImageDataset, *, shuffle: bool) -> Iterator[Tensor]:
-    loader = partial(torch.utils.data.DataLoader, data, BATCH, shuffle=shuffle, drop_last=shuffle)
-    for images, _ in loader():
+    for images, _ in torch.utils.data.DataLoader(data, BATCH, shuffle=shuffle, drop_last=shuffle):
         yield images
 
 

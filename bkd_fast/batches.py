@@ -34,8 +34,7 @@ class Schedule:
 
     def __init__(self, count: int, config: BKDConfig, *, rank: int = 0, world: int = 1) -> None:
         self.count, self.config, self.rank, self.world = count, config, rank, world
-        drawn = config.forward_branch and config.support_draw != "nearest"
-        self.shots = config.shots if drawn else 0
+        self.shots = config.shots if config.forward_branch and not config.looks_up else 0
         # In "step" mode the supports of a step are images outside its batch, so some must be left for them.
         spare = self.shots if config.support_draw == "step" else 0
         if self.shots:

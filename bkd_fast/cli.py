@@ -38,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bkd-fast: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = "; go on with the same command and --resume" if arguments.command == "train" else ""
-        hint = "; the same command goes on" if arguments.command == "ablate" else hint
-        print(f"bkd-fast: interrupted{hint}", file=sys.stderr)
+        hints = {"train": "; go on with the same command and --resume", "ablate": "; the same command goes on"}
+        print(f"bkd-fast: interrupted{hints.get(arguments.command, '')}", file=sys.stderr)
         return 130
     return 0
 

@@ -141,7 +141,7 @@ class BKDConfig:
                 f"fusion={self.fusion!r} adds the branches level by level, and forward_levels='deep' leaves one out: "
                 "choose forward_levels='all', or fusion='geometric'"
             )
-        if self.forward_branch and self.support_draw == "nearest" and self.support_augmentation != "none":
+        if self.looks_up and self.support_augmentation != "none":
             raise BKDError(
                 f"support_augmentation is {self.support_augmentation!r}, and supports that are looked up "
                 "are not augmented: choose 'none', or support_draw='step' or 'query'"
@@ -153,6 +153,11 @@ class BKDConfig:
             for part in value if isinstance(value, tuple) else (value,):
                 if not low <= part <= high:
                     raise BKDError(f"{name} is {value}: expected a value from {low:g} to {high:g}")
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether there is a forward branch whose queries look their supports up."""
+        return self.forward_branch and self.support_draw == "nearest"
 
     def with_changes(self, **changes: Any) -> BKDConfig:
         """A copy with some fields changed; an unknown field is an error that suggests the closest name."""

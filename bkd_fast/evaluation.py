@@ -29,7 +29,7 @@ from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_write, write_json
 from bkd_fast.info import describe
-from bkd_fast.metrics import METRIC_NAMES, PixelMetrics, classification_metrics, image_metrics, mean_metrics
+from bkd_fast.metrics import METRIC_NAMES, PixelMetrics, classification_metrics, image_metrics, mean_metrics, percent
 from bkd_fast.model.bkd import BRANCHES
 from bkd_fast.pictures import heat_scale, inside, record
 from bkd_fast.report import CategoryReport, HeatScale, ImageRecord, write_report
@@ -133,8 +133,7 @@ def table(metrics: Mapping[str, Any]) -> str:
     width = max(len(label) for label, _ in rows)
     lines = [" " * width + "  " + "  ".join(names)]
     for label, figures in rows:
-        values = [figures[name] for name in METRIC_NAMES]
-        cells = ["–" if value is None else f"{100 * value:.1f}" for value in values]
+        cells = [percent(figures[name]) for name in METRIC_NAMES]
         lines.append(
             f"{label:<{width}}  " + "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, names, strict=True))
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,8 @@ class FeatureSource:
                 # Open files without a name: they go when the process does, however it ends.
                 with tempfile.NamedTemporaryFile(dir=folder, prefix="features-") as file:
                     size = self.capacity * h * w * c
+                    if hasattr(os, "posix_fallocate"):  # a disk that is too full says so now, not by a signal later
+                        os.posix_fallocate(file.fileno(), 0, 2 * size)
                     flat = torch.from_file(file.name, shared=True, size=size, dtype=torch.float16)
                     self.kept.append(flat.view(self.capacity, h, w, c))
         except (OSError, RuntimeError) as error:

@@ -92,6 +92,11 @@ def mean_metrics(categories: Iterable[Mapping[str, float | None]]) -> dict[str, 
     return {name: sum(values) / len(values) if values else None for name, values in present.items()}
 
 
+def percent(value: float | None) -> str:
+    """A figure as tables of text show it."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
 class PixelMetrics:
     """Pixel figures of one test set, image after image, exact and in bounded memory.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from bkd_fast.metrics import percent
+
 Counts = Mapping[str, tuple[int, int]]  # category -> images in train/good, images under test
 
 # File counts of the data sets as their authors offer them.
@@ -135,12 +137,12 @@ def comparison(metrics: Mapping[str, Any]) -> str:
             f"{'':14}image AUROC  pixel AUROC  AUPRO  BKD Table 1, 256   image F1-max  BKD Table 2, k = 2/4/8",
         ]
         for name, figures in categories.items():
-            own = [_percent(figures[key]) for key in ("image_auroc", "pixel_auroc", "aupro", "image_f1_max")]
+            own = [percent(figures[key]) for key in ("image_auroc", "pixel_auroc", "aupro", "image_f1_max")]
             printed = " / ".join(f"{value:.1f}" for value in TABLE_1[name])
             f1 = " / ".join(f"{value:.1f}" for value in TABLE_2.get(name, ())) or "–"
             lines.append(f"{name:14}{own[0]:>11}  {own[1]:>11}  {own[2]:>5}  {printed:>16}   {own[3]:>12}  {f1:>22}")
     mean = metrics["mean"]
-    own = [_percent(mean[key]) for key in ("image_auroc", "pixel_auroc", "aupro")]
+    own = [percent(mean[key]) for key in ("image_auroc", "pixel_auroc", "aupro")]
     lines += [
         "",
         f"{'mean':24}image AUROC  pixel AUROC    PRO",
@@ -154,13 +156,9 @@ def comparison(metrics: Mapping[str, Any]) -> str:
         lines.append(
             f"{'BKD, Table 1, 256':24}{97.2:>11.1f}  {93.0:>11.1f}      –  as printed; 15-class means are 97.3, 93.4"
         )
-    lines.append(f"mean image F1-max: {_percent(mean['image_f1_max'])}; BKD, Table 3, k = 2: {TABLE_3[data_set]:.1f}")
+    lines.append(f"mean image F1-max: {percent(mean['image_f1_max'])}; BKD, Table 3, k = 2: {TABLE_3[data_set]:.1f}")
     lines.append("what the paper's figures are, and which do not recompute: docs/published.md")
     return "\n".join(lines)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def _shown(value: float | None) -> str:

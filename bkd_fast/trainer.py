@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,8 +25,7 @@ from bkd_fast.features import FeatureSource
 from bkd_fast.interruption import interruptible
 from bkd_fast.model import BKD
 from bkd_fast.model.bkd import Prepared
-from bkd_fast.model.calibration import calibrate, choose_pool
-from bkd_fast.model.retrieval import shrink
+from bkd_fast.model.calibration import learn_normal
 from bkd_fast.run import CHECKPOINT, LOG, DataSource, save_trained
 from bkd_fast.thresholds import calibrate_thresholds
 from bkd_fast.training_step import TrainingStep, make_optimizer, train_step
@@ -116,30 +115,17 @@ class Trainer:
 
     def _begin(self) -> Progress:
         """Statistics and memory, or the checkpoint in their place; one pass over the images, and the support pool."""
-        state = None
+        count, levels = len(self.job.train), self.features.fill()
+        state, generator = None, None
         if self.checkpoint.is_file():
             state = load_checkpoint(self.checkpoint, self.model, self.optimizer)
-        looked_up = self.config.forward_branch and self.config.support_draw == "nearest"
-        shrunk: list[Tensor] = []  # the deepest level of every image, as small as descriptors are
-
-        def levels() -> Iterator[list[Tensor]]:
-            for found in self.features.fill():
-                if looked_up:
-                    shrunk.append(shrink(found[-1]))
-                yield found
-
-        if state is None:
-            generator = torch.Generator().manual_seed(self.config.seed)
-            calibrate(self.model, levels(), len(self.job.train), generator)
+            if not self.config.looks_up:  # only what is kept is wanted of them
+                levels = islice(levels, self.features.capacity)
         else:
-            for _ in islice(levels(), len(self.job.train) if looked_up else self.features.capacity):
-                pass
-        self.pool: list[int] = []  # the images that queries look up their support among, if they do
-        if looked_up:
-            teacher = self.model.teacher
-            deepest = (teacher.standardized(level, len(teacher.channels)) for level in shrunk)
-            self.pool = choose_pool(deepest, self.config.support_pool)
-            self.place = torch.full((len(self.job.train),), -1)
+            generator = torch.Generator().manual_seed(self.config.seed)
+        self.pool = learn_normal(self.model, levels, count, generator)
+        if self.pool:
+            self.place = torch.full((count,), -1)
             self.place[self.pool] = torch.arange(len(self.pool))
             self.prepared = self.model.prepare(self._support(self.pool))
         return state or Progress()
@@ -148,7 +134,7 @@ class Trainer:
         """What :meth:`BKD.prepare` takes, of training images."""
         levels = self.features.levels(indices)[self.model.first - len(self.model.teacher.channels) :]
         batched = [level.unsqueeze(0) for level in levels]
-        return [level.half() for level in batched] if self.config.support_draw == "nearest" else batched
+        return [level.half() for level in batched] if self.config.looks_up else batched
 
     def _epoch(self, step: nn.Module, optimizer: Any, state: Progress, bar: tqdm, interrupted: list[bool]) -> None:
         started, images = time.monotonic(), 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from bkd_fast.ablation.variants import Variant
 from bkd_fast.files import atomic_path, atomic_write
-from bkd_fast.metrics import METRIC_NAMES
+from bkd_fast.metrics import METRIC_NAMES, mean_metrics
 
 log = logging.getLogger("bkd_fast")
 BOTH = "both"
@@ -61,9 +61,9 @@ def summarize(finished: Sequence[Finished]) -> dict[tuple[str, str], dict[str, C
     for key, seeds in gathered.items():
         whole = max(len(categories) for categories in seeds.values())
         full = [categories for categories in seeds.values() if len(categories) == whole]
+        means = [mean_metrics(categories.values()) for categories in full]
         for name in METRIC_NAMES:
-            values = [_mean([figures[name] for figures in categories.values()]) for categories in full]
-            present = [value for value in values if value is not None]
+            present = [value for mean in means if (value := mean[name]) is not None]
             if present:
                 spread = statistics.stdev(present) if len(present) > 1 else None
                 cells.setdefault(key, {})[name] = (statistics.fmean(present), spread, len(present))
@@ -148,11 +148,6 @@ def _draw(path: Path, title: str, finished: Sequence[Finished]) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
     pyplot.close(figure)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return statistics.fmean(present) if present else None
 
 
 def _shown(cell: Cell | None) -> str:

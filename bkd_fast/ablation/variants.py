@@ -6,9 +6,9 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import Augmentation, BKDConfig
 from bkd_fast.errors import BKDError
 
 TABLES = (2, 4, 5)
@@ -19,18 +19,7 @@ YES, NO = "✓", "–"
 ALIGNMENTS = {NO: "none", "warp": "identity", "DCN": "full"}
 # The rows of Table 4 as printed: augmentation, memory, DCN.
 TABLE_4 = ((NO, NO, NO), (YES, NO, NO), (NO, YES, NO), (NO, YES, "DCN"), (YES, YES, NO), (YES, YES, "DCN"))
-# Table 5: T, R and S of the paper are translation, rotation and scale.
-TABLE_5 = (
-    "translation",
-    "rotation",
-    "scale",
-    "shear",
-    "rotation_scale",
-    "translation_scale",
-    "translation_rotation",
-    "translation_rotation_scale",
-    "affine",
-)
+TABLE_5 = [name for name in get_args(Augmentation) if name != "none"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +55,10 @@ def table_variants(number: int, base: BKDConfig) -> list[Variant]:
         raise BKDError(f"there is no ablation for table {number}: choose one of {', '.join(map(str, TABLES))}")
     if not base.forward_branch:
         raise BKDError("tables 2, 4 and 5 vary the forward branch, and forward_branch is off in this configuration")
-    looked_up = base.support_draw == "nearest"
     if number == 2:
         return [Variant({"k": str(shots)}, base.with_changes(shots=shots)) for shots in SHOTS]
     if number == 5:
-        if looked_up:
+        if base.looks_up:
             raise BKDError(
                 "table 5 compares augmentations of supports, and support_draw='nearest' looks supports up without any: "
                 "use --preset paper, or --set support_draw=query shot_aggregation=mean"
@@ -78,7 +66,7 @@ def table_variants(number: int, base: BKDConfig) -> list[Variant]:
         bare = Variant({"augmentation": "none, no DCN"}, base.with_changes(alignment_kernel="none"))
         rest = [Variant({"augmentation": name}, base.with_changes(support_augmentation=name)) for name in TABLE_5]
         return [bare, *rest]
-    if looked_up:
+    if base.looks_up:
         return [
             Variant({"memory": memory, "alignment": alignment}, _parts(base, memory, alignment))
             for memory in (NO, YES)

@@ -66,8 +66,7 @@ class Training:
         """
         query = self.model.teacher(self.images)
         support = self.model.support_levels(self.support)
-        looked_up = self.model.config.support_draw == "nearest"
-        if not looked_up and (self.each if each is None else each):
+        if not self.model.config.looks_up and (self.each if each is None else each):
             support = [level.expand(len(self.images), -1, -1, -1, -1) for level in support]
         losses, _ = train_step(
             self.fabric, self.step, self.optimizer, query, support, clip_norm=self.model.config.clip_norm
@@ -95,7 +94,7 @@ def random_detector(
     model, images = random_model(config, 1, device)
     calibration = Calibration(1.0, 1.0, 0.5, model.map_scale, model.map_exponent)
     support = model.support_levels(_images(4, config).to(device))
-    if config.support_draw == "nearest":
+    if config.looks_up:
         # As many as are kept of a large training set; what they are does not matter for how long a query takes.
         support = [level.half().repeat(1, config.support_pool // 4, 1, 1, 1) for level in support]
     trained = Trained(Path(), config, calibration, DataSource("", ""), model, support, images.cpu())

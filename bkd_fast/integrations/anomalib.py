@@ -7,7 +7,6 @@ datamodule=Folder(…))``, or ``anomalib train --model bkd_fast.integrations.ano
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Resize
 
 from bkd_fast.config import BKDConfig
+from bkd_fast.data import draw_support
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.bkd import Prepared
-from bkd_fast.model.calibration import balance_maps, calibrate, choose_pool
-from bkd_fast.model.retrieval import shrink
+from bkd_fast.model.calibration import balance_maps, learn_normal
 from bkd_fast.run import load_trained
 from bkd_fast.training_step import TrainingStep, make_optimizer
 
@@ -54,7 +53,7 @@ class BkdModel(nn.Module):
 
     def prepared(self, device: torch.device) -> Prepared:
         """What depends on the support alone; in training made anew, since weights are in it."""
-        drawn = self.network.config.support_draw != "nearest"
+        drawn = not self.network.config.looks_up
         if self._prepared is None or self._prepared[0] != device or (drawn and self.training):
             levels = [level.to(device) for level in self.support]
             self._prepared = device, self.network.prepare([level.float() for level in levels] if drawn else levels)
@@ -124,7 +123,7 @@ class Bkd(AnomalibModule):
 
     def on_fit_start(self) -> None:
         """Statistics, memory and support, from the training images as they are."""
-        if self.model.support or (self.model.network.map_scale and self._calibrated()):
+        if self.model.support or self._calibrated():
             return
         paths = self._training_paths()
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -132,26 +131,17 @@ class Bkd(AnomalibModule):
         order = torch.randperm(len(paths), generator=generator).tolist()
         self.held_out = {paths[index] for index in order[:held]}
         kept = sorted(order[held:])
-        network, shrunk = self.model.network, []
-
-        def levels() -> Iterator[list[Tensor]]:
-            for index in kept:
-                found = network.teacher.raw(self._image(index))
-                shrunk.append(shrink(found[-1]))
-                yield found
-
-        calibrate(network, levels(), len(kept), generator)
+        network = self.model.network
+        levels = (network.teacher.raw(self._image(index)) for index in kept)
+        chosen = learn_normal(network, levels, len(kept), generator)
         if not self.config.forward_branch:
             return
-        if self.config.support_draw == "nearest":
-            deepest = (network.teacher.standardized(level, len(network.teacher.channels)) for level in shrunk)
-            chosen = choose_pool(deepest, self.config.support_pool)
+        if self.config.looks_up:
+            self.place = {paths[kept[index]]: place for place, index in enumerate(chosen)}
         else:
-            chosen = torch.randperm(len(kept), generator=generator)[: self.config.shots].tolist()
+            chosen = draw_support(len(kept), min(self.config.shots, len(kept)), generator)
         support = [network.teacher(self._image(kept[index]))[network.first :] for index in chosen]
         self.model.set_support([torch.cat(level).unsqueeze(0) for level in zip(*support, strict=True)])
-        if self.config.support_draw == "nearest":
-            self.place = {paths[kept[index]]: place for place, index in enumerate(chosen)}
 
     def configure_optimizers(self) -> Any:
         """Adam with a rate for the offsets of their own, following a cosine; none where nothing is learned."""
@@ -181,6 +171,17 @@ class Bkd(AnomalibModule):
             self.log(f"train_{name}_loss", loss.item(), on_epoch=True, prog_bar=name == "total", batch_size=len(rows))
         return {"loss": losses["total"]}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With which images are held out and which are support: a training that goes on has to know."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["bkd_fast_images"] = {"place": self.place, "held_out": sorted(self.held_out)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The inverse of :meth:`on_save_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        images = checkpoint["bkd_fast_images"]
+        self.place, self.held_out = images["place"], set(images["held_out"])
+
     def on_validation_start(self) -> None:
         """Balances the maps with the weights of now; anomalib finds its thresholds in the validation that follows."""
         self._balance()
@@ -205,7 +206,7 @@ class Bkd(AnomalibModule):
 
     def _prepared(self) -> Any:
         """The support as the training step takes it: a pool, or levels that are prepared with its weights."""
-        if self.config.support_draw == "nearest" and self.config.forward_branch:
+        if self.config.looks_up:
             return self.model.prepared(self.device)
         return [level.to(self.device).float() for level in self.model.support]
 

@@ -93,7 +93,7 @@ class BKD(nn.Module):
         """Everything that depends on the support alone; computed once where the support is fixed."""
         if not self.config.forward_branch:
             return []
-        if self.config.support_draw == "nearest":
+        if self.config.looks_up:
             if len(support_levels[0]) != 1:
                 raise BKDError(
                     f"support of shape {tuple(support_levels[0].shape[:2])} + features: with support_draw='nearest' "

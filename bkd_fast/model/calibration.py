@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from bkd_fast.model.bkd import BKD, Prepared
 from bkd_fast.model.memory import SparseMemory
-from bkd_fast.model.retrieval import describe
+from bkd_fast.model.retrieval import describe, shrink
 
 CANDIDATES = 100_000  # features a level that the coreset is chosen from
 PROJECTED = 64  # dimensions that distances are compared in
+
+
+@torch.no_grad()
+def learn_normal(
+    model: BKD, levels: Iterable[list[Tensor]], count: int, generator: torch.Generator | None
+) -> list[int]:
+    """What is learned in one pass over the normal images, before any training.
+
+    Args:
+        levels: raw teacher levels (1, C_l, H_l, W_l) of each image, in order; used up.
+        count: how many there are.
+        generator: see :func:`calibrate`; None where the model has its statistics and memory from a checkpoint.
+
+    Returns:
+        The images that queries look up their support among; empty where supports are drawn.
+    """
+    shrunk: list[Tensor] = []  # the deepest level of every image, as small as descriptors are
+
+    def seen() -> Iterator[list[Tensor]]:
+        for found in levels:
+            if model.config.looks_up:
+                shrunk.append(shrink(found[-1]))
+            yield found
+
+    passing = seen()
+    if generator is not None:
+        calibrate(model, passing, count, generator)
+    for _ in passing:
+        pass
+    if not model.config.looks_up:
+        return []
+    deepest = (model.teacher.standardized(level, len(model.teacher.channels)) for level in shrunk)
+    return choose_pool(deepest, model.config.support_pool)
 
 
 @torch.no_grad()
@@ -26,6 +59,8 @@ def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator
     """
     config = model.config
     coreset = config.reverse_branch and config.memory_items > 0 and config.memory_init == "coreset"
+    if not (config.standardize or coreset):
+        return
     levels = len(model.teacher.channels)
     sums = [torch.zeros(2, width, dtype=torch.float64) for width in model.teacher.channels]
     pixels = [0] * levels
@@ -37,17 +72,18 @@ def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator
             sums[level] += torch.stack([wide.sum(0), wide.square().sum(0)]).cpu()
             pixels[level] += wide.shape[0]
             share = min(rows.shape[1], -(-CANDIDATES // count))
-            for image in rows:
+            for image in rows if coreset else ():
                 chosen = torch.randperm(image.shape[0], generator=generator)[:share]
                 candidates[level].append(image[chosen.to(image.device)])
     for level in range(levels):
         mean, square = (sums[level] / pixels[level]).unbind()
         deviation = (square - mean.square()).clamp_min(0).sqrt()
-        features = torch.cat(candidates[level])
         if config.standardize:
             model.teacher.set_statistics(level + 1, mean.float(), deviation.float())
-            features = model.teacher.standardized(features[:, :, None, None], level + 1).flatten(1)
         if coreset:
+            features = torch.cat(candidates[level])
+            if config.standardize:
+                features = model.teacher.standardized(features[:, :, None, None], level + 1).flatten(1)
             memory = model.memories[level]
             assert isinstance(memory, SparseMemory)
             items = memory.items

@@ -81,6 +81,7 @@ def test_the_engine_trains_and_measures(trained):
 def test_a_checkpoint_judges_as_the_model_did(trained, tiny_data):
     model, made, _ = trained
     again = Bkd.load_from_checkpoint(made.best_model_path or made.trainer.checkpoint_callback.last_model_path)
+    assert (again.place, again.held_out) == (model.place, model.held_out)
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         expected, found = model.model.eval()(images), again.model.eval()(images)
