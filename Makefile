@@ -1,16 +1,16 @@
 # make demo: the main job on built-in data. make test: every check. make mutations: that the tests of the CUDA kernels catch
 # planted faults. make sanitize: the operator tests on CPU kernels that watch their memory. make docs: the documentation, its
 # examples run. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks that they
-# agree first). All set up what they need.
+# agree first). make wheels: sdist and wheel, installed with the oldest and the newest torch. All set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Without a GPU the CUDA extension is only linked and imported: one architecture will do (tests/cuda_gate compiles for all).
 ifeq ($(shell nvidia-smi -L 2>/dev/null),)
-export TORCH_CUDA_ARCH_LIST ?= 8.0
+$(VENV)/installed test: export TORCH_CUDA_ARCH_LIST ?= 8.0
 endif
 
-.PHONY: demo test lint docs mutations sanitize bench clean
+.PHONY: demo test lint docs mutations sanitize bench wheels clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
@@ -26,6 +26,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent tests/consumer.py
 
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
@@ -40,6 +41,10 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python benchmarks/ops.py --quick
+
+wheels: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python tests/wheels.py
 
 # Torch and the build tools come first; the package is then built without isolation, with just these.
 $(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/_build/*.py) $(shell find csrc -type f)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import make_demo
+from bkd_fast.data.demo import make_demo
 from bkd_fast.evaluation import evaluate, table
 from bkd_fast.run import CONFIG
 from bkd_fast.training import train

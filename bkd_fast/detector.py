@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -99,6 +100,25 @@ class Detector:
         with torch.inference_mode():
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
         self._prepare([torch.cat(level, 1) for level in zip(*parts, strict=True)])
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence too: of the two, it is the path
+        self,
+        images: str | Path | Image.Image | np.ndarray,
+        *,
+        tile: int | tuple[int, int] | None = ...,
+        overlap: int = ...,
+    ) -> Prediction: ...
+
+    @overload
+    def __call__(
+        self, images: Tensor, *, tile: int | tuple[int, int] | None = ..., overlap: int = ...
+    ) -> Prediction | list[Prediction]: ...
+
+    @overload
+    def __call__(
+        self, images: Sequence[ImageLike], *, tile: int | tuple[int, int] | None = ..., overlap: int = ...
+    ) -> list[Prediction]: ...
 
     def __call__(
         self, images: ImageLike | Sequence[ImageLike], *, tile: int | tuple[int, int] | None = None, overlap: int = 0

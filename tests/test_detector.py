@@ -224,7 +224,7 @@ def test_a_detector_needs_no_training_stack(tiny_run):
     code = (
         "import sys; from bkd_fast import Detector; "
         f"Detector.load({str(tiny_run)!r}); "
-        "heavy = ('lightning_fabric', 'sklearn', 'skimage', 'bkd_fast.training'); "
+        "heavy = ('lightning_fabric', 'sklearn', 'skimage', 'scipy', 'bkd_fast.training'); "
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,8 +1,7 @@
-"""Images, data sets, the support set and the built-in demo data."""
+"""Images, data sets and the support set; :mod:`bkd_fast.data.demo` makes the built-in data."""
 
 from bkd_fast.data.augment import MODES, augment
 from bkd_fast.data.dataset import Category, ImageDataset, Sample, check_samples, find_categories, split_normals
-from bkd_fast.data.demo import make_demo
 from bkd_fast.data.image import (
     ImageError,
     from_pil,
@@ -30,7 +29,6 @@ __all__ = [
     "load_image",
     "load_mask",
     "load_support",
-    "make_demo",
     "resize_image",
     "resize_mask",
     "save_support",
