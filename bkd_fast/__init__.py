@@ -13,10 +13,11 @@ from bkd_fast.version import __version__
 
 if TYPE_CHECKING:
     from bkd_fast.config import BKDConfig
-    from bkd_fast.detector import Detector, Prediction
+    from bkd_fast.detector import Detector
     from bkd_fast.errors import BKDError
     from bkd_fast.evaluation import evaluate
     from bkd_fast.integrations.sklearn import BKDDetector
+    from bkd_fast.judging import Prediction
     from bkd_fast.model import BKD
     from bkd_fast.ops import backend
     from bkd_fast.torchvision_switch import patch_torchvision
@@ -28,7 +29,7 @@ _HOMES = {
     "BKDDetector": "bkd_fast.integrations.sklearn",
     "BKDError": "bkd_fast.errors",
     "Detector": "bkd_fast.detector",
-    "Prediction": "bkd_fast.detector",
+    "Prediction": "bkd_fast.judging",
     "backend": "bkd_fast.ops",
     "evaluate": "bkd_fast.evaluation",
     "patch_torchvision": "bkd_fast.torchvision_switch",

@@ -90,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     predict.add_argument("--precision", default="32", help="32, bf16 or (GPUs) fp16 (default: %(default)s)")
+    predict.add_argument("--tile", type=int, nargs="+", metavar="N", help="judge in tiles: side, or height and width")
+    predict.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring tiles share (default: 0)")
     predict.add_argument("--threshold", type=float, help="decide with this threshold instead of the run's")
     predict.add_argument(
         "--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on"
@@ -207,12 +209,15 @@ def _ablate(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from bkd_fast.predict import predict
 
+    tile = arguments.tile and (arguments.tile[0] if len(arguments.tile) == 1 else tuple(arguments.tile))
     summary = predict(
         arguments.run_folder,
         arguments.images,
         arguments.out,
         device=arguments.device,
         precision=arguments.precision,
+        tile=tile,
+        overlap=arguments.overlap,
         threshold=arguments.threshold,
         skip_unreadable=arguments.skip_unreadable,
     )

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from bkd_fast.errors import BKDError
-from bkd_fast.inputs import Decoded, ImageLike, network_input, no_image
+from bkd_fast.inputs import ImageLike, no_image
+from bkd_fast.judging import Prediction, Stages, tiled, whole
 from bkd_fast.model.bkd import BRANCHES, Distillation
+from bkd_fast.model.compiled import CompiledJudge, check_mode
 from bkd_fast.model.folding import fold_batch_norm
 from bkd_fast.model.packing import can_pack, pack_convolutions
 from bkd_fast.model.precision import InPrecision, check_precision
 from bkd_fast.run import Trained, load_trained
 from bkd_fast.streaming import Outcome, pipeline
-from bkd_fast.tiling import Mosaic, check_tiles
 
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the detector says of one image.
-
-    ``score``: raw and unbounded, higher is more anomalous. ``label``: True where it is above the threshold.
-    ``anomaly_map``: (H, W) float32, raw, at the image's own size. ``mask``: (H, W) bool, pixels above the pixel
-    threshold.
-    """
-
-    score: float
-    label: bool
-    anomaly_map: np.ndarray
-    mask: np.ndarray
 
 
 class Detector:
@@ -49,17 +32,25 @@ class Detector:
     """
 
     def __init__(
-        self, trained: Trained, device: str | torch.device = "auto", *, precision: str = "32", pack: bool = True
+        self,
+        trained: Trained,
+        device: str | torch.device = "auto",
+        *,
+        precision: str = "32",
+        compile: str | None = None,
+        pack: bool = True,
     ) -> None:
         """
         Args:
             trained: as :func:`bkd_fast.run.load_trained` reads it. Its model then belongs to the detector, which folds
                 batch normalisation and, on the CPU, packs convolutions.
-            device, precision: see :meth:`load`.
+            device, precision, compile: see :meth:`load`.
             pack: False leaves the convolutions as they are, for a model that is exported.
         """
         self.device = _device(device)
         dtype = check_precision(precision, self.device)
+        if compile is not None:
+            check_mode(compile, self.device)
         self.batch = 1 if self.device.type == "cpu" else GPU_BATCH
         self.config = trained.config
         self.calibration = trained.calibration
@@ -71,23 +62,39 @@ class Detector:
         if dtype != torch.float32:
             self._narrow(dtype)
         self._prepare(trained.support)
-        if pack and self.device.type == "cpu" and can_pack():
-            self._pack(self.sample, 1e-4 if dtype == torch.float32 else 2e-2)
+        tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+        self._compiled: CompiledJudge | None = None
+        if compile is not None:
+            self._compile(compile, tolerance)
+        elif pack and self.device.type == "cpu" and can_pack():
+            self._pack(self.sample, tolerance)
 
     @classmethod
-    def load(cls, run: str | Path, *, device: str | torch.device = "auto", precision: str = "32") -> Detector:
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "32",
+        compile: str | None = None,
+    ) -> Detector:
         """Reads the run folder of one category.
 
         Args:
             device: ``auto`` takes CUDA where there is a device.
             precision: ``32``; or ``bf16``, on GPUs also ``fp16``: the convolutions of teacher, bottleneck and student
                 in that type, all else in float32. Scores then differ a little, and the thresholds are those of float32.
+            compile: None; or a mode of ``torch.compile``: ``default``, ``max-autotune``, on GPUs also
+                ``reduce-overhead``, which records CUDA graphs. Loading then takes a minute or more, and each further
+                number of images in a batch another one. It needs a C++ compiler, and what it makes is compared with
+                the network that is not compiled.
 
         Raises:
             BKDError: not a whole run folder, or one of several categories; see :func:`bkd_fast.run.load_trained`. A
-                precision that the device does not have.
+                precision or a mode that the device does not have.
+            RuntimeError: the compiled network does not compute what it should.
         """
-        return cls(load_trained(run), device, precision=precision)
+        return cls(load_trained(run), device, precision=precision, compile=compile)
 
     def set_support(self, images: Sequence[ImageLike]) -> None:
         """Replaces the support by other normal images, without training; any number of them.
@@ -96,7 +103,8 @@ class Detector:
         """
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
-        stacked = torch.stack([self._input(image)[0] for image in images]).to(self.device)
+        prepare = self.stages().prepare
+        stacked = torch.stack([prepare(image)[0] for image in images]).to(self.device)
         with torch.inference_mode():
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
         self._prepare([torch.cat(level, 1) for level in zip(*parts, strict=True)])
@@ -139,43 +147,24 @@ class Detector:
         Raises:
             BKDError: something that is not an image, or is smaller than a tile; the message says what it was.
         """
-        size = None if tile is None else check_tiles(tile, overlap)
-
-        def judge(batch: list[ImageLike]) -> list[Prediction]:
-            if size is None:
-                return self._predict(batch)
-            return [self._in_tiles(Decoded(image), size, overlap) for image in batch]
-
+        stages = self.stages(tile, overlap)
         if isinstance(images, (str, Path, Image.Image, np.ndarray)) or (
             isinstance(images, Tensor) and images.ndim != 4
         ):
-            return judge([images])[0]
+            return stages.run([images], 1)[0]
         if not isinstance(images, (Sequence, Tensor)):
             raise no_image(images)
-        return judge(list(images))
-
-    def _in_tiles(self, image: Decoded, tile: tuple[int, int], overlap: int) -> Prediction:
-        """Batch by batch: of the tiles no more than a batch is held at a time."""
-        mosaic = Mosaic(image.size, tile, overlap)
-        places = list(mosaic.tiles())
-        score = -math.inf
-        for start in range(0, len(places), self.batch):
-            group = places[start : start + self.batch]
-            parts = [image.fitted(self.config.image_size, *place, tile) for place in group]
-            for place, judged in zip(group, self.judge_inputs([(part, tile) for part in parts]), strict=True):
-                score = max(score, judged[0])
-                mosaic.add(place, self._resized(judged[1], tile))
-        return self._decided(score, mosaic.blended().numpy())
-
-    def _predict(self, images: list[ImageLike]) -> list[Prediction]:
-        predictions: list[Prediction] = []
-        for start in range(0, len(images), self.batch):
-            inputs = [self._input(image) for image in images[start : start + self.batch]]
-            predictions += [self.prediction(*judged) for judged in self.judge_inputs(inputs)]
-        return predictions
+        # Of images in tiles each is a batch of its own.
+        return stages.run(list(images), self.batch if tile is None else 1)
 
     def stream(
-        self, images: Iterable[ImageLike], *, batch: int | None = None, workers: int = 2
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch: int | None = None,
+        workers: int = 2,
+        tile: int | tuple[int, int] | None = None,
+        overlap: int = 0,
     ) -> Iterator[Outcome[ImageLike, Prediction]]:
         """Judges images as they come, in order: decoding, the network and what follows it work at the same time.
 
@@ -184,6 +173,7 @@ class Detector:
                 iterated in a thread of its own, at most a few batches ahead of what has been received.
             batch: images that go through the network together, where that many are there (default: 1 on a CPU, else 8).
             workers: threads that decode and finish.
+            tile, overlap: see :meth:`__call__`.
 
         Yields:
             For each image an outcome: ``item``, the image as it was given, and ``result``, a :class:`Prediction`, or
@@ -195,38 +185,31 @@ class Detector:
         batch = self.batch if batch is None else batch
         if batch < 1 or workers < 1:
             raise BKDError(f"stream: batch is {batch} and workers {workers}, expected at least 1 of each")
+        stages = self.stages(tile, overlap)
         return pipeline(
             images,
-            self._input,
-            self.judge_inputs,
-            lambda _, judged: self.prediction(*judged),
+            stages.prepare,
+            stages.judge,
+            lambda _, judged: stages.finish(judged),
             batch=batch,
             workers=workers,
         )
 
-    def _input(self, image: ImageLike) -> tuple[Tensor, tuple[int, int]]:
-        return network_input(image, self.config.image_size)
+    def stages(self, tile: int | tuple[int, int] | None = None, overlap: int = 0) -> Stages:
+        """What becomes of an image, for a pipeline of one's own; see :meth:`__call__` for ``tile`` and ``overlap``."""
 
-    def judge_inputs(self, inputs: list[tuple[Tensor, tuple[int, int]]]) -> list[tuple[float, Tensor, tuple[int, int]]]:
-        """Score, map and own size of each of a batch, of what :func:`bkd_fast.inputs.network_input` gives."""
-        tensors, sizes = zip(*inputs, strict=True)
-        scores, maps = self.score(torch.stack(tensors))
-        return list(zip(scores.tolist(), maps, sizes, strict=True))
+        def decide(score: float, anomaly_map: np.ndarray) -> Prediction:
+            return Prediction(score, score > self.threshold, anomaly_map, anomaly_map > self.pixel_threshold)
 
-    def prediction(self, score: float, anomaly_map: Tensor, size: tuple[int, int]) -> Prediction:
-        """Of one image of ``size`` (H, W), its score and its map (h, w)."""
-        return self._decided(score, self._resized(anomaly_map, size).numpy())
-
-    def _decided(self, score: float, anomaly_map: np.ndarray) -> Prediction:
-        return Prediction(score, score > self.threshold, anomaly_map, anomaly_map > self.pixel_threshold)
-
-    @torch.inference_mode()
-    def _resized(self, anomaly_map: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(anomaly_map[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].cpu()
+        if tile is None:
+            return whole(self.config.image_size, self.score, decide)
+        return tiled(self.config.image_size, self.score, decide, self.batch, tile, overlap)
 
     @torch.inference_mode()
     def score(self, images: Tensor, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Scores (N,) and raw anomaly maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size."""
+        if self._compiled is not None and tuple(branches) == BRANCHES:
+            return self._compiled(images.to(self.device), self.prepared)
         return self.judge(self.distill(images), branches)
 
     @torch.inference_mode()
@@ -266,9 +249,18 @@ class Detector:
 
         pack_convolutions(self.model, run, tolerance)
 
+    def _compile(self, mode: str, tolerance: float) -> None:
+        image = self.sample.to(self.device)
+        expected = self.score(image)
+        compiled = CompiledJudge(self.model, mode)
+        for one, other in zip(expected, compiled(image, self.prepared), strict=True):
+            if (one - other).abs().max() > tolerance * one.abs().max():
+                raise RuntimeError(f"compile={mode!r} changed what the network computes")
+        self._compiled = compiled
+
     def _prepare(self, support: list[Tensor]) -> None:
         # Whatever depends on the support alone is computed once, here.
-        with torch.inference_mode():
+        with torch.no_grad():
             self.prepared = self.model.prepare([level.to(self.device) for level in support])
 
 

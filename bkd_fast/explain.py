@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.detector import Detector
-from bkd_fast.inputs import ImageLike, network_input
+from bkd_fast.inputs import Decoded, ImageLike
 from bkd_fast.model.lifting import lifted
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.teacher import STRIDES
@@ -52,7 +52,7 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
         BKDError: not an image.
     """
     model, size = detector.model, detector.config.image_size
-    result = detector.distill(network_input(image, size)[0].unsqueeze(0))
+    result = detector.distill(Decoded(image).fitted(size).unsqueeze(0))
     distances = {
         branch: {
             stride: _array(level[0]) / scale

@@ -66,12 +66,6 @@ class Decoded:
         return F.interpolate(cut[None], size=size, mode="bilinear", antialias=True)[0]
 
 
-def network_input(image: ImageLike, size: Size) -> tuple[Tensor, Size]:
-    """The network's input (3, *size), float32 in [0, 1], and the image's own (H, W); see :class:`Decoded`."""
-    decoded = Decoded(image)
-    return decoded.fitted(size), decoded.size
-
-
 def no_image(value: object) -> BKDError:
     """The error for something of another type."""
     return BKDError(

@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from bkd_fast.data import ImageError, image_files, load_image
 from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_path, atomic_write
-from bkd_fast.inputs import network_input
 from bkd_fast.report import HeatScale, render_panel, write_overlay
 from bkd_fast.streaming import pipeline
 
@@ -32,6 +30,8 @@ def predict(
     *,
     device: str = "auto",
     precision: str = "32",
+    tile: int | tuple[int, int] | None = None,
+    overlap: int = 0,
     threshold: float | None = None,
     skip_unreadable: bool = False,
 ) -> str:
@@ -42,6 +42,7 @@ def predict(
         images: image files, or folders that are searched for them.
         out: must be new or empty.
         precision: ``32``, ``bf16`` or ``fp16``; see :meth:`bkd_fast.Detector.load`.
+        tile, overlap: judge in tiles; see :meth:`bkd_fast.Detector.__call__`.
         threshold: decides instead of the run's own.
         skip_unreadable: unreadable images are reported and left out; otherwise the first one stops the work, and
             what was judged before it is kept.
@@ -55,6 +56,7 @@ def predict(
     out = Path(out)
     named = _names([Path(image) for image in images])
     detector = Detector.load(run, device=device, precision=precision)
+    stages = detector.stages(tile, overlap)
     if threshold is not None:
         detector.threshold = threshold
     if out.exists() and any(out.iterdir()):
@@ -63,17 +65,17 @@ def predict(
     scale = HeatScale(1 / reach, reach, unit="times the pixel threshold")  # heat 1 is the threshold, as in the report
     rows: list[dict[str, object]] = []
 
-    def read(image: tuple[str, Path]) -> tuple[np.ndarray, tuple[Tensor, tuple[int, int]]]:
+    def read(image: tuple[str, Path]) -> tuple[np.ndarray, Any]:
         array = load_image(image[1])
-        return array, network_input(array, detector.config.image_size)
+        return array, stages.prepare(array)
 
-    def judge(read_images: list[tuple[np.ndarray, tuple[Tensor, tuple[int, int]]]]) -> list[tuple[np.ndarray, Any]]:
-        arrays, inputs = zip(*read_images, strict=True)
-        return list(zip(arrays, detector.judge_inputs(list(inputs)), strict=True))
+    def judge(read_images: list[tuple[np.ndarray, Any]]) -> list[tuple[np.ndarray, Any]]:
+        arrays, prepared = zip(*read_images, strict=True)
+        return list(zip(arrays, stages.judge(list(prepared)), strict=True))
 
     def write(image: tuple[str, Path], judged: tuple[np.ndarray, Any]) -> dict[str, object]:
         (name, path), (array, found) = image, judged
-        prediction = detector.prediction(*found)
+        prediction = stages.finish(found)
         panel = render_panel(array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale)
         write_overlay(out / "heatmaps" / f"{name}.jpg", panel)
         with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:

@@ -1,11 +1,16 @@
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from bkd_fast._build import compiler
 from bkd_fast.data import load_image, to_tensor
-from bkd_fast.detector import Detector, Prediction
+from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
+from bkd_fast.judging import Prediction
 from bkd_fast.run import load_trained
 
 
@@ -122,6 +127,36 @@ def test_tiles_that_do_not_fit_are_refused(detector, picture, options, message):
         detector(picture, **options)
 
 
+def test_a_stream_in_tiles_is_the_images_one_by_one(detector, picture):
+    large = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    small = large[:50]
+    outcomes = list(detector.stream([large, small, picture], batch=2, tile=60, overlap=8))
+    same(outcomes[0].result, detector(large, tile=60, overlap=8))
+    same(outcomes[2].result, detector(picture, tile=60, overlap=8))
+    with pytest.raises(BKDError, match="50 x 150 pixels is smaller than a tile of 60 x 60"):
+        raise outcomes[1].error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_long_stream_needs_no_more_memory_than_a_short_one(detector):
+    """What a leak of one map an image would take: 300 times 256 KB."""
+    import resource
+
+    def images(count):
+        generator = np.random.default_rng(0)
+        for _ in range(count):
+            yield generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+
+    def held():
+        for _ in detector.stream(images(300)):
+            pass
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    first = held()
+    assert held() - first < 16e6
+
+
 def test_thresholds_decide_and_can_be_changed(tiny_run, picture):
     detector = Detector.load(tiny_run)
     score = detector(picture).score
@@ -210,6 +245,32 @@ def test_a_cpu_without_bfloat16_says_so(tiny_run, monkeypatch):
         Detector.load(tiny_run, device="cpu", precision="bf16")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+def test_compiled_is_the_same(detector, tiny_run, tiny_data, picture):
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    compiled = Detector.load(tiny_run, compile="default")
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    same(compiled(picture), detector(picture))
+    normals = sorted((tiny_data / "train/good").iterdir())[: len(load_trained(tiny_run).support[0][0])]
+    compiled.set_support(normals)
+    other = Detector.load(tiny_run)
+    other.set_support(normals)
+    same(compiled(picture), other(picture))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # the support is an argument
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [("fast", "expected None or one of default, "), ("reduce-overhead", "records CUDA graphs, and the device is cpu")],
+)
+def test_other_modes_of_compilation_are_refused(tiny_run, mode, message):
+    with pytest.raises(BKDError, match=message):
+        Detector.load(tiny_run, device="cpu", compile=mode)
+
+
 def test_unknown_devices_are_refused(tiny_run):
     if not torch.cuda.is_available():
         with pytest.raises(BKDError, match="no CUDA device"):
@@ -219,7 +280,6 @@ def test_unknown_devices_are_refused(tiny_run):
 def test_a_detector_needs_no_training_stack(tiny_run):
     """The production program does not pay for what only training uses."""
     import subprocess
-    import sys
 
     code = (
         "import sys; from bkd_fast import Detector; "

@@ -139,6 +139,12 @@ def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, cap
     assert set(np.unique(mask)) <= {0, 255}
     with Image.open(tmp_path / "out/heatmaps/hole/000.jpg") as panel:
         assert panel.format == "JPEG"
+    tiled = [*arguments[:-1], str(tmp_path / "tiled"), "--tile", "40", "60", "--overlap", "10"]
+    assert main(tiled) == 0
+    path = tiny_data / "test/hole/000.png"
+    judged = {row["file"]: float(row["score"]) for row in scores_of(tmp_path / "tiled")}
+    expected = Detector.load(run)(path, tile=(40, 60), overlap=10).score
+    assert judged[str(path)] == pytest.approx(expected, rel=1e-4)
     again = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "low"), "--threshold", "0"]
     assert main(again) == 0
     assert {row["decision"] for row in scores_of(tmp_path / "low")} == {"anomalous"}

@@ -7,7 +7,7 @@ import torch
 from bkd_fast.data import load_image
 from bkd_fast.detector import Detector
 from bkd_fast.explain import explain
-from bkd_fast.inputs import network_input
+from bkd_fast.inputs import Decoded
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.report import render_inside
 from bkd_fast.training import train
@@ -42,7 +42,7 @@ def test_the_map_is_what_the_distances_say_together(detector, image):
     powers = [power for branch in model.branches() for power in model.map_exponent[branch]]
     levels = [level for branch in model.branches() for level in found.distances[branch].values()]
     mean = sum(power * np.log(level) for power, level in zip(powers, levels, strict=True)) / sum(powers)
-    result = detector.distill(network_input(image, detector.config.image_size)[0].unsqueeze(0))
+    result = detector.distill(Decoded(image).fitted(detector.config.image_size).unsqueeze(0))
     fused = np.log(detector.judge(result)[1][0].numpy())
     assert np.corrcoef(mean.ravel(), fused.ravel())[0, 1] > 0.95
     assert abs(mean.mean() - fused.mean()) < 0.2

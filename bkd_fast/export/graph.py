@@ -20,19 +20,17 @@ class Judge(nn.Module):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.model, self.size = detector.model, detector.config.image_size
-        # Made in inference mode, of which exported programs know nothing.
+        self.model = detector.model
         tensors, self.structure = tree_flatten(detector.prepared)
         self.count = len(tensors)
         for index, tensor in enumerate(tensors):
-            self.register_buffer(f"support_{index}", None if tensor is None else tensor.clone())
+            self.register_buffer(f"support_{index}", tensor)
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (N,) and maps (N, H, W), float32."""
         prepared = tree_unflatten([getattr(self, f"support_{index}") for index in range(self.count)], self.structure)
-        maps = self.model.anomaly_map(self.model.distill(self.model.teacher(images), prepared), self.size)
-        return self.model.image_score(maps), maps
+        return self.model.judge(images, prepared)
 
 
 def program(detector: Detector) -> ExportedProgram:

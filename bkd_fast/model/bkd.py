@@ -235,6 +235,11 @@ class BKD(nn.Module):
             branch: levels for branch, levels in zip(BRANCHES, (result.aligned, result.student), strict=True) if levels
         }
 
+    def judge(self, images: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) in [0, 1] of the configured size -> scores (N,) and maps (N, H, W), raw, float32."""
+        maps = self.anomaly_map(self.distill(self.teacher(images), prepared), self.config.image_size)
+        return self.image_score(maps), maps
+
     def image_score(self, maps: Tensor) -> Tensor:
         """(N, H, W) -> (N,): the maximum of each map, or the mean of its ``top_fraction`` largest pixels."""
         flat = maps.flatten(1)
