@@ -17,7 +17,8 @@ class PreparedLevel(NamedTuple):
     """What one level of the alignment needs of the support; B is 1 (one support for all queries) or N.
 
     ``features``: (B, k, C, H, W). ``fused``: (B, k, hidden, H, W), the support's half of Conv([Q, S]).
-    ``projected``: (1, k * T * C, H, W), W_m * S of all shots and taps, where B is 1; None with a support per query.
+    ``projected``: (1, k * T * C, H, W), W_m * S of all shots and taps, of a support that queries share; the shots' mean
+    is taken in it, unless the closest one is. None where each query has its own.
     """
 
     features: Tensor
@@ -93,8 +94,14 @@ class AlignmentPyramid(nn.Module):
                     nn.init.kaiming_uniform_(weight, a=5**0.5)  # torch's default for a convolution
                 self.kernels.append(nn.Parameter(weight))
 
-    def prepare(self, support: Sequence[Tensor]) -> list[PreparedLevel]:
-        """What depends on the support alone: ``support`` is per level (B, k, C, H, W)."""
+    def prepare(self, support: Sequence[Tensor], *, shared: bool = True) -> list[PreparedLevel]:
+        """What depends on the support alone.
+
+        Args:
+            support: per level (B, k, C, H, W).
+            shared: whether further queries will be aligned with it, where B is 1. For a single one, to sample first and
+                then to multiply is faster: twice, with 1,024 channels.
+        """
         prepared = []
         for level, features in enumerate(support):
             if not self.predictors:
@@ -106,10 +113,12 @@ class AlignmentPyramid(nn.Module):
             assert isinstance(predictor, OffsetPredictor)
             fused = predictor.support(flat).unflatten(0, (batch, shots))
             projected = None
-            if batch == 1:
+            if batch == 1 and shared:
                 kernel = self._kernel(level)
                 maps = flat if kernel is None else project_support(flat, kernel)
                 projected = maps.reshape(1, -1, *maps.shape[2:])
+                if self.config.shot_aggregation != "min":
+                    projected = projected / shots
             prepared.append(PreparedLevel(features, fused, projected))
         return prepared
 
@@ -166,7 +175,7 @@ class AlignmentPyramid(nn.Module):
             # Shots are further groups of taps: one pass sums over all of them.
             offset = offset.unflatten(0, (count, shots)).flatten(1, 2)
             mask = None if mask is None else mask.unflatten(0, (count, shots)).flatten(1, 2)
-            return self._gather(prepared.projected / shots, offset, mask)
+            return self._gather(prepared.projected, offset, mask)
         if prepared.projected is not None:
             maps = prepared.projected.unflatten(1, (shots, -1)).transpose(0, 1).expand(-1, count, -1, -1, -1)
             moves = offset.unflatten(0, (count, shots))

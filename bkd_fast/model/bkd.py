@@ -138,7 +138,7 @@ class BKD(nn.Module):
     def _align(self, levels: list[Tensor], prepared: Prepared, exclude: Tensor | None) -> Alignment:
         """Forward distillation: S~ of Eq. 5 and the offsets."""
         if isinstance(prepared, SupportPool):
-            prepared = self.alignment.prepare(self._looked_up(levels, prepared, exclude))
+            prepared = self.alignment.prepare(self._looked_up(levels, prepared, exclude), shared=False)
         return self.alignment(levels[self.first - len(self.teacher.channels) :], prepared)
 
     def _looked_up(self, levels: Sequence[Tensor], pool: SupportPool, exclude: Tensor | None = None) -> list[Tensor]:

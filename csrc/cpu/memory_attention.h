@@ -129,43 +129,91 @@ int64_t prune(const MemoryAttention<T>& p, const T* weights, T* sparse, T* total
   return kept;
 }
 
-// to[0..Vectors LANES) = rows of a matrix, weighted and added up, zero weights left out; or the first `lanes` of them (0 = all).
+// A weighted sum of rows of a matrix, without those whose weight is zero.
+template <class T>
+struct Terms {
+  T* weights;
+  int32_t* rows;
+  int64_t count;
+  BKD_INLINE void add(T weight, int64_t row) {
+    weights[count] = weight;
+    rows[count++] = static_cast<int32_t>(row);
+  }
+};
+
+// Room for a number of such sums, of so many rows at most.
+template <class T>
+struct Selection {
+  Selection(int64_t sums, int64_t rows) : weights(sums * rows), places(sums * rows), room(rows) {}
+  Terms<T> empty(int64_t sum) const { return {weights + sum * room, places + sum * room, 0}; }
+  Scratch<T> weights;
+  Scratch<int32_t> places;
+  int64_t room;
+};
+
+// The sums of one panel of weights[row][NR], one a column.
+template <class T>
+void collect_panel(const T* weights, int64_t rows, const Selection<T>& room, Terms<T>* terms) {
+  for (int64_t j = 0; j < NR<T>; ++j) terms[j] = room.empty(j);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int first = 0; first < NR<T>; first += LANES<T>)
+      for (unsigned bits = nonzero<T>(load(weights + r * NR<T> + first)); bits; bits &= bits - 1) {
+        const int j = first + __builtin_ctz(bits);
+        terms[j].add(weights[r * NR<T> + j], r);
+      }
+}
+// The sum of weights that lie in a row.
+template <class T>
+Terms<T> collect_row(const T* weights, int64_t rows, const Selection<T>& room) {
+  Terms<T> terms = room.empty(0);
+  int64_t r = 0;
+  for (; r + LANES<T> <= rows; r += LANES<T>)
+    for (unsigned bits = nonzero<T>(load(weights + r)); bits; bits &= bits - 1) {
+      const int64_t at = r + __builtin_ctz(bits);
+      terms.add(weights[at], at);
+    }
+  for (; r < rows; ++r)
+    if (weights[r] != 0) terms.add(weights[r], r);
+  return terms;
+}
+
+// to[0..Vectors LANES) = a sum; or the first `lanes` of them (0 = all).
 template <class T, int Vectors>
-void weigh_vectors(const T* weights, int64_t pitch, int64_t rows, const T* from, int64_t stride, int64_t lanes, T* to) {
+void weigh_vectors(const Terms<T>& terms, const T* from, int64_t stride, int64_t lanes, T* to) {
   constexpr int W = LANES<T>;
   Vec<T> sum[Vectors] = {};
-  for (int64_t r = 0; r < rows; ++r) {
-    const T weight = weights[r * pitch];
-    if (weight == 0) continue;
+  for (int64_t k = 0; k < terms.count; ++k) {
+    const T weight = terms.weights[k];
+    const T* row = from + terms.rows[k] * stride;
     if (Vectors == 1 && lanes) {
-      sum[0] += weight * load_part(from + r * stride, lanes);
+      sum[0] += weight * load_part(row, lanes);
       continue;
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) sum[v] += weight * load(from + r * stride + v * W);
+    for (int v = 0; v < Vectors; ++v) sum[v] += weight * load(row + v * W);
   }
   if (Vectors == 1 && lanes) return store_part(to, sum[0], lanes);
   for (int v = 0; v < Vectors; ++v) store(to + v * W, sum[v]);
 }
-// The same for any number of columns, in as few passes over the weights as registers allow.
+// The same for any number of columns, in as few passes over the terms as registers allow.
 template <class T, int Vectors = 8>
-void weigh_rows(const T* weights, int64_t pitch, int64_t rows, const T* from, int64_t stride, int64_t columns, T* to) {
+void weigh_rows(const Terms<T>& terms, const T* from, int64_t stride, int64_t columns, T* to) {
   constexpr int64_t WIDE = Vectors * LANES<T>;
   int64_t c = 0;
-  for (; c + WIDE <= columns; c += WIDE) weigh_vectors<T, Vectors>(weights, pitch, rows, from + c, stride, 0, to + c);
+  for (; c + WIDE <= columns; c += WIDE) weigh_vectors<T, Vectors>(terms, from + c, stride, 0, to + c);
   if (c == columns) return;
   if constexpr (Vectors > 1)
-    weigh_rows<T, Vectors / 2>(weights, pitch, rows, from + c, stride, columns - c, to + c);
+    weigh_rows<T, Vectors / 2>(terms, from + c, stride, columns - c, to + c);
   else
-    weigh_vectors<T, 1>(weights, pitch, rows, from + c, stride, columns - c, to + c);
+    weigh_vectors<T, 1>(terms, from + c, stride, columns - c, to + c);
 }
 
 // Whether `kept` of `count` products of a matrix are cheaper one by one than all of them at once: one then costs its
-// vectors and a start, and each pass over the weights a step or two.
+// vectors and a start, and to find them a few steps a vector of weights.
 template <class T>
 bool few(int64_t kept, int64_t count, int64_t channels) {
-  const int64_t vectors = parts(channels, LANES<T>), passes = vectors / 8 + (vectors % 8 ? 2 : 0);
-  return kept * (vectors + 12) + 2 * count * passes < count * vectors;
+  const int64_t vectors = parts(channels, LANES<T>);
+  return kept * (vectors + 12) + 3 * parts(count, LANES<T>) < count * vectors;
 }
 
 template <class T>
@@ -174,6 +222,8 @@ void memory_attention(const MemoryAttention<T>& p) {
   const int64_t width = attention_rows(p, 1), tiles = parts(p.rows, width), channels = p.channels;
   in_parallel(p.parallel, tiles, [&](Queue& queue) {
     Scratch<T> panels(width * channels), weights(width * p.items), norms(width), totals(NR<T>);
+    const Selection<T> room(NR<T>, p.items);
+    Terms<T> terms[NR<T>];
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t begin = task * width, count = least(width, p.rows - begin), used = parts(count, NR<T>);
       const T* query = p.query + begin * channels;
@@ -188,9 +238,10 @@ void memory_attention(const MemoryAttention<T>& p) {
       }
       T* output = p.output + begin * channels;
       if (few<T>(kept, used * NR<T> * p.items, channels)) {
-        for (int64_t i = 0; i < count; ++i)
-          weigh_rows<T>(weights + i / NR<T> * NR<T> * p.items + i % NR<T>, NR<T>, p.items, p.memory, channels, channels,
-                        output + i * channels);
+        for (int64_t i = 0; i < count; ++i) {
+          if (i % NR<T> == 0) collect_panel<T>(weights + i * p.items, p.items, room, terms);
+          weigh_rows<T>(terms[i % NR<T>], p.memory, channels, channels, output + i * channels);
+        }
         continue;
       }
       multiply<T>(channels, p.items, items.turned, weights, used, panels);

@@ -121,7 +121,7 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
 // not zero.
 template <class T>
 void memory_block_backward(const MemoryAttention<T>& p, const Chunk<T>& chunk, bool sparse, int64_t begin, int64_t rows,
-                           int64_t item, int64_t items, int64_t first, int64_t channels, T* panels, T* sums) {
+                           int64_t item, int64_t items, int64_t first, int64_t channels, T* panels, const Selection<T>& room, T* sums) {
   const int64_t pitch = rounded(channels, NR<T>);
   const auto add_product = [&](const T* factor, const T* matrix, int64_t k, bool add) {
     const int64_t depth = least(DEPTH, rows - k);
@@ -134,8 +134,8 @@ void memory_block_backward(const MemoryAttention<T>& p, const Chunk<T>& chunk, b
   };
   if (sparse)
     for (int64_t i = 0; i < items; ++i)
-      weigh_rows<T>(chunk.read + (item + i) * chunk.pitch, 1, rows, p.grad + begin * p.channels + first, p.channels,
-                    channels, sums + i * pitch);
+      weigh_rows<T>(collect_row<T>(chunk.read + (item + i) * chunk.pitch, rows, room),
+                    p.grad + begin * p.channels + first, p.channels, channels, sums + i * pitch);
   for (int64_t k = 0; k < rows; k += DEPTH) {
     if (!sparse) add_product(chunk.read, p.grad, k, k > 0);
     add_product(chunk.by_dot, p.query, k, true);
@@ -172,11 +172,12 @@ void memory_attention_backward(const MemoryAttention<T>& p) {
     const int64_t across = parts(p.channels, CHANNELS);
     in_parallel(p.parallel, parts(p.items, ITEMS) * across, [&](Queue& queue) {
       Scratch<T> panels(DEPTH * CHANNELS), sums(ITEMS * CHANNELS);
+      const Selection<T> room(1, rows);
       std::memset(sums, 0, ITEMS * CHANNELS * sizeof(T));
       for (int64_t task; (task = queue.next()) >= 0;) {
         const int64_t item = task / across * ITEMS, first = task % across * CHANNELS;
         memory_block_backward<T>(p, chunk, sparse, begin, count, item, least(ITEMS, p.items - item), first,
-                                 least(CHANNELS, p.channels - first), panels, sums);
+                                 least(CHANNELS, p.channels - first), panels, room, sums);
       }
     });
     for (int64_t tile = 0; tile < used; ++tile)

@@ -155,6 +155,23 @@ T dot(const T* a, const T* b, int64_t count) {
   return total;
 }
 
+// One bit a lane: whether it is not zero. NaN is not.
+template <class T>
+BKD_INLINE unsigned nonzero(Vec<T> value) {
+  constexpr bool single = std::is_same<T, float>::value;
+#if defined(__AVX512F__)
+  if constexpr (single) return _mm512_cmp_ps_mask(value, Vec<T>{}, _CMP_NEQ_UQ);
+  if constexpr (!single) return _mm512_cmp_pd_mask(value, Vec<T>{}, _CMP_NEQ_UQ);
+#elif defined(__AVX2__)
+  if constexpr (single) return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(value, Vec<T>{}, _CMP_NEQ_UQ)));
+  if constexpr (!single) return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(value, Vec<T>{}, _CMP_NEQ_UQ)));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < LANES<T>; ++i) bits |= unsigned(value[i] != 0) << i;
+  return bits;
+#endif
+}
+
 template <class V>
 BKD_INLINE V larger(V a, V b) {
   return a > b ? a : b;
