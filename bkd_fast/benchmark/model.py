@@ -85,7 +85,8 @@ def inference(label: str, device: str = "cpu", changes: Mapping[str, Any] | None
     """One image through :meth:`bkd_fast.Detector.score`; the support is prepared, as it is in use."""
     detector, images = random_detector(label, device, changes)
     own = on_backends(OPERATORS, device, lambda: detector.score(images))
-    return Case(INFERENCE, f"{label} N=1 default", "forward", own, tolerance=1e-2, inputs=(images,), device=device)
+    # At so low a temperature the memory's choice hangs on last digits.
+    return Case(INFERENCE, f"{label} N=1 default", "forward", own, tolerance=2e-2, inputs=(images,), device=device)
 
 
 def random_detector(
