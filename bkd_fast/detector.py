@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from bkd_fast.errors import BKDError
-from bkd_fast.inputs import ImageLike, no_image
+from bkd_fast.inputs import Decoded, ImageLike, no_image
 from bkd_fast.judging import Prediction, Stages, tiled, whole
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.compiled import CompiledJudge, check_mode
 from bkd_fast.model.folding import fold_batch_norm
-from bkd_fast.model.packing import can_pack, pack_convolutions
+from bkd_fast.model.packing import can_pack, pack_convolutions, same
 from bkd_fast.model.precision import InPrecision, check_precision
 from bkd_fast.run import Trained, load_trained
 from bkd_fast.streaming import Outcome, pipeline
@@ -103,8 +103,8 @@ class Detector:
         """
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
-        prepare = self.stages().prepare
-        stacked = torch.stack([prepare(image)[0] for image in images]).to(self.device)
+        size = self.config.image_size
+        stacked = torch.stack([Decoded(image).fitted(size) for image in images]).to(self.device)
         with torch.inference_mode():
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
         self._prepare([torch.cat(level, 1) for level in zip(*parts, strict=True)])
@@ -253,9 +253,8 @@ class Detector:
         image = self.sample.to(self.device)
         expected = self.score(image)
         compiled = CompiledJudge(self.model, mode)
-        for one, other in zip(expected, compiled(image, self.prepared), strict=True):
-            if (one - other).abs().max() > tolerance * one.abs().max():
-                raise RuntimeError(f"compile={mode!r} changed what the network computes")
+        if not same(expected, compiled(image, self.prepared), tolerance):
+            raise RuntimeError(f"compile={mode!r} changed what the network computes")
         self._compiled = compiled
 
     def _prepare(self, support: list[Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._inductor  # which timm has imported already
 from torch import Tensor
 
 from bkd_fast.errors import BKDError
@@ -32,11 +33,9 @@ class CompiledJudge:
     """
 
     def __init__(self, model: BKD, mode: str) -> None:
-        import torch._inductor as inductor  # a second that only those who compile pay
-
         # Frozen: weights are constants, which are laid out and folded once. What was prepared of the support stays an
         # argument, so that another support needs no compilation.
-        options: dict[str, Any] = {**inductor.list_mode_options(mode), "freezing": True}
+        options: dict[str, Any] = {**torch._inductor.list_mode_options(mode), "freezing": True}
         self.graphs = bool(options.get("triton.cudagraphs"))
         self.function = torch.compile(model.judge, options=options)
 

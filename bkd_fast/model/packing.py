@@ -82,7 +82,7 @@ def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]], t
         network.set_submodule(name, PackedConvolution(convolution, size, kinds.get(name)))
     for follower in activations:
         network.set_submodule(follower, nn.Identity())
-    if not _same(before, run(), tolerance):
+    if not same(before, run(), tolerance):
         log.info("activations are computed apart from convolutions: one reads what others read too")
         for follower, activation in activations.items():
             network.set_submodule(follower, activation)
@@ -90,7 +90,7 @@ def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]], t
             module = network.get_submodule(name)
             assert isinstance(module, PackedConvolution)
             module.activation = ("none", [])
-        if not _same(before, run(), tolerance):
+        if not same(before, run(), tolerance):
             raise RuntimeError("packing the convolutions changed what the network computes")
     return len(packed)
 
@@ -135,7 +135,8 @@ def _observed(
     return sizes, {name: follower for name, follower in followers.items() if follower not in shared}, results
 
 
-def _same(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
+def same(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether each is what is expected of it, within ``tolerance`` times the largest value; NaN never is."""
     return all(
         bool((one - other).abs().max() <= tolerance * one.abs().max().clamp_min(1e-6))
         for one, other in zip(expected, found, strict=True)

@@ -115,7 +115,7 @@ def _combined(features: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         combined = (weights.unsqueeze(1) @ shots).unflatten(2, features.shape[1:])
         return combined.permute(0, 1, 4, 2, 3)
     # Shot by shot, each stays in cache from its conversion to its sum: a tenth of the time with 512 channels.
-    total = torch.zeros(chosen.shape[0], *features.shape[1:], dtype=weights.dtype)
+    total = features.new_zeros(chosen.shape[0], *features.shape[1:], dtype=weights.dtype)
     for shot in range(chosen.shape[1]):
         total.addcmul_(features.index_select(0, chosen[:, shot]).to(weights.dtype), weights[:, shot, None, None, None])
     return total.permute(0, 3, 1, 2).unsqueeze(1)

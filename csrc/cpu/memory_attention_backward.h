@@ -121,7 +121,8 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
 // not zero.
 template <class T>
 void memory_block_backward(const MemoryAttention<T>& p, const Chunk<T>& chunk, bool sparse, int64_t begin, int64_t rows,
-                           int64_t item, int64_t items, int64_t first, int64_t channels, T* panels, const Selection<T>& room, T* sums) {
+                           int64_t item, int64_t items, int64_t first, int64_t channels, T* panels,
+                           const Selection<T>& room, T* sums) {
   const int64_t pitch = rounded(channels, NR<T>);
   const auto add_product = [&](const T* factor, const T* matrix, int64_t k, bool add) {
     const int64_t depth = least(DEPTH, rows - k);
