@@ -3,7 +3,8 @@
 A training step (batch 4) is the teacher on queries and supports, both branches, losses, gradients and update, against
 the reference and against the reference with torchvision's deformable convolution inside. Inference (batch 1) is
 Detector.score, against the reference and against anomalib's reverse distillation with the same backbone, which has no
-forward branch and no memory, and against the same model exported to other run-times. --quick leaves out WideResNet50.
+forward branch and no memory; on a CPU also against the same model exported to other run-times, on a GPU as CUDA graphs.
+--quick leaves out WideResNet50, and the graphs, which take minutes to compile.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ def main() -> None:
     arguments = parser(__doc__, (TRAINING, INFERENCE))
     labels = [label for label in TEACHERS if label != "WRN50" or not arguments.quick]
     wanted = arguments.only or (TRAINING, INFERENCE)
-    cases = _cases(labels, wanted, arguments.device)
+    cases = _cases(labels, wanted, arguments.device, not arguments.quick)
     if arguments.scaling:
         run(map(own_alone, cases), arguments, threads=(1, torch.get_num_threads()))
     else:
         run(cases, arguments)
 
 
-def _cases(labels: list[str], wanted: list[str], device: str) -> Iterator[Case]:
+def _cases(labels: list[str], wanted: list[str], device: str, compiled: bool) -> Iterator[Case]:
     if TRAINING in wanted:
         trained = [label for label in labels if label != "ResNet18"]
         for training in trainings(trained, list(CONFIGS), BATCH, device):
@@ -57,15 +58,33 @@ def _cases(labels: list[str], wanted: list[str], device: str) -> Iterator[Case]:
             case = inference(label, device)
             peer = anomalib_inference(TEACHERS[label], *case.inputs)
             others: dict[str, Call] = {} if peer is None else {"anomalib": peer}
-            try:
-                narrow, images = random_detector(label, device, precision="bf16")
-            except BKDError as error:
-                print(f"no bf16: {error}")
-            else:
-                others["bkd_fast native, bf16"] = partial(narrow.score, images)
+            if device == "cuda":
+                yield case._replace(unchecked={**others, **_on_a_gpu(label, peer, compiled)})
+                continue
+            others |= _narrow(label, device, "bf16")
             case = case._replace(unchecked=others)
             with tempfile.TemporaryDirectory() as folder:
                 yield case._replace(providers={**case.providers, **_exported(label, *case.inputs, Path(folder))})
+
+
+def _narrow(label: str, device: str, precision: str) -> dict[str, Call]:
+    try:
+        detector, images = random_detector(label, device, precision=precision)
+    except BKDError as error:
+        print(f"no {precision}: {error}")
+        return {}
+    return {f"bkd_fast native, {precision}": partial(detector.score, images)}
+
+
+def _on_a_gpu(label: str, peer: Call | None, compiled: bool) -> dict[str, Call]:
+    """Half precision; compiled, the network is a CUDA graph too, which spares the CPU the launches."""
+    found = _narrow(label, "cuda", "fp16")
+    if peer is not None:
+        found["anomalib, fp16"] = torch.autocast("cuda", torch.float16)(peer)
+    for precision in ("32", "fp16") if compiled else ():
+        detector, images = random_detector(label, "cuda", precision=precision, compile="reduce-overhead")
+        found[f"bkd_fast native, {precision}, reduce-overhead"] = partial(detector.score, images)
+    return found
 
 
 def _exported(label: str, images: Tensor, folder: Path) -> dict[str, Call]:

@@ -1,4 +1,4 @@
-"""Every operator against its peers: python benchmarks/ops.py [--quick] [--scaling] [--only OP] [--csv FILE].
+"""Every operator against its peers: python benchmarks/ops.py [--quick] [--scaling] [--only OP] [--dtype TYPE] [--csv FILE].
 
 --scaling measures the package's own backends alone, at one thread and at all of them, in turns.
 """
@@ -17,8 +17,11 @@ from bkd_fast.ops import reference
 
 
 def main() -> None:
-    arguments = parser(__doc__, tuple(OPERATORS))
-    scope = QUICK if arguments.quick else FULL
+    arguments = parser(__doc__, tuple(OPERATORS), dtypes=True)
+    scope = (QUICK if arguments.quick else FULL)._replace(dtype=getattr(torch, arguments.dtype))
+    if arguments.device == "cuda":
+        # Products of float32 are exact in every provider, or the results could not be compared.
+        torch.backends.fp32_precision = "ieee"
     found = cases(scope, arguments.device, arguments.only)
     if arguments.scaling:
         run(map(own_alone, found), arguments, threads=(1, torch.get_num_threads()))
@@ -29,7 +32,7 @@ def main() -> None:
 def _with_peers(found: Iterator[Case], *, compiled: bool) -> Iterator[Case]:
     for case in found:
         peers = {}
-        if case.op == "modulated_deform_conv2d" and case.what == "forward" and case.device == "cpu":
+        if case.op == "modulated_deform_conv2d" and case.what == "forward" and (case.device, case.dtype) == ("cpu", torch.float32):
             peers = deform_conv_peers(*case.inputs)
         elif case.op == "cosine_anomaly_map" and compiled:
             torch.compiler.reset()  # or it would generalise over the shapes of the cases before

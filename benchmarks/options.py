@@ -14,7 +14,7 @@ from bkd_fast.benchmark.results import means, show, write
 SECONDS, QUICK_SECONDS = 0.6, 0.2  # for each provider of a case
 
 
-def parser(description: str | None, choices: Sequence[str]) -> argparse.Namespace:
+def parser(description: str | None, choices: Sequence[str], *, dtypes: bool = False) -> argparse.Namespace:
     """The arguments of ``ops.py`` and ``model.py``; torch's threads are set."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help="fewer shapes, shorter timings")
@@ -22,6 +22,9 @@ def parser(description: str | None, choices: Sequence[str]) -> argparse.Namespac
     made.add_argument("--only", choices=choices, nargs="+", metavar="OP", help=f"some of: {', '.join(choices)}")
     made.add_argument("--threads", type=int, help="threads (default: torch's)")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    if dtypes:
+        kinds = ("float32", "float16", "bfloat16")
+        made.add_argument("--dtype", choices=kinds, default=kinds[0], help="of all tensors (default: %(default)s)")
     made.add_argument("--seconds", type=float, help="time for each provider of a case; three calls are the least")
     made.add_argument("--csv", type=Path, help="file to write")
     arguments = made.parse_args()

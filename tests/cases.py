@@ -67,8 +67,10 @@ def conv(
     return call, tensors
 
 
-def gather(batch: int = 2, channels: int = 19, kernel: int = 3, shared: bool = False, mask: bool = True) -> Case:
-    taps = kernel * kernel
+def gather(
+    batch: int = 2, channels: int = 19, kernel: int = 3, shared: bool = False, mask: bool = True, groups: int = 1
+) -> Case:
+    taps = groups * kernel * kernel
     tensors = [
         random(1 if shared else batch, taps * channels, 6, 5),
         random(batch, 2 * taps, 6, 5, seed=2),
@@ -132,6 +134,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv: many channels": lambda: conv(1, 200, 9, (3, 3)),
     "gather": gather,
     "gather: shared": lambda: gather(shared=True),
+    "gather: groups of taps": lambda: gather(shared=True, groups=3),
+    "gather: groups of one tap": lambda: gather(channels=40, kernel=1, groups=11),
     "gather: many taps, no mask": lambda: gather(1, 8, 5, mask=False),
     "gather: many channels": lambda: gather(1, 300, 1),
     "attention": attention,

@@ -43,11 +43,12 @@ def test_small_results_are_compared_by_their_own_size():
 
 
 def test_quantiles_and_number_of_calls(monkeypatch):
-    # A clock that makes calls last 1, 2, 3, … ms; it is read at the start of a turn and around each call.
+    # A clock that makes calls last 1, 2, 3, … ms; it is read at the start of a turn, around each call, and after it.
     monkeypatch.setattr(harness, "TURNS", 1)
     monkeypatch.setattr(harness, "extra_memory", lambda *_: 0.25)
     lasts = itertools.count(1)
-    ticks = itertools.chain([0.0], itertools.chain.from_iterable((0.0, next(lasts) * 1e-3) for _ in iter(int, 1)))
+    calls = ((0.0, ended, ended) for ended in (number * 1e-3 for number in lasts))
+    ticks = itertools.chain([0.0], itertools.chain.from_iterable(calls))
     monkeypatch.setattr(harness.time, "perf_counter", lambda: next(ticks))
     (found,) = measure(case(ours=lambda: torch.ones(1)), 0.011)
     assert (found.p20, found.p50, found.p80) == pytest.approx((3.0, 6.0, 9.0))  # of 1 to 11

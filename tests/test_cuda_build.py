@@ -100,16 +100,16 @@ def test_the_variable_switches_it_off_and_is_checked(fake, monkeypatch):
 
 def test_architectures_that_are_asked_for(fake, monkeypatch):
     nvcc = fake() / "bin" / "nvcc"
-    monkeypatch.setenv(toolkit.LIST, "8.0 9.0;12.0+PTX")
+    monkeypatch.setenv(toolkit.LIST, "8.0 9.0a;12.0+PTX")
     names = toolkit.architectures(nvcc)
-    assert names == ["80", "90", "120+PTX"]
+    assert names == ["80", "90a", "120+PTX"]
     assert toolkit.code_flags(names)[-2:] == [
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
     ]
 
 
-@pytest.mark.parametrize("wrong", ["7.0", "Ampere", "8", "8.7"])
+@pytest.mark.parametrize("wrong", ["7.0", "Ampere", "8", "8.7", "8.0a"])
 def test_an_architecture_that_there_is_not_is_named(fake, monkeypatch, wrong):
     monkeypatch.setenv(toolkit.LIST, f"8.0;{wrong}")
     message = f"{toolkit.LIST} has '{wrong}', expected some of 7.5, 8.0, 9.0, 12.0, or one of them with \\+PTX"

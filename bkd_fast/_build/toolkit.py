@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 LIST = "TORCH_CUDA_ARCH_LIST"
 OLDEST = 75  # compute capability 7.5
+OLDEST_SPECIFIC = 90  # that has code for its own architecture (9.0a) or family (10.0f) alone; torch takes those too
 HEADERS = ("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h")
 
 
@@ -57,7 +58,7 @@ def find_toolkit() -> Toolkit:
 
 
 def architectures(nvcc: Path) -> list[str]:
-    """Compute capabilities to compile for, as ``80``; ``80+PTX`` also keeps what newer devices compile for themselves.
+    """Compute capabilities to compile for, as ``80`` or ``90a``; ``80+PTX`` also keeps what newer devices compile for themselves.
 
     From TORCH_CUDA_ARCH_LIST; else of the GPUs of this machine; without any, those that torch itself was built for.
 
@@ -95,12 +96,12 @@ def code_flags(names: Sequence[str]) -> list[str]:
 
 
 def _checked(name: str, known: set[str]) -> str:
-    found = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", name)
+    found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
     number = found[1] + found[2] if found else ""
-    if not found or int(number) < OLDEST or number not in known:
+    if not found or int(number) < OLDEST or number not in known or (found[3] and int(number) < OLDEST_SPECIFIC):
         usable = ", ".join(f"{one[:-1]}.{one[-1]}" for one in sorted(known, key=int) if int(one) >= OLDEST)
         raise Unfit(f"{LIST} has {name!r}, expected some of {usable}, or one of them with +PTX")
-    return number + (found[3] or "")
+    return number + found[3] + (found[4] or "")
 
 
 def _root() -> Path:

@@ -18,6 +18,7 @@ Call = Callable[[], Any]
 Key = tuple[str, int]  # provider, threads
 QUANTILES = (0.2, 0.5, 0.8)
 LEAST = 3  # calls of a provider, however slow it is
+CYCLES = 2e9  # of a GPU in a second, at most about
 TURNS = 10  # parts of a provider's time, between which the others have their turn
 REFERENCE = "PyTorch reference"
 
@@ -34,6 +35,9 @@ class Case(NamedTuple):
         tolerance: of the results, relative to the largest value of each.
         inputs: the tensors that the operator is given, for who wants to add a provider.
         device: device type that it runs on.
+        dtype: of the tensors.
+        queued: on a GPU, calls that are timed together, on the device and without the time that launching them takes;
+            0 times each call as who waits for its result would.
     """
 
     op: str
@@ -44,6 +48,8 @@ class Case(NamedTuple):
     tolerance: float = 1e-4
     inputs: tuple[Tensor, ...] = ()
     device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    queued: int = 0
 
 
 class Row(NamedTuple):
@@ -58,6 +64,7 @@ class Row(NamedTuple):
     p50: float
     p80: float
     extra: float
+    dtype: str = "float32"
 
 
 def measure(case: Case, seconds: float, *, threads: tuple[int, ...] = ()) -> list[Row]:
@@ -86,14 +93,15 @@ def measure(case: Case, seconds: float, *, threads: tuple[int, ...] = ()) -> lis
             for key, call in calls.items():
                 torch.set_num_threads(key[1])
                 extra[key] = extra_memory(call, case.device)
-            times = _in_turns(calls, seconds, case.device)
+            times = _in_turns(calls, seconds, case.device, case.queued)
     finally:
         torch.set_num_threads(before)
     rows = []
     for (name, count), values in times.items():
         quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64))
         p20, p50, p80 = quantiles.tolist()
-        rows.append(Row(case.op, case.shape, case.what, name, count, p20, p50, p80, extra[name, count]))
+        dtype = str(case.dtype).removeprefix("torch.")
+        rows.append(Row(case.op, case.shape, case.what, name, count, p20, p50, p80, extra[name, count], dtype))
     return rows
 
 
@@ -124,9 +132,9 @@ def _check(case: Case) -> None:
             )
 
 
-def _in_turns(calls: Mapping[Key, Call], seconds: float, device: str) -> dict[Key, list[float]]:
+def _in_turns(calls: Mapping[Key, Call], seconds: float, device: str, queued: int) -> dict[Key, list[float]]:
     """Times in ms. In every turn a provider is called once at least, and until its part of the time is over."""
-    wait: Call = torch.cuda.synchronize if device == "cuda" else lambda: None
+    once: Callable[[Call], float] = partial(_on_the_device, queued) if device == "cuda" and queued else _waited_for
     times: dict[Key, list[float]] = {key: [] for key in calls}
     left = list(calls)
     while left:
@@ -134,16 +142,37 @@ def _in_turns(calls: Mapping[Key, Call], seconds: float, device: str) -> dict[Ke
             torch.set_num_threads(key[1])
             turn = time.perf_counter() + seconds / TURNS
             while True:
-                wait()
-                begin = time.perf_counter()
-                calls[key]()
-                wait()
-                end = time.perf_counter()
-                times[key].append((end - begin) * 1e3)
-                if end >= turn:
+                times[key].append(once(calls[key]))
+                if time.perf_counter() >= turn:
                     break
         left = [key for key in left if len(times[key]) < LEAST or sum(times[key]) < seconds * 1e3]
     return times
+
+
+def _waited_for(call: Call) -> float:
+    """From the call until its result is there."""
+    wait: Call = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
+    begin = time.perf_counter()
+    call()
+    wait()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _on_the_device(queued: int, call: Call) -> float:
+    """Of each of several calls, launched while the device is kept busy."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    launch = time.perf_counter() - begin
+    torch.cuda._sleep(int(1.5 * queued * launch * CYCLES))  # type: ignore[no-untyped-call]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    events[0].record()
+    for _ in range(queued):
+        call()
+    events[1].record()
+    torch.cuda.synchronize()
+    return events[0].elapsed_time(events[1]) / queued
 
 
 def _on(name: str, call: Call) -> Call:

@@ -28,19 +28,22 @@ SIZE = 256
 DENSE_CONV = "conv2d (dense)"
 TORCHVISION = "torchvision"
 BOTH = "forward+backward"
+ROUNDINGS = 32  # of a type that results of one computation may differ by
+QUEUED = 10  # calls that are timed together on a GPU
 
 
 class Scope(NamedTuple):
     """How much is measured.
 
     ``batches``: numbers of images. ``levels``: of each teacher. ``items``: of the memory, where every weight stays and
-    where few do. ``layouts``: of the features.
+    where few do. ``layouts``: of the features. ``dtype``: of all tensors.
     """
 
     batches: tuple[int, ...] = (1, 16)
     levels: tuple[int, ...] = (0, 1, 2)
     items: tuple[tuple[int, ...], tuple[int, ...]] = ((200, 2000), (500, 2000))
     layouts: tuple[str, ...] = ("channels_last", "NCHW")
+    dtype: torch.dtype = torch.float32
 
 
 FULL = Scope()
@@ -52,8 +55,8 @@ def deform_conv(scope: Scope, device: str) -> Iterator[Case]:
     """3 x 3 kernels with a mask and random offsets of about a pixel."""
     op = "modulated_deform_conv2d"
     for shape, batch, channels, size in _levels(scope):
-        x, offset, mask, weight = _convolution(batch, channels, size, device)
-        nchw, bias = x.contiguous(), torch.randn(channels, device=device)
+        x, offset, mask, weight = _convolution(batch, channels, size, device, scope.dtype)
+        nchw, bias = x.contiguous(), torch.randn(channels, device=device, dtype=scope.dtype)
         conv = partial(modulated_deform_conv2d, offset=offset, weight=weight, bias=bias, padding=1, mask=mask)
         own = _bounded(_own(op, device, partial(conv, x)), batch)
         first = next(iter(own))
@@ -74,7 +77,7 @@ def deform_gather(scope: Scope, device: str) -> Iterator[Case]:
     """The same for one support that all queries share; gradients by offsets and mask, as with frozen kernels."""
     op = "modulated_deform_gather"
     for shape, batch, channels, size in _levels(scope):
-        support, offset, mask, weight = _convolution(batch, channels, size, device)
+        support, offset, mask, weight = _convolution(batch, channels, size, device, scope.dtype)
         support = support[:1]
         projected = project_support(support, weight).contiguous(memory_format=torch.channels_last)
         each = support.contiguous().repeat(batch, 1, 1, 1)
@@ -103,7 +106,7 @@ def memory_attention(scope: Scope, device: str) -> Iterator[Case]:
                 else:
                     query, memory = _addressed(batch, channels, size, items)
                     settings = sparse
-                query, memory = query.to(device), memory.to(device)
+                query, memory = query.to(device, scope.dtype), memory.to(device, scope.dtype)
                 own = _own(op, device, partial(sparse_memory_attention, query, memory, *settings))
                 # A weight at the threshold is dropped by one provider and kept by another that rounds differently.
                 tolerance = 1e-4 if regime == "dense" else 1e-2
@@ -152,7 +155,9 @@ def cases(scope: Scope, device: str = "cpu", only: Sequence[str] | None = None) 
     torch.manual_seed(0)
     for name, make in OPERATORS.items():
         if only is None or name in only:
-            yield from make(scope, device)
+            for case in make(scope, device):
+                tolerance = max(case.tolerance, ROUNDINGS * torch.finfo(scope.dtype).eps)
+                yield case._replace(tolerance=tolerance, dtype=scope.dtype, queued=QUEUED)
 
 
 def with_gradients(calls: Mapping[str, Call], leaves: Sequence[Tensor]) -> dict[str, Call]:
@@ -188,11 +193,12 @@ def _bounded(own: dict[str, Call], batch: int) -> dict[str, Call]:
     return own if batch == 1 else {name: call for name, call in own.items() if name != REFERENCE or len(own) == 1}
 
 
-def _convolution(batch: int, channels: int, size: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _convolution(batch: int, channels: int, size: int, device: str, dtype: torch.dtype) -> list[Tensor]:
     """Input (channels_last), offset, mask and weight of a 3 x 3 kernel."""
     x = torch.randn(batch, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
     offset, mask = torch.randn(batch, 18, size, size, device=device), torch.rand(batch, 9, size, size, device=device)
-    return x, offset, mask, torch.randn(channels, channels, 3, 3, device=device) / (9 * channels) ** 0.5
+    weight = torch.randn(channels, channels, 3, 3, device=device) / (9 * channels) ** 0.5
+    return [value.to(dtype) for value in (x, offset, mask, weight)]
 
 
 def _addressed(batch: int, channels: int, size: int, items: int) -> tuple[Tensor, Tensor]:
@@ -235,5 +241,7 @@ def _features(scope: Scope, device: str) -> Iterator[tuple[str, list[Tensor], li
         for batch in scope.batches:
             for layout in scope.layouts:
                 shapes = [(batch, channels, size, size) for channels, size in levels] * 2
-                made = [torch.randn(shape, device=device).contiguous(memory_format=formats[layout]) for shape in shapes]
+                made = [
+                    torch.randn(shape, device=device).to(scope.dtype, memory_format=formats[layout]) for shape in shapes
+                ]
                 yield f"{label} N={batch} {layout}", made[: len(levels)], made[len(levels) :]

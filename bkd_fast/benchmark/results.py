@@ -32,7 +32,7 @@ def write(rows: Sequence[Row], path: Path, device: str = "cpu") -> None:
         for row in rows:
             times = [f"{value:.3f}" for value in (row.p20, row.p50, row.p80)]
             figures = [row.provider, row.threads, *times, f"{row.extra:.1f}"]
-            writer.writerow([row.op, row.shape, "float32", row.what, *figures, *where.values()])
+            writer.writerow([row.op, row.shape, row.dtype, row.what, *figures, *where.values()])
 
 
 def read(path: Path) -> list[Row]:
@@ -49,6 +49,7 @@ def read(path: Path) -> list[Row]:
                 p50=float(line["p50_ms"]),
                 p80=float(line["p80_ms"]),
                 extra=float(line["extra_mb"]),
+                dtype=line["dtype"],
             )
             for line in csv.DictReader(file)
         ]

@@ -97,7 +97,8 @@ DeformGather problem(const Tensor& projected, const Tensor& offset, const std::o
   DeformGather p{};
   p.sampling = sampling(offset, mask, projected.size(2), projected.size(3), kernel, stride, padding, dilation);
   p.pixels = static_cast<int>(offset.size(0)) * p.sampling.pixels();
-  p.channels = static_cast<int>(projected.size(1)) / p.sampling.taps;
+  p.taps = static_cast<int>(offset.size(1)) / 2;
+  p.channels = static_cast<int>(projected.size(1)) / p.taps;
   p.shared = projected.size(0) == 1;
   p.projected = data(projected);
   return p;

@@ -25,20 +25,21 @@ __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGat
   const bool mine = first_pixel + row < p.pixels && channel < p.channels;
   constexpr int kPairs = Pack<T>::kCount / 2;
   float2 sums[kPairs] = {};
-  for (int first = 0; first < s.taps; first += kTaps) {
-    const int count = min(kTaps, s.taps - first);
+  for (int first = 0; first < p.taps; first += kTaps) {
+    const int count = min(kTaps, p.taps - first);
     if (first) __syncthreads();
     for (int i = thread; i < count * pixels; i += kThreads) {
-      const int tap = i / pixels, index = i - tap * pixels, pixel = first_pixel + index;
-      shared.reads[tap].template work_out<T>(index, s, pixel, pixel < p.pixels, 0, first + tap, p.shared);
+      const int slot = i / pixels, index = i - slot * pixels, pixel = first_pixel + index;
+      const int group = (first + slot) / s.taps, tap = first + slot - group * s.taps;
+      shared.reads[slot].template work_out<T>(index, s, pixel, pixel < p.pixels, group, tap, p.shared);
     }
     __syncthreads();
     if (!mine) continue;
-    for (int tap = 0; tap < count; ++tap) {
-      const uint4 pixel = load_shared<uint4>(&shared.reads[tap].pixel[row]);
-      const float4 weight = load_shared<float4>(&shared.reads[tap].weight[row]);
+    for (int slot = 0; slot < count; ++slot) {
+      const uint4 pixel = load_shared<uint4>(&shared.reads[slot].pixel[row]);
+      const float4 weight = load_shared<float4>(&shared.reads[slot].weight[row]);
       Corner4<T> corners;
-      corners.fetch(projected, pixel, s.taps * p.channels, (first + tap) * p.channels + channel);
+      corners.fetch(projected, pixel, p.taps * p.channels, (first + slot) * p.channels + channel);
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
         const float2 value = corners.sum(i, weight);
@@ -63,15 +64,17 @@ __global__ void __launch_bounds__(kThreads) deform_gather_backward_kernel(const 
   const Place place = place_of(s, static_cast<int>(index));
   const T* grad = static_cast<const T*>(p.grad) + index * p.channels;
   const float scale = p.grad_projected.exact ? load<float>(p.grad_projected.scale) : 1;
-  for (int tap = 0; tap < s.taps; ++tap) {
-    const Spot spot = spot_at<T>(s, place, 0, tap, p.shared);
+  for (int slot = 0; slot < p.taps; ++slot) {
+    const int group = slot / s.taps, tap = slot - group * s.taps;
+    const Spot spot = spot_at<T>(s, place, group, tap, p.shared);
     float dots[4] = {};
     for (int channel = 2 * lane; channel < p.channels; channel += 2 * kWarpSize) {
       const auto pair = load<Both<T>>(grad + channel);
-      scatter(make_float2(wide(pair.first), wide(pair.second)), spot, projected + tap * p.channels, s.taps * p.channels,
-              channel, p.grad_projected.from(int64_t{tap} * p.channels), scale, p.grad_moves.wanted(), dots);
+      scatter(make_float2(wide(pair.first), wide(pair.second)), spot, projected + slot * p.channels,
+              p.taps * p.channels, channel, p.grad_projected.from(int64_t{slot} * p.channels), scale,
+              p.grad_moves.wanted(), dots);
     }
-    if (p.grad_moves.wanted()) write_moves(s, p.grad_moves, 1, place, 0, tap, spot, dots);
+    if (p.grad_moves.wanted()) write_moves(s, p.grad_moves, p.taps / s.taps, place, group, tap, spot, dots);
   }
 }
 

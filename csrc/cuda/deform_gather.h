@@ -9,6 +9,7 @@ namespace bkd {
 // of 16 bytes.
 struct DeformGather {
   Sampling sampling;
+  int taps;    // sampling.taps of each group; the groups are summed too
   int pixels;  // of all images' outputs
   int channels;
   bool shared;  // one projected image for all

@@ -148,11 +148,18 @@ def _distance_backward(
 
 
 def _upsample_adjoint(grad: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    input_size = [grad.shape[0], 1, *size]
-    upsampled = torch.ops.aten.upsample_bilinear2d_backward(
-        grad.unsqueeze(1).contiguous(), list(grad.shape[1:]), input_size, align_corners
+    """As products with the matrices of both directions: the same sums every time, which PyTorch's adjoint of
+    upsampling does not give on CUDA, and for sizes that a compiler does not know."""
+    rows, columns = (
+        F.interpolate(
+            torch.eye(small, dtype=grad.dtype, device=grad.device)[None, None],
+            (large, small),
+            mode="bilinear",
+            align_corners=align_corners,
+        )[0, 0]
+        for small, large in zip(size, grad.shape[1:], strict=True)
     )
-    return upsampled.squeeze(1)
+    return rows.t() @ grad @ columns
 
 
 def _smooth(maps: Tensor, sigma: float, *, adjoint: bool = False) -> Tensor:

@@ -1,0 +1,94 @@
+"""What users do with a GPU: train on one, judge with what was trained on either device, compile, export."""
+
+import numpy as np
+import pytest
+import torch
+
+from bkd_fast.data import load_image, to_tensor
+from bkd_fast.detector import Detector
+from bkd_fast.export.formats import read, write
+from bkd_fast.export.graph import program
+from bkd_fast.ops import backend
+from bkd_fast.run import load_trained
+from bkd_fast.training import train
+
+DEVICE, ACCELERATOR = "cuda", "gpu"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def without_tf32():
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+@pytest.fixture(scope="module")
+def files(tiny_data):
+    return sorted((tiny_data / "test").rglob("*.png"))
+
+
+def close(found, expected, tolerance):
+    for one, other in zip(found, expected, strict=True):
+        assert one.score == pytest.approx(other.score, rel=tolerance)
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=tolerance * other.anomaly_map.max())
+
+
+def test_a_gpu_judges_as_the_cpu_does(tiny_run, files):
+    close(Detector.load(tiny_run, device=DEVICE)(files), Detector.load(tiny_run, device="cpu")(files), 1e-3)
+
+
+@pytest.mark.parametrize("name", ["native", "triton", "reference"])
+def test_every_backend_judges_alike(tiny_run, files, name):
+    detector = Detector.load(tiny_run, device=DEVICE)
+    expected = detector(files)
+    with backend(name):
+        close(detector(files), expected, 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_narrow_networks_judge_much_alike(tiny_run, files, precision):
+    narrow = Detector.load(tiny_run, device=DEVICE, precision=precision)(files)
+    expected = Detector.load(tiny_run, device=DEVICE)(files)
+    assert [one.score for one in narrow] != [one.score for one in expected]
+    close(narrow, expected, 0.2 if precision == "bf16" else 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_compiled_networks_judge_alike(tiny_run, tiny_data, files, mode):
+    compiled = Detector.load(tiny_run, device=DEVICE, compile=mode)
+    plain = Detector.load(tiny_run, device=DEVICE)
+    for _ in range(2):  # a graph is recorded, then replayed
+        close([compiled(file) for file in files], [plain(file) for file in files], 1e-3)
+    close(compiled(files), plain(files), 1e-3)  # another batch
+    normals = sorted((tiny_data / "train/good").iterdir())[:4]
+    for detector in (compiled, plain):
+        detector.set_support(normals)
+    close([compiled(file) for file in files], [plain(file) for file in files], 1e-3)
+
+
+def test_a_stream_on_a_gpu_is_the_images_one_by_one(tiny_run, files):
+    detector = Detector.load(tiny_run, device=DEVICE)
+    outcomes = list(detector.stream(files * 5))
+    assert [outcome.item for outcome in outcomes] == files * 5
+    close([outcome.result for outcome in outcomes], [detector(file) for file in files] * 5, 1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"support_draw": "query", "shots": 2, "shot_aggregation": "mean"}])
+def test_what_was_trained_on_a_gpu_judges_anywhere(tiny_data, tiny_config, tmp_path, files, changes):
+    config = tiny_config.with_changes(**changes)
+    run = train(tiny_data, tmp_path / "run", config, accelerator=ACCELERATOR, progress=False)
+    close(Detector.load(run, device="cpu")(files), Detector.load(run, device=DEVICE)(files), 1e-3)
+
+
+def test_what_was_trained_on_a_gpu_is_exported(tiny_data, tiny_config, tmp_path, files):
+    run = train(tiny_data, tmp_path / "run", tiny_config, accelerator=ACCELERATOR, progress=False)
+    detector = Detector(load_trained(run), "cpu", pack=False)
+    write(program(detector), "pt2", tmp_path / "model.pt2")
+    images = torch.stack([to_tensor(load_image(file), detector.config.image_size) for file in files])
+    scores, maps = (torch.as_tensor(value) for value in read("pt2", tmp_path / "model.pt2", 1)(images.numpy()))
+    expected = Detector.load(run, device=DEVICE).score(images)
+    torch.testing.assert_close(scores, expected[0].cpu(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(maps, expected[1].cpu(), rtol=1e-3, atol=1e-3 * expected[1].max().item())
