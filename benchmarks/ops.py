@@ -1,6 +1,7 @@
-"""Every operator against its peers: python benchmarks/ops.py [--quick] [--scaling] [--only OP] [--dtype TYPE] [--csv FILE].
+"""Every operator against its peers: python benchmarks/ops.py [--quick] [--scaling] [--only OP] [--csv FILE].
 
 --scaling measures the package's own backends alone, at one thread and at all of them, in turns.
+--device cuda times kernels behind one another, without their launches; --dtype is of all tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def main() -> None:
 def _with_peers(found: Iterator[Case], *, compiled: bool) -> Iterator[Case]:
     for case in found:
         peers = {}
-        if case.op == "modulated_deform_conv2d" and case.what == "forward" and (case.device, case.dtype) == ("cpu", torch.float32):
+        plain = (case.device, case.dtype) == ("cpu", torch.float32)
+        if case.op == "modulated_deform_conv2d" and case.what == "forward" and plain:
             peers = deform_conv_peers(*case.inputs)
         elif case.op == "cosine_anomaly_map" and compiled:
             torch.compiler.reset()  # or it would generalise over the shapes of the cases before

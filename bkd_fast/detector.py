@@ -17,6 +17,7 @@ from bkd_fast.judging import Prediction, Stages, tiled, whole
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.compiled import CompiledJudge, check_mode
 from bkd_fast.model.folding import fold_batch_norm
+from bkd_fast.model.graphed import GraphedJudge
 from bkd_fast.model.packing import can_pack, pack_convolutions, same
 from bkd_fast.model.precision import InPrecision, check_precision
 from bkd_fast.run import Trained, load_trained
@@ -43,9 +44,9 @@ class Detector:
         """
         Args:
             trained: as :func:`bkd_fast.run.load_trained` reads it. Its model then belongs to the detector, which folds
-                batch normalisation and, on the CPU, packs convolutions.
+                batch normalisation, packs convolutions on a CPU, and records CUDA graphs on a GPU.
             device, precision, compile: see :meth:`load`.
-            pack: False leaves the convolutions as they are, for a model that is exported.
+            pack: False leaves the network as it is, for a model that is exported.
         """
         self.device = _device(device)
         dtype = check_precision(precision, self.device)
@@ -63,9 +64,11 @@ class Detector:
             self._narrow(dtype)
         self._prepare(trained.support)
         tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-        self._compiled: CompiledJudge | None = None
+        self._judge: CompiledJudge | GraphedJudge | None = None
         if compile is not None:
-            self._compile(compile, tolerance)
+            self._take(CompiledJudge(self.model, compile), f"compile={compile!r}", tolerance)
+        elif pack and self.device.type == "cuda":
+            self._take(GraphedJudge(self.model, self.device, GPU_BATCH), "the CUDA graph", tolerance)
         elif pack and self.device.type == "cpu" and can_pack():
             self._pack(self.sample, tolerance)
 
@@ -85,9 +88,10 @@ class Detector:
             precision: ``32``; or ``bf16``, on GPUs also ``fp16``: the convolutions of teacher, bottleneck and student
                 in that type, all else in float32. Scores then differ a little, and the thresholds are those of float32.
             compile: None; or a mode of ``torch.compile``: ``default``, ``max-autotune``, on GPUs also
-                ``reduce-overhead``, which records CUDA graphs. Loading then takes a minute or more, and each further
-                number of images in a batch another one. It needs a C++ compiler, and what it makes is compared with
-                the network that is not compiled.
+                ``reduce-overhead``, which records CUDA graphs of what was compiled. Loading then takes a minute or
+                more, and each further number of images in a batch another one. It needs a C++ compiler, and what it
+                makes is compared with the network that is not compiled. None on a GPU: CUDA graphs of the kernels as
+                they are, one for each number of images up to 8.
 
         Raises:
             BKDError: not a whole run folder, or one of several categories; see :func:`bkd_fast.run.load_trained`. A
@@ -208,8 +212,8 @@ class Detector:
     @torch.inference_mode()
     def score(self, images: Tensor, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Scores (N,) and raw anomaly maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size."""
-        if self._compiled is not None and tuple(branches) == BRANCHES:
-            return self._compiled(images.to(self.device), self.prepared)
+        if self._judge is not None and tuple(branches) == BRANCHES:
+            return self._judge(images.to(self.device), self.prepared)
         return self.judge(self.distill(images), branches)
 
     @torch.inference_mode()
@@ -249,13 +253,12 @@ class Detector:
 
         pack_convolutions(self.model, run, tolerance)
 
-    def _compile(self, mode: str, tolerance: float) -> None:
+    def _take(self, judge: CompiledJudge | GraphedJudge, what: str, tolerance: float) -> None:
         image = self.sample.to(self.device)
         expected = self.score(image)
-        compiled = CompiledJudge(self.model, mode)
-        if not same(expected, compiled(image, self.prepared), tolerance):
-            raise RuntimeError(f"compile={mode!r} changed what the network computes")
-        self._compiled = compiled
+        if not same(expected, judge(image, self.prepared), tolerance):
+            raise RuntimeError(f"{what} changed what the network computes")
+        self._judge = judge
 
     def _prepare(self, support: list[Tensor]) -> None:
         # Whatever depends on the support alone is computed once, here.

@@ -142,6 +142,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "attention: as printed": lambda: attention(70, 200, 64, 0.002, 1.0, False),
     "attention: sparse": lambda: attention(70, 150, 300, 0.02, 0.05),
     "attention: zero vectors": lambda: attention(zero=True),
+    "attention: long lists": lambda: attention(20, 400, 24, 0.006, 0.1),
+    "attention: a row that keeps all": lambda: attention(70, 150, 40, 0.002, 0.05, zero=True),
     "attention: one item": lambda: attention(3, 1, 8),
     "attention: nothing is left": lambda: attention(5, 70, 16, 0.9, 1.0),
     "anomaly": anomaly,

@@ -23,10 +23,19 @@ def more_queries_than_a_launch_takes(chosen, module, monkeypatch):
     """``module``: the backend's memory_attention."""
     case = cases.attention(150, 70)
     whole = cases.results(case, chosen, torch.float32)
-    monkeypatch.setattr(module, "MOST_ROWS", 64)
-    monkeypatch.setattr(attention_backward, "GRADIENT_NUMBERS", 70 * 40)
+    monkeypatch.setattr(module, "MOST_PRODUCTS", 70 * 40)
+    monkeypatch.setattr(attention_backward, "MOST_PRODUCTS", 70 * 40)
     for one, other in zip(cases.results(case, chosen, torch.float32), whole, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def logits_of_a_small_temperature_overflow_nothing(chosen):
+    """Cosines over it are beyond what the exponential of a float32 can be."""
+    call, tensors = cases.attention(temperature=0.002)
+    with backend(chosen):
+        found = call(*tensors)
+    with backend("reference"):
+        torch.testing.assert_close(found, call(*tensors), rtol=1e-3, atol=1e-5)
 
 
 def offsets_and_masks_of_another_type_keep_their_precision(chosen):

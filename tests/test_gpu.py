@@ -1,5 +1,7 @@
 """What users do with a GPU: train on one, judge with what was trained on either device, compile, export."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -18,10 +20,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 @pytest.fixture(autouse=True)
 def without_tf32():
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    # Not fp32_precision, with which torch.export does not get along: it reads allow_tf32.
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cudnn.conv.fp32_precision = before
+    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,27 @@ def test_every_backend_judges_alike(tiny_run, files, name):
     expected = detector(files)
     with backend(name):
         close(detector(files), expected, 1e-3)
+
+
+def test_graphs_judge_as_single_kernels_do(tiny_run, tiny_data):
+    graphs, kernels = (Detector(load_trained(tiny_run), DEVICE, pack=pack) for pack in (True, False))
+    files = sorted((tiny_data / "train/good").iterdir())
+    images = torch.stack([to_tensor(load_image(file), graphs.config.image_size) for file in files])
+    for support in (files[:3], files[5:]):
+        for detector in (graphs, kernels):
+            detector.set_support(support)
+        for count in (1, 8, 3, 9, 1):
+            for own, other in zip(graphs.score(images[:count]), kernels.score(images[:count]), strict=True):
+                torch.testing.assert_close(own, other)
+    scores, _ = kernels.score(images)
+
+    def judge(index):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return graphs.score(images[index : index + 1])[0].item()
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(judge, [*range(len(images))] * 5))
+    assert found == pytest.approx(scores.tolist() * 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

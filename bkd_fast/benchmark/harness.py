@@ -165,7 +165,7 @@ def _on_the_device(queued: int, call: Call) -> float:
     begin = time.perf_counter()
     call()
     launch = time.perf_counter() - begin
-    torch.cuda._sleep(int(1.5 * queued * launch * CYCLES))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(int(1.5 * queued * launch * CYCLES))
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     events[0].record()
     for _ in range(queued):

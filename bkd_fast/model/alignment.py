@@ -157,8 +157,11 @@ class AlignmentPyramid(nn.Module):
         if self.config.cascade == "product":
             return upsampled  # Eq. 4 to the letter
         # A pixel of the coarser level is two of this one: the motion grows with the grid (as in EDVR).
-        ratio = upsampled.new_tensor([size[0] / offset.shape[-2], size[1] / offset.shape[-1]])
-        return upsampled * ratio.repeat(self.taps).view(1, -1, 1, 1)
+        ratios = [length / coarser for length, coarser in zip(size, offset.shape[-2:], strict=True)]
+        if ratios[0] == ratios[1]:
+            return upsampled * ratios[0]
+        moves = upsampled.unflatten(1, (-1, 2)).unbind(2)
+        return torch.stack([move * ratio for move, ratio in zip(moves, ratios, strict=True)], 2).flatten(1, 2)
 
     def _cascade(self, offset: Tensor, upsampled: Tensor | None) -> Tensor:
         if upsampled is None or self.config.cascade == "concat":

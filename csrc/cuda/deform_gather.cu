@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGat
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) deform_gather_backward_kernel(const DeformGather p) {
+__global__ void __launch_bounds__(kThreads, 3) deform_gather_backward_kernel(const DeformGather p) {
   const T* projected = static_cast<const T*>(p.projected);
   const Sampling& s = p.sampling;
   const int lane = threadIdx.x % kWarpSize;

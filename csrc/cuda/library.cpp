@@ -28,8 +28,8 @@ BKD_DEFINITIONS(m) {
       "int[] padding, int[] dilation, Tensor(a!) grad_projected, Tensor? scale, Tensor(b!) grad_offset, "
       "Tensor(c!) grad_mask) -> ()");
   m.def(
-      "memory_attention(Tensor query, Tensor memory, Tensor query_norms, Tensor memory_norms, float threshold, "
-      "float temperature, bool renormalize, bool tf32, Tensor(a!) parts, Tensor(b!) output) -> ()");
+      "memory_attention(Tensor(a!) dots, Tensor memory, Tensor query_norms, Tensor memory_norms, float threshold, "
+      "float temperature, bool renormalize, bool tf32, Tensor(b!) kept, Tensor(c!) state, Tensor(d!) output) -> ()");
   m.def(
       "memory_attention_gradient(Tensor query_norms, Tensor memory_norms, float threshold, float temperature, "
       "bool renormalize, Tensor(a!) dots, Tensor(b!) by_read, Tensor(c!) pull) -> ()");

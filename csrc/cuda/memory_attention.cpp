@@ -5,21 +5,20 @@
 namespace bkd {
 namespace {
 
-void attention(const Tensor& query, const Tensor& memory, const Tensor& query_norms, const Tensor& memory_norms,
-               double threshold, double temperature, bool renormalize, bool tf32, const Tensor& parts,
-               const Tensor& output) {
-  const Current current(query);
+void attention(const Tensor& dots, const Tensor& memory, const Tensor& query_norms, const Tensor& memory_norms,
+               double threshold, double temperature, bool renormalize, bool tf32, const Tensor& kept,
+               const Tensor& state, const Tensor& output) {
+  const Current current(memory);
   MemoryAttention p{};
-  p.rows = static_cast<int>(query.size(0)), p.items = static_cast<int>(memory.size(0));
-  p.channels = static_cast<int>(query.size(1));
+  p.rows = static_cast<int>(dots.size(0)), p.items = static_cast<int>(memory.size(0));
+  p.channels = static_cast<int>(memory.size(1));
   p.threshold = static_cast<float>(threshold), p.temperature = static_cast<float>(temperature);
   p.renormalize = renormalize;
-  p.query = data(query), p.memory = data(memory);
+  p.dots = data<float>(dots), p.memory = data(memory);
   p.query_norms = data<float>(query_norms), p.memory_norms = data<float>(memory_norms);
-  p.parts = data<float>(parts);
-  p.splits = static_cast<int>(parts.size(0));
+  p.most = static_cast<int>(kept.size(1)), p.kept = data(kept), p.state = data<float>(state);
   p.output = data(output);
-  memory_attention(p, type_of(query), tf32, current.device);
+  memory_attention(p, type_of(memory), tf32, current.device);
 }
 
 void gradient(const Tensor& query_norms, const Tensor& memory_norms, double threshold, double temperature,

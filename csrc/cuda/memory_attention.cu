@@ -1,6 +1,5 @@
-// Sparse memory attention. A weight is known only when all logits of its row are: one kernel finds each row's largest
-// logit and the sum of exponentials, a second computes the logits again, shrinks the weights and reads the memory with
-// them. Weights stay in shared memory, and items that no row of a tile reads are left out.
+// Sparse memory attention, from the products of queries and items on. A warp makes a row's weights and lists those that
+// are kept; another reads the memory with the list. Rows that keep too many for a list are read by products of tiles.
 #include "memory_attention.h"
 
 #include "../common/shrink.h"
@@ -9,65 +8,177 @@
 namespace bkd {
 namespace {
 
-constexpr int kRows = 64, kItems = 64;  // of a tile
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr float kEpsilon = 1e-8f;  // least product of norms in a cosine
+
+// A weight that is kept, before the row's are divided by their sum.
+struct Kept {
+  int item;
+  float weight;
+};
+
+// What reading a row needs: how many weights are kept, -1 where the list is too short for them, and what to scale by.
+struct RowState {
+  float count, scale;
+};
+
+__global__ void __launch_bounds__(kThreads) memory_attention_weights_kernel(const MemoryAttention p) {
+  const int lane = threadIdx.x % kWarpSize;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
+  if (row >= p.rows) return;  // a whole warp
+  float* numbers = p.dots + row * p.items;  // every lane reads again what it has written itself
+  Kept* list = static_cast<Kept*>(p.kept) + row * p.most;
+  const float norm = load<float>(p.query_norms + row);
+
+  float largest = -INFINITY, sum = 0;
+  for (int item = lane; item < p.items; item += kWarpSize) {
+    const float norms = norm * load<float>(p.memory_norms + item);
+    const float logit = load<float>(numbers + item) / fmaxf(norms, kEpsilon) / p.temperature;
+    store(numbers + item, logit);
+    largest = fmaxf(largest, logit);
+  }
+  largest = largest_of_lanes(largest);
+  for (int item = lane; item < p.items; item += kWarpSize) {
+    const float exponential = expf(load<float>(numbers + item) - largest);
+    store(numbers + item, exponential);
+    sum += exponential;
+  }
+  sum = sum_lanes(sum);
+
+  float total = 0;
+  int count = 0;
+  for (int first = 0; first < p.items; first += kWarpSize) {
+    const int item = first + lane;
+    const float weight = item < p.items ? shrink(load<float>(numbers + item) / sum, p.threshold) : 0;
+    const uint32_t kept = __ballot_sync(kAll, weight != 0);  // one that is no number is kept
+    const int slot = count + __popc(kept & ((1u << lane) - 1));
+    if (weight != 0 && slot < p.most) store(list + slot, Kept{item, weight});
+    count += __popc(kept);
+    total += weight;
+  }
+  total = sum_lanes(total);
+  const float scale = p.renormalize && total > 0 ? 1 / total : 1;
+  if (count > p.most) {
+    for (int item = lane; item < p.items; item += kWarpSize) {
+      store(numbers + item, shrink(load<float>(numbers + item) / sum, p.threshold) * scale);
+    }
+  }
+  if (lane == 0) store(p.state + 2 * row, RowState{count > p.most ? -1.0f : static_cast<float>(count), scale});
+}
+
+// A warp has a row, and 16 bytes of channels a lane.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4) memory_attention_listed_kernel(const MemoryAttention p) {
+  const int lane = threadIdx.x % kWarpSize, channel = (blockIdx.y * kWarpSize + lane) * kVector<T>;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
+  if (row >= p.rows) return;  // a whole warp
+  const auto state = load<RowState>(p.state + 2 * row);
+  if (state.count < 0) return;
+  const Kept* list = static_cast<const Kept*>(p.kept) + row * p.most;
+  const T* memory = static_cast<const T*>(p.memory) + channel;
+  const int count = static_cast<int>(state.count);
+  const bool there = channel < p.channels;
+  constexpr int kPairs = kVector<T> / 2;
+  float2 sums[kPairs] = {};
+  for (int first = 0; first < count; first += kWarpSize) {
+    Kept own{0, 0};
+    if (first + lane < count) own = load<Kept>(list + first + lane);
+    const int last = min(kWarpSize, count - first);
+#pragma unroll 4  // loads on their way
+    for (int i = 0; i < last; ++i) {
+      const int item = __shfl_sync(kAll, own.item, i);
+      const float weight = __shfl_sync(kAll, own.weight, i);
+      if (!there) continue;
+      const auto read = load<Pack<T>>(memory + int64_t{item} * p.channels);
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j) {
+        const float2 pair = read.pair(j);
+        sums[j] = make_float2(sums[j].x + weight * pair.x, sums[j].y + weight * pair.y);
+      }
+    }
+  }
+  if (!there) return;
+  Pack<T> result;
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j) {
+    result.set_pair(j, make_float2(sums[j].x * state.scale, sums[j].y * state.scale));
+  }
+  store(static_cast<T*>(p.output) + row * p.channels + channel, result);
+}
+
+constexpr int kRows = 64;  // of a tile
 template <class T>
 constexpr int kRead = sizeof(T) == 2 ? 256 : 128;  // channels that a block reads
-constexpr int kSharers = kThreads / kRows;         // threads that share a row
-constexpr float kEpsilon = 1e-8f;                  // least product of norms in a cosine
-
-struct Logits {
-  float value[kRows][kItems + 4];  // rows start four banks apart
-
-  __device__ __forceinline__ float at(int row, int item) const { return load_shared<float>(&value[row][item]); }
-};
 
 template <class T>
-struct Score {
-  unsigned char a[2][Tile<T, kRows, true>::kBytes], b[2][Tile<T, kItems, true>::kBytes];
-  Logits logits;
+struct Dense {
+  unsigned char weights[2][Tile<T, kRows, true>::kBytes], memory[2][Tile<T, kRead<T>, false>::kBytes];
 };
 
-// The logits of kRows queries and kItems items, in shared memory; those beyond the last item are minus infinity.
+// Only the rows without a list: weights of the others count as zero, and their results are there already.
 template <class T, bool kTensor>
-__device__ __forceinline__ void score(const MemoryAttention& p, Score<T>& shared, int first_row, int first_item) {
-  using A = Tile<T, kRows, true>;
-  using B = Tile<T, kItems, true>;
-  const int thread = threadIdx.x;
+__global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1) memory_attention_dense_kernel(const MemoryAttention p) {
+  using W = Tile<T, kRows, true>;
+  using M = Tile<T, kRead<T>, false>;
+  using Shared = Dense<T>;
+  BKD_SHARED(Shared, shared);
+  const T* memory = static_cast<const T*>(p.memory);
+  const int first_row = blockIdx.x * kRows, first_channel = blockIdx.y * kRead<T>, thread = threadIdx.x;
+  auto dense = [&](int row) { return row < p.rows && load<float>(p.state + 2 * int64_t{row}) < 0; };
+  if (!__syncthreads_or(thread < kRows && dense(first_row + thread))) return;
+
+  constexpr int kSharers = kThreads / kRows;  // threads that share a row of weights
+  const int row = thread / kSharers, own = thread % kSharers;
+  const bool wanted = dense(first_row + row);
   auto copy = [&](int step) {
-    const int row = thread / 4, chunk = thread % 4, channel = step * kDepth<T> + chunk * kVector<T>;
-    const bool wide_enough = channel < p.channels;
-    const bool query = wide_enough && first_row + row < p.rows, item = wide_enough && first_item + row < p.items;
-    const T* queries = static_cast<const T*>(p.query);
-    const T* memory = static_cast<const T*>(p.memory);
-    copy_async(shared.a[step % 2] + A::chunk(row, chunk),
-               queries + (query ? int64_t{first_row + row} * p.channels + channel : 0), query);
-    copy_async(shared.b[step % 2] + B::chunk(row, chunk),
-               memory + (item ? int64_t{first_item + row} * p.channels + channel : 0), item);
+    unsigned char* weights = shared.weights[step % 2];
+#pragma unroll 1  // registers are scarce
+    for (int i = own; i < kDepth<T>; i += kSharers) {
+      const int item = step * kDepth<T> + i;
+      const float weight =
+          wanted && item < p.items ? load<float>(p.dots + int64_t{first_row + row} * p.items + item) : 0;
+      const float kept = kTensor && sizeof(T) == 4 ? rounded_to_tf32(weight) : weight;
+      store_shared(weights + W::chunk(row, i / kVector<T>) + i % kVector<T> * static_cast<int>(sizeof(T)),
+                   narrow<T>(kept));
+    }
+    constexpr int kWide = kRead<T> / kVector<T>;
+#pragma unroll
+    for (int i = 0; i < kDepth<T> * kWide / kThreads; ++i) {
+      const int depth = (i * kThreads + thread) / kWide, chunk = thread % kWide;
+      const int item = step * kDepth<T> + depth, channel = first_channel + chunk * kVector<T>;
+      const bool valid = item < p.items && channel < p.channels;
+      copy_async(shared.memory[step % 2] + M::chunk(depth, chunk),
+                 memory + (valid ? int64_t{item} * p.channels + channel : 0), valid);
+    }
     commit_copies();
   };
-  Sums<kRows, kItems> sums;
+  Sums<kRows, kRead<T>> sums;
   sums.clear();
-  const int steps = (p.channels + kDepth<T> - 1) / kDepth<T>;
+  const int steps = (p.items + kDepth<T> - 1) / kDepth<T>;
   copy(0);
   for (int step = 0; step < steps; ++step) {
     wait_for_copies<0>();
     __syncthreads();
     if (step + 1 < steps) copy(step + 1);
-    multiply_tiles<T, kTensor, A, B>(sums, shared.a[step % 2], shared.b[step % 2]);
+    multiply_tiles<T, kTensor, W, M>(sums, shared.weights[step % 2], shared.memory[step % 2]);
   }
+  T* output = static_cast<T*>(p.output);
   sums.pairs([&](int row, int column, float first, float second) {
-    const float dots[2] = {first, second};
-    const float norm = first_row + row < p.rows ? load<float>(p.query_norms + first_row + row) : 0;
-    float2 logits;
-    for (int i = 0; i < 2; ++i) {
-      const int item = first_item + column + i;
-      const float norms = item < p.items ? norm * load<float>(p.memory_norms + item) : 0;
-      const float logit = item < p.items ? dots[i] / fmaxf(norms, kEpsilon) / p.temperature : -INFINITY;
-      (i ? logits.y : logits.x) = logit;
-    }
-    store_shared(&shared.logits.value[row][column], logits);
+    const int channel = first_channel + column;
+    if (channel >= p.channels || !dense(first_row + row)) return;
+    store(output + int64_t{first_row + row} * p.channels + channel, Both<T>{narrow<T>(first), narrow<T>(second)});
   });
-  __syncthreads();
+}
+
+template <class T, bool kTensor>
+void start(const MemoryAttention& p, const Device& device) {
+  const int64_t rows = blocks_for(p.rows, kWarps);
+  launch("memory_attention_weights", &memory_attention_weights_kernel, rows, 1, 1, kThreads, 0, device, p);
+  launch("memory_attention_listed", &memory_attention_listed_kernel<T>, rows,
+         blocks_for(p.channels, kWarpSize * kVector<T>), 1, kThreads, 0, device, p);
+  if (p.most >= p.items) return;  // every list is long enough
+  launch("memory_attention_dense", &memory_attention_dense_kernel<T, kTensor>, blocks_for(p.rows, kRows),
+         blocks_for(p.channels, kRead<T>), 1, kThreads, 0, device, p);
 }
 
 // Largest logit and sum of exponentials, of more and more logits.
@@ -89,129 +200,6 @@ struct Normalizer {
     }
   }
 };
-
-template <class T, bool kTensor>
-__global__ void __launch_bounds__(kThreads, 2) memory_attention_normalizer_kernel(const MemoryAttention p) {
-  using Shared = Score<T>;
-  BKD_SHARED(Shared, shared);
-  const int first_row = blockIdx.x * kRows, row = threadIdx.x / kSharers, own = threadIdx.x % kSharers;
-  const int tiles = (p.items + kItems - 1) / kItems;
-  const int begin = tiles * blockIdx.y / p.splits, end = tiles * (blockIdx.y + 1) / p.splits;
-  Normalizer normalizer;
-  for (int tile = begin; tile < end; ++tile) {
-    score<T, kTensor>(p, shared, first_row, tile * kItems);
-    float largest = -INFINITY, sum = 0;
-    for (int item = own; item < kItems; item += kSharers) largest = fmaxf(largest, shared.logits.at(row, item));
-    for (int item = own; item < kItems; item += kSharers) {
-      const float logit = shared.logits.at(row, item);
-      if (logit != -INFINITY) sum += expf(logit - largest);
-    }
-    normalizer.add(largest, sum);
-    __syncthreads();  // before the logits are written again
-  }
-  normalizer.template share<kSharers>();
-  if (own == 0 && first_row + row < p.rows) {
-    store(p.parts + 2 * (int64_t{blockIdx.y} * p.rows + first_row + row),
-          make_float2(normalizer.largest, normalizer.sum));
-  }
-}
-
-template <class T>
-struct Read {
-  static constexpr int kSteps = kItems / kDepth<T>;  // that a tile of items is multiplied in
-  union {                                            // logits are no longer needed when the memory is read
-    Score<T> score;
-    unsigned char memory[2][Tile<T, kRead<T>, false>::kBytes];
-  };
-  unsigned char weights[kSteps][Tile<T, kRows, true>::kBytes];
-  int alive[kSteps];  // whether any row reads any of these items
-  float scale[kRows];
-};
-
-template <class T, bool kTensor>
-__global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1) memory_attention_kernel(const MemoryAttention p) {
-  using W = Tile<T, kRows, true>;
-  using M = Tile<T, kRead<T>, false>;
-  using Shared = Read<T>;
-  Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared());
-  const T* memory = static_cast<const T*>(p.memory);
-  const int first_row = blockIdx.x * kRows, first_channel = blockIdx.y * kRead<T>, thread = threadIdx.x;
-  const int row = thread / kSharers, own = thread % kSharers;
-
-  Normalizer normalizer;
-  if (first_row + row < p.rows) {
-    for (int split = 0; split < p.splits; ++split) {
-      const float2 part = load<float2>(p.parts + 2 * (int64_t{split} * p.rows + first_row + row));
-      normalizer.add(part.x, part.y);
-    }
-  }
-  float total = 0;
-  Sums<kRows, kRead<T>> sums;
-  sums.clear();
-  for (int first_item = 0; first_item < p.items; first_item += kItems) {
-    if (thread < Shared::kSteps) shared.alive[thread] = 0;
-    score<T, kTensor>(p, shared.score, first_row, first_item);
-#pragma unroll 1
-    for (int step = 0; step < Shared::kSteps; ++step) {
-      bool any = false;
-      for (int i = own; i < kDepth<T>; i += kSharers) {
-        const float logit = shared.score.logits.at(row, step * kDepth<T> + i);
-        const bool there = logit != -INFINITY && first_row + row < p.rows;
-        const float weight = there ? shrink(expf(logit - normalizer.largest) / normalizer.sum, p.threshold) : 0;
-        total += weight;
-        any |= weight != 0;
-        const float kept = kTensor && sizeof(T) == 4 ? rounded_to_tf32(weight) : weight;
-        store_shared(
-            shared.weights[step] + W::chunk(row, i / kVector<T>) + i % kVector<T> * static_cast<int>(sizeof(T)),
-            narrow<T>(kept));
-      }
-      if (any) shared.alive[step] = 1;
-    }
-    __syncthreads();
-    auto copy = [&](int step) {
-      constexpr int kWide = kRead<T> / kVector<T>;
-#pragma unroll
-      for (int i = 0; i < kDepth<T> * kWide / kThreads; ++i) {
-        const int depth = (i * kThreads + thread) / kWide, chunk = thread % kWide;
-        const int item = first_item + step * kDepth<T> + depth, channel = first_channel + chunk * kVector<T>;
-        const bool valid = item < p.items && channel < p.channels;
-        copy_async(shared.memory[step % 2] + M::chunk(depth, chunk),
-                   memory + (valid ? int64_t{item} * p.channels + channel : 0), valid);
-      }
-    };
-    if (shared.alive[0]) copy(0);
-    commit_copies();
-#pragma unroll
-    for (int step = 0; step < Shared::kSteps; ++step) {
-      wait_for_copies<0>();
-      __syncthreads();
-      if (step + 1 < Shared::kSteps && shared.alive[step + 1]) copy(step + 1);
-      commit_copies();
-      if (shared.alive[step]) multiply_tiles<T, kTensor, W, M>(sums, shared.weights[step], shared.memory[step % 2]);
-    }
-    __syncthreads();  // before logits are written where the memory is
-  }
-  total = sum_lanes<kSharers>(total);
-  if (own == 0) shared.scale[row] = p.renormalize && total > 0 ? 1 / total : 1;
-  __syncthreads();
-  T* output = static_cast<T*>(p.output);
-  sums.pairs([&](int row, int column, float first, float second) {
-    const int channel = first_channel + column;
-    if (first_row + row >= p.rows || channel >= p.channels) return;
-    const float scale = load_shared<float>(&shared.scale[row]);
-    store(output + int64_t{first_row + row} * p.channels + channel,
-          Both<T>{narrow<T>(first * scale), narrow<T>(second * scale)});
-  });
-}
-
-template <class T, bool kTensor>
-void start(const MemoryAttention& p, const Device& device) {
-  const int64_t tiles = blocks_for(p.rows, kRows);
-  launch("memory_attention_normalizer", &memory_attention_normalizer_kernel<T, kTensor>, tiles, p.splits, 1, kThreads,
-         0, device, p);
-  launch("memory_attention", &memory_attention_kernel<T, kTensor>, tiles, blocks_for(p.channels, kRead<T>), 1, kThreads,
-         sizeof(Read<T>), device, p);
-}
 
 // A warp has a row; the row is read again for each of the sums that depend on one another.
 __global__ void __launch_bounds__(kThreads) memory_attention_gradient_kernel(const MemoryAttentionGradient p) {

@@ -5,18 +5,19 @@
 
 namespace bkd {
 
-// Rows (rows, channels) and items (items, channels) of whole chunks of 16 bytes, and their norms.
+// Products of queries with items (rows, items), in float, and items (items, channels) of whole chunks of 16 bytes.
 struct MemoryAttention {
   int rows, items, channels;
   float threshold, temperature;
   bool renormalize;
-  const void* query;
+  float* dots;  // overwritten
   const void* memory;
   const float* query_norms;
   const float* memory_norms;
-  float* parts;  // (splits, rows, 2): largest logit of a part of the items, and the sum of the exponentials beside it
-  int splits;
-  void* output;
+  int most;      // weights of a row that its list has room for
+  void* kept;    // (rows, most), eight bytes each
+  float* state;  // (rows, 2)
+  void* output;  // (rows, channels)
 };
 
 void memory_attention(const MemoryAttention& p, Type type, bool tf32, const Device& device);

@@ -30,8 +30,9 @@ def precision(chosen):
 
 
 KERNELS = """
-deform_conv deform_conv_backward deform_conv_weight deform_gather deform_gather_backward memory_attention
-memory_attention_normalizer memory_attention_gradient pair_gradient loss_images loss_pixels loss_total
+deform_conv deform_conv_backward deform_conv_weight deform_gather deform_gather_backward memory_attention_weights
+memory_attention_listed memory_attention_dense memory_attention_gradient pair_gradient loss_images loss_pixels
+loss_total
 """
 
 # With TF32 only what multiplies on tensor cores, and where no weight is so near the threshold that rounding decides.
@@ -148,6 +149,10 @@ def test_more_queries_than_a_launch_takes(monkeypatch):
     from bkd_fast.ops.native.cuda import memory_attention
 
     kernel_checks.more_queries_than_a_launch_takes("native", memory_attention, monkeypatch)
+
+
+def test_logits_of_a_small_temperature_overflow_nothing():
+    kernel_checks.logits_of_a_small_temperature_overflow_nothing("native")
 
 
 @pytest.mark.parametrize("wanted", range(5))

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 TRITON = "3.8"  # other releases allocate other registers
 FIELDS = ("kernel", "kind", "config", "architecture", "registers", "shared", "spills")
 MOST_SHARED = 99 * 1024  # of a block, on the smallest of the three (CUDA C++ Programming Guide: 163, 227 and 99 KB)
-MULTIPLIERS = ("deform_conv", "memory_normalizer", "memory_attention_kernel")  # by how their names begin
+MULTIPLIERS = ("deform_conv",)  # by how their names begin
 
 
 def read() -> dict[tuple[str, str, str, int], tuple[int, int, int]]:

@@ -137,6 +137,10 @@ def test_more_queries_than_a_launch_takes(monkeypatch):
     kernel_checks.more_queries_than_a_launch_takes("triton", memory_attention, monkeypatch)
 
 
+def test_logits_of_a_small_temperature_overflow_nothing():
+    kernel_checks.logits_of_a_small_temperature_overflow_nothing("triton")
+
+
 def test_more_levels_than_are_fused_at_a_time():
     teacher = [cases.random(1, 5, size, size, seed=size) for size in range(2, 8)]
     student = [cases.random(1, 5, size, size, seed=10 + size) for size in range(2, 8)]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.gpu.layout import floats
-
-GRADIENT_NUMBERS = 2**24  # products of queries and items that are held at a time
+from bkd_fast.ops.gpu.products import MOST_PRODUCTS, norms
 
 # (query norms, memory norms, products of queries and items, products of gradient and items, pull): makes of the first
 # products the gradient by them, of the second ones the weights, and fills in what the norms take back.
@@ -21,7 +20,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients by query and memory; empty tensors where ``needs`` says so.
 
-    The products are in float32 (or TF32, where it is allowed), of so many queries at a time that GRADIENT_NUMBERS
+    The products are in float32 (or TF32, where it is allowed), of so many queries at a time that MOST_PRODUCTS
     weights are held.
     """
     width = query.shape[-1]
@@ -30,10 +29,10 @@ def attention_backward(
     by_memory = torch.zeros_like(items) if needs[1] else items.new_empty(0)
     by_query = []
     rows, grads = query.reshape(-1, width), grad.reshape(-1, width)
-    if len(rows) * len(items) <= GRADIENT_NUMBERS:
+    if len(rows) * len(items) <= MOST_PRODUCTS:
         pieces = [(rows, grads)]
     else:
-        step = max(1, GRADIENT_NUMBERS // len(items))
+        step = max(1, MOST_PRODUCTS // len(items))
         pieces = list(zip(rows.split(step), grads.split(step), strict=True))
     for z, g in pieces:
         z, g = z.float(), g.float()
@@ -49,11 +48,6 @@ def attention_backward(
         torch.cat(by_query).to(query.dtype).view(query.shape) if needs[0] else query.new_empty(0),
         by_memory.to(memory.dtype),
     )
-
-
-def norms(rows: Tensor) -> Tensor:
-    """Lengths in float32."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
 
 
 def _inverse_square(lengths: Tensor) -> Tensor:

@@ -1,9 +1,4 @@
-"""Sparse memory attention in Triton.
-
-A weight is known only when all logits of its row are: one kernel finds each row's largest logit and the sum of
-exponentials, a second computes the logits again, shrinks the weights and reads the memory with them. No matrix of
-queries and items is stored.
-"""
+"""Sparse memory attention in Triton: PyTorch's products of matrices, and one kernel between them that makes weights."""
 
 from __future__ import annotations
 
@@ -15,37 +10,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from bkd_fast.ops.gpu.attention_backward import attention_backward, norms
-from bkd_fast.ops.gpu.layout import floats, spans, whole_chunks
+from bkd_fast.ops.gpu.attention_backward import attention_backward
+from bkd_fast.ops.gpu.layout import spans, whole_chunks
+from bkd_fast.ops.gpu.products import MOST_PRODUCTS, norms, products
 from bkd_fast.ops.memory_attention import BACKWARD_SCHEMA, SCHEMA
-from bkd_fast.ops.triton.launching import Tuned, bucket, config, kind_of, operator
-from bkd_fast.ops.triton.sampling import chunks
+from bkd_fast.ops.triton.launching import Tuned, config, operator
 
-MOST_ROWS = 2**24  # queries at a time
 EPSILON = tl.constexpr(1e-8)  # least product of norms in a cosine
 DELTA = tl.constexpr(1e-12)  # of Eq. 9
-
-
-@triton.jit
-def logits_of(
-    query, memory, query_norm, memory_norms, row, item, rows, items, channels, temperature,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Eq. 7 over the temperature, of a block of queries and items; minus infinity beyond the last item."""
-    dots = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    query_at = tl.cast(row, tl.int64)[:, None] * channels
-    memory_at = tl.cast(item, tl.int64)[None, :] * channels
-    for start in range(0, channels, BLOCK_K):
-        channel = start + tl.arange(0, BLOCK_K)
-        within = channel < channels
-        own = tl.load(query + query_at + channel[None, :], mask=(row < rows)[:, None] & within[None, :], other=0.0)
-        other = tl.load(
-            memory + memory_at + channel[:, None], mask=within[:, None] & (item < items)[None, :], other=0.0
-        )
-        dots = tl.dot(own, other, dots, input_precision=PRECISION)
-    memory_norm = tl.load(memory_norms + item, mask=item < items, other=0.0)
-    size = tl.maximum(query_norm[:, None] * memory_norm[None, :], EPSILON)
-    return tl.where((item < items)[None, :], dots / size / temperature, float("-inf"))
 
 
 @triton.jit
@@ -56,59 +28,54 @@ def shrunk(weights, threshold):
 
 
 @triton.jit
-def memory_normalizer_kernel(
-    query, memory, query_norms, memory_norms, largest, total, rows, items, channels, temperature, problem,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Of each query: its largest logit, and the sum of the exponentials of all logits less that one."""
-    channels = chunks(channels, query.dtype)
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    query_norm = tl.load(query_norms + row, mask=row < rows, other=0.0)
-    most = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    sums = tl.zeros((BLOCK_M,), tl.float32)
-    for first in range(0, items, BLOCK_N):
-        logits = logits_of(
-            query, memory, query_norm, memory_norms, row, first + tl.arange(0, BLOCK_N), rows, items, channels,
-            temperature, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        more = tl.maximum(most, tl.max(logits, 1))
-        sums = sums * tl.exp(most - more) + tl.sum(tl.exp(logits - more[:, None]), 1)
-        most = more
-    tl.store(largest + row, most, mask=row < rows)
-    tl.store(total + row, sums, mask=row < rows)
+def logits_of(dots, at, query_norm, memory_norms, own, item, items, temperature):
+    """Eq. 7 over the temperature, of a block of queries and items; minus infinity beyond the last item."""
+    size = tl.maximum(query_norm[:, None] * tl.load(memory_norms + item, mask=item < items, other=0.0), EPSILON)
+    found = tl.load(dots + at + item[None, :], mask=own[:, None] & (item < items)[None, :], other=0.0)
+    return tl.where((item < items)[None, :], found / size / temperature, float("-inf"))
 
 
 @triton.jit
-def memory_attention_kernel(
-    query, memory, query_norms, memory_norms, largest, total, output,
-    rows, items, channels, threshold, temperature, problem,
-    RENORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_C channels of what a block of queries reads."""
-    channels = chunks(channels, query.dtype)
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    query_norm = tl.load(query_norms + row, mask=row < rows, other=0.0)
-    most = tl.load(largest + row, mask=row < rows, other=0.0)
-    sums = tl.load(total + row, mask=row < rows, other=1.0)
-    part = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    found = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    kept = tl.zeros((BLOCK_M,), tl.float32)
+def normalizer(
+    dots, at, query_norm, memory_norms, own, items, temperature, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Of each query: its largest logit, and the sum of the exponentials of all logits less that one."""
+    most = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    sums = tl.zeros((BLOCK_M,), tl.float32)
     for first in range(0, items, BLOCK_N):
         item = first + tl.arange(0, BLOCK_N)
-        logits = logits_of(
-            query, memory, query_norm, memory_norms, row, item, rows, items, channels, temperature, PRECISION,
-            BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        sparse = shrunk(tl.exp(logits - most[:, None]) / sums[:, None], threshold)
-        kept += tl.sum(sparse, 1)
-        at = tl.cast(item, tl.int64)[:, None] * channels + part[None, :]
-        values = tl.load(memory + at, mask=(item < items)[:, None] & (part < channels)[None, :], other=0.0)
-        found = tl.dot(sparse.to(values.dtype), values, found, input_precision=PRECISION)
+        logits = logits_of(dots, at, query_norm, memory_norms, own, item, items, temperature)
+        more = tl.maximum(most, tl.max(logits, 1))
+        sums = sums * tl.exp(most - more) + tl.sum(tl.exp(logits - more[:, None]), 1)
+        most = more
+    return most, sums
+
+
+@triton.jit
+def memory_weights_kernel(
+    dots, query_norms, memory_norms, output, rows, items, threshold, temperature,
+    RENORMALIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The weights that a block of queries reads the memory with."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    own = row < rows
+    query_norm = tl.load(query_norms + row, mask=own, other=0.0)
+    at = tl.cast(row, tl.int64)[:, None] * items
+    most, sums = normalizer(dots, at, query_norm, memory_norms, own, items, temperature, BLOCK_M, BLOCK_N)
+    scale = tl.full((BLOCK_M,), 1.0, tl.float32)
     if RENORMALIZE:
-        found /= tl.where(kept > 0, kept, 1.0)[:, None]
-    to = tl.cast(row, tl.int64)[:, None] * channels + part[None, :]
-    tl.store(output + to, found.to(output.dtype.element_ty), mask=(row < rows)[:, None] & (part < channels)[None, :])
+        kept = tl.zeros((BLOCK_M,), tl.float32)
+        for first in range(0, items, BLOCK_N):
+            item = first + tl.arange(0, BLOCK_N)
+            logits = logits_of(dots, at, query_norm, memory_norms, own, item, items, temperature)
+            kept += tl.sum(shrunk(tl.exp(logits - most[:, None]) / sums[:, None], threshold), 1)
+        scale = 1 / tl.where(kept > 0, kept, 1.0)
+    for first in range(0, items, BLOCK_N):
+        item = first + tl.arange(0, BLOCK_N)
+        logits = logits_of(dots, at, query_norm, memory_norms, own, item, items, temperature)
+        weights = shrunk(tl.exp(logits - most[:, None]) / sums[:, None], threshold) * scale[:, None]
+        to = output + at + item[None, :]
+        tl.store(to, weights.to(output.dtype.element_ty), mask=own[:, None] & (item < items)[None, :])
 
 
 @triton.jit
@@ -125,16 +92,7 @@ def memory_attention_gradient_kernel(
     own = row < rows
     query_norm = tl.load(query_norms + row, mask=own, other=0.0)
     at = tl.cast(row, tl.int64)[:, None] * items
-    most = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    sums = tl.zeros((BLOCK_M,), tl.float32)
-    for first in range(0, items, BLOCK_N):
-        item = first + tl.arange(0, BLOCK_N)
-        size = tl.maximum(query_norm[:, None] * tl.load(memory_norms + item, mask=item < items, other=0.0), EPSILON)
-        dots = tl.load(by_dot + at + item[None, :], mask=own[:, None] & (item < items)[None, :], other=0.0)
-        logits = tl.where((item < items)[None, :], dots / size / temperature, float("-inf"))
-        more = tl.maximum(most, tl.max(logits, 1))
-        sums = sums * tl.exp(most - more) + tl.sum(tl.exp(logits - more[:, None]), 1)
-        most = more
+    most, sums = normalizer(by_dot, at, query_norm, memory_norms, own, items, temperature, BLOCK_M, BLOCK_N)
     kept = tl.zeros((BLOCK_M,), tl.float32)  # sums of the sparse weights,
     kept_read = tl.zeros((BLOCK_M,), tl.float32)  # times what they read,
     steep = tl.zeros((BLOCK_M,), tl.float32)  # and the same of the weights times the slope of Eq. 9
@@ -181,43 +139,16 @@ def slope_of(weights, threshold):
     return tl.where(weights > threshold, slope, 0.0)
 
 
-NORMALIZER = Tuned(
-    memory_normalizer_kernel,
+WEIGHTS = Tuned(
+    memory_weights_kernel,
     {
-        "half": (
-            config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64),
-            config(8, 2, BLOCK_M=128, BLOCK_N=64, BLOCK_K=64),
-            config(4, 3, BLOCK_M=32, BLOCK_N=128, BLOCK_K=64),
-        ),
-        "tf32": (
-            config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32),
-            config(8, 2, BLOCK_M=128, BLOCK_N=64, BLOCK_K=32),
-        ),
-        "ieee": (
-            config(4, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16),
-            config(8, 1, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16),
-        ),
+        "any": (
+            config(4, BLOCK_M=4, BLOCK_N=256),
+            config(8, BLOCK_M=4, BLOCK_N=1024),
+            config(4, BLOCK_M=1, BLOCK_N=1024),
+        )
     },
-    key=("channels", "items", "problem"),
-)
-KERNEL = Tuned(
-    memory_attention_kernel,
-    {
-        "half": (
-            config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, BLOCK_C=64),
-            config(8, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=64, BLOCK_C=128),
-            config(8, 2, BLOCK_M=64, BLOCK_N=32, BLOCK_K=64, BLOCK_C=256),
-        ),
-        "tf32": (
-            config(4, 2, BLOCK_M=64, BLOCK_N=32, BLOCK_K=32, BLOCK_C=64),
-            config(8, 2, BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, BLOCK_C=128),
-        ),
-        "ieee": (
-            config(8, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16, BLOCK_C=32),
-            config(8, 1, BLOCK_M=64, BLOCK_N=32, BLOCK_K=16, BLOCK_C=64),
-        ),
-    },
-    key=("channels", "items", "problem"),
+    key=("items",),
 )
 # It changes what it reads, so that it has one configuration.
 GRADIENT = Tuned(memory_attention_gradient_kernel, {"any": (config(4, BLOCK_M=4, BLOCK_N=256),)}, key=())
@@ -231,28 +162,17 @@ def sparse_memory_attention(
     width = query.shape[-1]
     queries = whole_chunks(query.reshape(-1, width), 1, width).contiguous()
     memory = whole_chunks(memory.to(query.dtype), 1, width).contiguous()
-    items, channels = memory.shape
-    memory_norms = norms(memory)
-    # Like any product of matrices, it asks PyTorch's switch for those.
-    kind = kind_of(query, torch.backends.cuda.matmul.fp32_precision == "tf32")
-    precision = "tf32" if kind == "tf32" else "ieee"
+    memory_norms, items = norms(memory), len(memory)
     output = torch.empty(queries.shape, dtype=query.dtype, device=query.device)
-    normalizer, kernel = NORMALIZER(kind), KERNEL(kind)
-    for span in spans(len(queries), MOST_ROWS):
+    kernel = WEIGHTS()
+    for span in spans(len(queries), max(1, MOST_PRODUCTS // items)):
         part = queries[span]
-        rows, problem = len(part), bucket(len(queries))
-        found, query_norms = output[span], norms(part)
-        largest, total = floats((rows,), part), floats((rows,), part)
-        wrap_triton(normalizer)[lambda meta, rows=rows: (triton.cdiv(rows, meta["BLOCK_M"]),)](
-            part, memory, query_norms, memory_norms, largest, total, rows, items, channels, temperature, problem,
-            PRECISION=precision,
-        )  # fmt: skip
-        wrap_triton(kernel)[
-            lambda meta, rows=rows: (triton.cdiv(rows, meta["BLOCK_M"]), triton.cdiv(channels, meta["BLOCK_C"]))
-        ](
-            part, memory, query_norms, memory_norms, largest, total, found, rows, items, channels, threshold,
-            temperature, problem, RENORMALIZE=renormalize, PRECISION=precision,
-        )  # fmt: skip
+        dots, rows = products(part, memory), len(part)
+        weights = torch.empty(dots.shape, dtype=query.dtype, device=query.device)
+        wrap_triton(kernel)[lambda meta, rows=rows: (triton.cdiv(rows, meta["BLOCK_M"]),)](
+            dots, norms(part), memory_norms, weights, rows, items, threshold, temperature, RENORMALIZE=renormalize
+        )
+        torch.mm(weights, memory, out=output[span])
     return output[:, :width].reshape(query.shape)
 
 

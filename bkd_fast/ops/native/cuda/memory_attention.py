@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.gpu.attention_backward import attention_backward, norms
+from bkd_fast.ops.gpu.attention_backward import attention_backward
 from bkd_fast.ops.gpu.layout import floats, spans, whole_chunks
-from bkd_fast.ops.native.cuda.layout import aligned, kernels, processors
+from bkd_fast.ops.gpu.products import MOST_PRODUCTS, norms, products
+from bkd_fast.ops.native.cuda.layout import aligned, kernels
 
-ROWS = 64  # queries that a block has; items too
-MOST_ROWS = 2**24  # queries at a time
+# Of a row's weights so many are read one by one; where more are kept, products of tiles cost less. On tensor cores they
+# cost a quarter.
+LISTED = {torch.float32: 1 / 8, torch.float16: 1 / 32, torch.bfloat16: 1 / 32}
+LEAST_LISTED = 32
 
 
 def sparse_memory_attention(
@@ -21,18 +23,17 @@ def sparse_memory_attention(
 ) -> Tensor:
     """See :func:`bkd_fast.ops.sparse_memory_attention`."""
     rows, items = _chunks(query.reshape(-1, query.shape[-1])), _chunks(memory.to(query.dtype))
-    item_norms = norms(items)
+    item_norms, count = norms(items), len(items)
+    most = min(count, max(LEAST_LISTED, int(count * LISTED[query.dtype])))
     # Like any product of matrices, it asks PyTorch's switch for those.
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     output = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-    for span in spans(len(rows), MOST_ROWS):
+    for span in spans(len(rows), max(1, MOST_PRODUCTS // count)):
         part = rows[span]
-        blocks = math.ceil(len(part) / ROWS)
-        splits = max(1, min(math.ceil(len(items) / ROWS), 2 * processors(rows) // blocks))
-        parts = floats((splits, len(part), 2), rows)
+        kept, state = floats((len(part), most, 2), part), floats((len(part), 2), part)
         kernels().memory_attention(
-            part, items, norms(part), item_norms, threshold, temperature, renormalize, tf32, parts,
-            output[span],
+            products(part, items), items, norms(part), item_norms, threshold, temperature, renormalize, tf32, kept,
+            state, output[span],
         )  # fmt: skip
     return output[:, : query.shape[-1]].reshape(query.shape)
 
