@@ -22,7 +22,7 @@ def main() -> None:
     scope = (QUICK if arguments.quick else FULL)._replace(dtype=getattr(torch, arguments.dtype))
     if arguments.device == "cuda":
         # Products of float32 are exact in every provider, or the results could not be compared.
-        torch.backends.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
     found = cases(scope, arguments.device, arguments.only)
     if arguments.scaling:
         run(map(own_alone, found), arguments, threads=(1, torch.get_num_threads()))

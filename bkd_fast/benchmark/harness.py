@@ -19,6 +19,7 @@ Key = tuple[str, int]  # provider, threads
 QUANTILES = (0.2, 0.5, 0.8)
 LEAST = 3  # calls of a provider, however slow it is
 CYCLES = 2e9  # of a GPU in a second, at most about
+LONGEST = 0.02  # seconds that a GPU is kept busy: calls that take longer to launch are timed with that
 TURNS = 10  # parts of a provider's time, between which the others have their turn
 REFERENCE = "PyTorch reference"
 
@@ -165,7 +166,7 @@ def _on_the_device(queued: int, call: Call) -> float:
     begin = time.perf_counter()
     call()
     launch = time.perf_counter() - begin
-    torch.cuda._sleep(int(1.5 * queued * launch * CYCLES))
+    torch.cuda._sleep(int(min(1.5 * queued * launch, LONGEST) * CYCLES))
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     events[0].record()
     for _ in range(queued):

@@ -29,7 +29,7 @@ BKD_DEFINITIONS(m) {
       "Tensor(c!) grad_mask) -> ()");
   m.def(
       "memory_attention(Tensor(a!) dots, Tensor memory, Tensor query_norms, Tensor memory_norms, float threshold, "
-      "float temperature, bool renormalize, bool tf32, Tensor(b!) kept, Tensor(c!) state, Tensor(d!) output) -> ()");
+      "float temperature, bool renormalize, bool tf32, Tensor(b!) kept, Tensor(c!) counts, Tensor(d!) output) -> ()");
   m.def(
       "memory_attention_gradient(Tensor query_norms, Tensor memory_norms, float threshold, float temperature, "
       "bool renormalize, Tensor(a!) dots, Tensor(b!) by_read, Tensor(c!) pull) -> ()");

@@ -7,7 +7,7 @@ namespace {
 
 void attention(const Tensor& dots, const Tensor& memory, const Tensor& query_norms, const Tensor& memory_norms,
                double threshold, double temperature, bool renormalize, bool tf32, const Tensor& kept,
-               const Tensor& state, const Tensor& output) {
+               const Tensor& counts, const Tensor& output) {
   const Current current(memory);
   MemoryAttention p{};
   p.rows = static_cast<int>(dots.size(0)), p.items = static_cast<int>(memory.size(0));
@@ -16,7 +16,7 @@ void attention(const Tensor& dots, const Tensor& memory, const Tensor& query_nor
   p.renormalize = renormalize;
   p.dots = data<float>(dots), p.memory = data(memory);
   p.query_norms = data<float>(query_norms), p.memory_norms = data<float>(memory_norms);
-  p.most = static_cast<int>(kept.size(1)), p.kept = data(kept), p.state = data<float>(state);
+  p.most = static_cast<int>(kept.size(1)), p.kept = data(kept), p.counts = data<int>(counts);
   p.output = data(output);
   memory_attention(p, type_of(memory), tf32, current.device);
 }

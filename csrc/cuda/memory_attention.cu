@@ -11,16 +11,31 @@ namespace {
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr float kEpsilon = 1e-8f;  // least product of norms in a cosine
 
-// A weight that is kept, before the row's are divided by their sum.
+// A weight that is kept.
 struct Kept {
   int item;
   float weight;
 };
 
-// What reading a row needs: how many weights are kept, -1 where the list is too short for them, and what to scale by.
-struct RowState {
-  float count, scale;
-};
+// visit(item, number of it) for a lane's items of a row, and the numbers become what it returns. Several are on their way
+// at a time: stores in between would make each load wait for the one before.
+template <class Visit>
+__device__ __forceinline__ void for_each(float* numbers, int items, Visit visit) {
+  constexpr int kTogether = 8;
+  for (int first = threadIdx.x % kWarpSize; first < items; first += kTogether * kWarpSize) {
+    float value[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int item = first + i * kWarpSize;
+      value[i] = item < items ? load<float>(numbers + item) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int item = first + i * kWarpSize;
+      if (item < items) store(numbers + item, visit(item, value[i]));
+    }
+  }
+}
 
 __global__ void __launch_bounds__(kThreads) memory_attention_weights_kernel(const MemoryAttention p) {
   const int lane = threadIdx.x % kWarpSize;
@@ -30,40 +45,38 @@ __global__ void __launch_bounds__(kThreads) memory_attention_weights_kernel(cons
   Kept* list = static_cast<Kept*>(p.kept) + row * p.most;
   const float norm = load<float>(p.query_norms + row);
 
-  float largest = -INFINITY, sum = 0;
-  for (int item = lane; item < p.items; item += kWarpSize) {
-    const float norms = norm * load<float>(p.memory_norms + item);
-    const float logit = load<float>(numbers + item) / fmaxf(norms, kEpsilon) / p.temperature;
-    store(numbers + item, logit);
+  float largest = -INFINITY, sum = 0, total = 0;
+  for_each(numbers, p.items, [&](int item, float dot) {
+    const float logit = dot / fmaxf(norm * load<float>(p.memory_norms + item), kEpsilon) / p.temperature;
     largest = fmaxf(largest, logit);
-  }
+    return logit;
+  });
   largest = largest_of_lanes(largest);
-  for (int item = lane; item < p.items; item += kWarpSize) {
-    const float exponential = expf(load<float>(numbers + item) - largest);
-    store(numbers + item, exponential);
+  for_each(numbers, p.items, [&](int, float logit) {
+    const float exponential = expf(logit - largest);
     sum += exponential;
-  }
+    return exponential;
+  });
   sum = sum_lanes(sum);
+  for_each(numbers, p.items, [&](int, float exponential) {
+    const float weight = shrink(exponential / sum, p.threshold);
+    total += weight;
+    return weight;
+  });
+  total = sum_lanes(total);
+  const float scale = p.renormalize && total > 0 ? 1 / total : 1;
 
-  float total = 0;
   int count = 0;
   for (int first = 0; first < p.items; first += kWarpSize) {
     const int item = first + lane;
-    const float weight = item < p.items ? shrink(load<float>(numbers + item) / sum, p.threshold) : 0;
+    const float weight = item < p.items ? load<float>(numbers + item) : 0;
     const uint32_t kept = __ballot_sync(kAll, weight != 0);  // one that is no number is kept
     const int slot = count + __popc(kept & ((1u << lane) - 1));
-    if (weight != 0 && slot < p.most) store(list + slot, Kept{item, weight});
+    if (weight != 0 && slot < p.most) store(list + slot, Kept{item, weight * scale});
     count += __popc(kept);
-    total += weight;
   }
-  total = sum_lanes(total);
-  const float scale = p.renormalize && total > 0 ? 1 / total : 1;
-  if (count > p.most) {
-    for (int item = lane; item < p.items; item += kWarpSize) {
-      store(numbers + item, shrink(load<float>(numbers + item) / sum, p.threshold) * scale);
-    }
-  }
-  if (lane == 0) store(p.state + 2 * row, RowState{count > p.most ? -1.0f : static_cast<float>(count), scale});
+  if (count > p.most) for_each(numbers, p.items, [&](int, float weight) { return weight * scale; });
+  if (lane == 0) store(p.counts + row, count > p.most ? -1 : count);
 }
 
 // A warp has a row, and 16 bytes of channels a lane.
@@ -72,11 +85,10 @@ __global__ void __launch_bounds__(kThreads, 4) memory_attention_listed_kernel(co
   const int lane = threadIdx.x % kWarpSize, channel = (blockIdx.y * kWarpSize + lane) * kVector<T>;
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
   if (row >= p.rows) return;  // a whole warp
-  const auto state = load<RowState>(p.state + 2 * row);
-  if (state.count < 0) return;
+  const int count = load<int>(p.counts + row);
+  if (count < 0) return;
   const Kept* list = static_cast<const Kept*>(p.kept) + row * p.most;
   const T* memory = static_cast<const T*>(p.memory) + channel;
-  const int count = static_cast<int>(state.count);
   const bool there = channel < p.channels;
   constexpr int kPairs = kVector<T> / 2;
   float2 sums[kPairs] = {};
@@ -100,9 +112,7 @@ __global__ void __launch_bounds__(kThreads, 4) memory_attention_listed_kernel(co
   if (!there) return;
   Pack<T> result;
 #pragma unroll
-  for (int j = 0; j < kPairs; ++j) {
-    result.set_pair(j, make_float2(sums[j].x * state.scale, sums[j].y * state.scale));
-  }
+  for (int j = 0; j < kPairs; ++j) result.set_pair(j, sums[j]);
   store(static_cast<T*>(p.output) + row * p.channels + channel, result);
 }
 
@@ -124,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1) memory_atte
   BKD_SHARED(Shared, shared);
   const T* memory = static_cast<const T*>(p.memory);
   const int first_row = blockIdx.x * kRows, first_channel = blockIdx.y * kRead<T>, thread = threadIdx.x;
-  auto dense = [&](int row) { return row < p.rows && load<float>(p.state + 2 * int64_t{row}) < 0; };
+  auto dense = [&](int row) { return row < p.rows && load<int>(p.counts + row) < 0; };
   if (!__syncthreads_or(thread < kRows && dense(first_row + thread))) return;
 
   constexpr int kSharers = kThreads / kRows;  // threads that share a row of weights

@@ -199,8 +199,8 @@ FAULTS = (
     Fault(
         "attention: no largest logit is taken out",
         "memory_attention.cu",
-        "expf(load<float>(numbers + item) - largest)",
-        "expf(load<float>(numbers + item) - 0 * largest)",
+        "expf(logit - largest)",
+        "expf(logit - 0 * largest)",
         "small_temperature",
     ),
     Fault(
@@ -220,8 +220,8 @@ FAULTS = (
     Fault(
         "attention: a list is one too long",
         "memory_attention.cu",
-        "if (count > p.most) {",
-        "if (count > p.most + 1) {",
+        "if (count > p.most) for_each",
+        "if (count > p.most + 1) for_each",
         ATTENTION,
     ),
     Fault(

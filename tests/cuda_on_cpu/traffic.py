@@ -35,7 +35,7 @@ class Gpu(NamedTuple):
 GPUS = (Gpu("RTX 4070 Ti", 60, 2.61, 256, 504), Gpu("H100", 132, 1.755, 0.6 * 2135, 3350))
 
 
-ITEMS = 500  # of the memory, the default
+ITEMS = 500  # of the memory
 
 
 class Count(NamedTuple):
@@ -109,9 +109,8 @@ def work(kernel: str, pixels: int, channels: int) -> Work:
     if kernel == "deform_gather":
         return Work(0, 0, 2 * (10 * image + moves) / 1e6, image)
     if kernel == "memory_attention":
-        one = float(image * ITEMS)  # a product; the logits' is computed again for every 256 channels that are read
-        executed = (2 + -(-channels // 256)) * one
-        return Work(2 * one, executed, 2 * (2 * image + ITEMS * channels) / 1e6, executed)
+        both = 2.0 * image * ITEMS  # PyTorch's product of queries and items, and that of weights and items
+        return Work(both, both, 2 * (2 * image + ITEMS * channels) / 1e6, both)
     return Work(0, 0, 6 * image / 1e6, image)  # the distances of two branches
 
 

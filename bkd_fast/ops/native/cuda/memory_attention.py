@@ -30,10 +30,11 @@ def sparse_memory_attention(
     output = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     for span in spans(len(rows), max(1, MOST_PRODUCTS // count)):
         part = rows[span]
-        kept, state = floats((len(part), most, 2), part), floats((len(part), 2), part)
+        kept = floats((len(part), most, 2), part)
+        counts = torch.empty(len(part), dtype=torch.int32, device=rows.device)
         kernels().memory_attention(
             products(part, items), items, norms(part), item_norms, threshold, temperature, renormalize, tf32, kept,
-            state, output[span],
+            counts, output[span],
         )  # fmt: skip
     return output[:, : query.shape[-1]].reshape(query.shape)
 
