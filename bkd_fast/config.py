@@ -65,6 +65,7 @@ class BKDConfig:
     modulated: bool = False  # the mask of Eq. 2; the query leaks through it
     # w_m of Eq. 2: learned C x C x 3 x 3, a pure warp, or no alignment.
     alignment_kernel: Literal["full", "identity", "none"] = "full"
+    alignment_group: int = 128  # channels that learned w_m mix: wider levels fall into groups; 0 = all channels
     kernel_init: Literal["dirac", "default"] = "dirac"  # of w_m: a copy of the support, or torch's default
 
     # Reverse distillation (Eq. 6-10, Fig. 4).
@@ -191,6 +192,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("offset_depth", 1, 4),
     ("offset_width", 1, 4096),
     ("max_offset", 0, 1024),
+    ("alignment_group", 0, 65_536),
     ("memory_items", 0, 100_000),
     ("memory_threshold", 0, 1),
     ("memory_temperature", 1e-4, 1e4),
@@ -229,6 +231,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "offset_init": "default",
         "cascade": "product",
         "alignment_kernel": "full",
+        "alignment_group": 0,
         "kernel_init": "default",
         "memory_items": 200,
         "memory_threshold": 0.002,

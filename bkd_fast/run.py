@@ -137,7 +137,8 @@ def load_trained(folder: str | Path) -> Trained:
             raise BKDError(
                 f"{path} was altered since the run was saved (its SHA-256 differs). Restore it or train again."
             )
-    config = BKDConfig.from_dict(manifest["config"])
+    # Runs that do not name it are older than groups.
+    config = BKDConfig.from_dict({"alignment_group": 0, **manifest["config"]})
     model = BKD(config, load_teacher=False)
     load_state(model, load_file(folder / MODEL), folder / MODEL)
     calibration = Calibration(**manifest["calibration"])

@@ -107,6 +107,15 @@ def test_drawn_supports_train_too(tiny_data, tiny_config, tmp_path):
         assert len(list((run / "support").iterdir())) == 2
 
 
+def test_a_run_from_before_groups_is_read(tiny_data, tiny_config, tmp_path):
+    run = train(tiny_data, tmp_path / "run", tiny_config.with_changes(alignment_group=0), progress=False)
+    expected = Detector.load(run)(tiny_data / "test/hole/000.png").score
+    manifest = json.loads((run / "config.json").read_text())
+    del manifest["config"]["alignment_group"]
+    (run / "config.json").write_text(json.dumps(manifest))
+    assert Detector.load(run)(tiny_data / "test/hole/000.png").score == expected
+
+
 def test_what_is_not_learned_is_only_calibrated(tiny_data, tiny_config, tmp_path):
     """A memory of normal features and nothing else: no epoch is trained, and the run is whole."""
     config = tiny_config.with_changes(forward_branch=False, student=False, memory_learned=False)

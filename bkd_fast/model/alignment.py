@@ -69,6 +69,15 @@ class OffsetPredictor(nn.Module):
         return self.tail(fusion)
 
 
+def groups_of(channels: int, most: int) -> int:
+    """Into how many groups of at most ``most`` channels a level falls, as few as there are; one where ``most`` is 0,
+    or where nothing divides the channels into groups of at least a quarter of it."""
+    if not most or channels <= most:
+        return 1
+    sizes = [size for size in range(most, max(1, most // 4) - 1, -1) if channels % size == 0]
+    return channels // sizes[0] if sizes else 1
+
+
 class AlignmentPyramid(nn.Module):
     """The cascaded pyramid of modulated deformable convolutions that turns supports into aligned features."""
 
@@ -87,9 +96,10 @@ class AlignmentPyramid(nn.Module):
         self.kernels = nn.ParameterList()
         if config.alignment_kernel == "full":
             for width in channels:
-                weight = torch.empty(width, width, 3, 3)
+                groups = groups_of(width, config.alignment_group)
+                weight = torch.empty(width, width // groups, 3, 3)
                 if config.kernel_init == "dirac":
-                    nn.init.dirac_(weight)
+                    nn.init.dirac_(weight, groups)
                 else:
                     nn.init.kaiming_uniform_(weight, a=5**0.5)  # torch's default for a convolution
                 self.kernels.append(nn.Parameter(weight))

@@ -130,7 +130,7 @@ def project_support(support: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         support: (B, C, H, W).
-        weight: (O, C, kh, kw), without groups.
+        weight: (O, C / groups, kh, kw).
 
     Returns:
         (B, kh kw O, H, W).
@@ -140,8 +140,20 @@ def project_support(support: Tensor, weight: Tensor) -> Tensor:
     """
     check_tensors("project_support", {"support": support, "weight": weight})
     check_shape("project_support", "support", support, ("B", "C", "H", "W"))
-    check_shape("project_support", "weight", weight, ("O", support.shape[1], "kh", "kw"))
-    return F.conv2d(support, weight.permute(2, 3, 0, 1).flatten(0, 2)[:, :, None, None])
+    check_shape("project_support", "weight", weight, ("O", "C / groups", "kh", "kw"))
+    groups = support.shape[1] // weight.shape[1] if weight.shape[1] else 0
+    if not groups or support.shape[1] % weight.shape[1] or weight.shape[0] % groups:
+        raise ValueError(
+            f"project_support: weight has shape {tuple(weight.shape)}, expected (O, C / groups, kh, kw) with "
+            f"groups that divide O and the support's {support.shape[1]} channels"
+        )
+    if groups == 1:
+        return F.conv2d(support, weight.permute(2, 3, 0, 1).flatten(0, 2)[:, :, None, None])
+    pieces = [
+        project_support(part, kernels).unflatten(1, (-1, len(kernels)))
+        for part, kernels in zip(support.chunk(groups, 1), weight.chunk(groups), strict=True)
+    ]
+    return torch.cat(pieces, 2).flatten(1, 2)
 
 
 def _geometry(name: str, stride: Any, padding: Any, dilation: Any) -> tuple[list[int], list[int], list[int]]:

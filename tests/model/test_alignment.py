@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.model.alignment import AlignmentPyramid
+from bkd_fast.model.alignment import AlignmentPyramid, groups_of
 from bkd_fast.ops import modulated_deform_conv2d
 
 CHANNELS = (6, 8, 10)
@@ -33,9 +33,10 @@ def grouped(support: list[torch.Tensor], batch: int) -> list[torch.Tensor]:
     return [level.unflatten(0, (batch, -1)) for level in support]
 
 
-@pytest.mark.parametrize("kernel", ["full", "identity"])
+@pytest.mark.parametrize("kernel", ["full", "identity", "groups"])
 def test_starts_as_the_mean_of_the_supports(kernel):
-    module = pyramid(offset_init="zero", alignment_kernel=kernel)
+    changes = {"alignment_kernel": "full", "alignment_group": 4} if kernel == "groups" else {"alignment_kernel": kernel}
+    module = pyramid(offset_init="zero", **changes)
     support = doubled(levels(3, 1))
     result = module(doubled(levels(2, 0)), module.prepare(grouped(support, 1)))
     for aligned, level in zip(result.aligned, support, strict=True):
@@ -46,15 +47,36 @@ def test_starts_as_the_mean_of_the_supports(kernel):
 @pytest.mark.parametrize("cascade", ["add", "product", "concat"])
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("aggregation", ["mean", "min"])
-def test_shared_support_equals_the_same_support_per_query(cascade, modulated, aggregation):
+@pytest.mark.parametrize("group", [0, 5])
+def test_shared_support_equals_the_same_support_per_query(cascade, modulated, aggregation, group):
     """The projected gather of a fixed support and the deformable convolution of each pair are one function."""
-    module = pyramid(cascade=cascade, modulated=modulated, shot_aggregation=aggregation, kernel_init="default")
+    module = pyramid(
+        cascade=cascade, modulated=modulated, shot_aggregation=aggregation, kernel_init="default", alignment_group=group
+    )
     query, support = doubled(levels(2, 0)), doubled(levels(3, 1))
     shared = module(query, module.prepare(grouped(support, 1)))
     repeated = [level.unsqueeze(0).expand(2, -1, -1, -1, -1) for level in support]
     each = module(query, module.prepare(repeated))
     for first, second in zip(shared.aligned + shared.offsets, each.aligned + each.offsets, strict=True):
         torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize(
+    ("channels", "most", "groups"),
+    [
+        (112, 128, 1),
+        (1024, 128, 8),
+        (1024, 0, 1),
+        (136, 128, 2),
+        (1280, 128, 10),
+        (131, 128, 1),
+        (262, 128, 1),
+        (10, 4, 5),
+    ],
+)
+def test_wide_levels_fall_into_few_groups(channels, most, groups):
+    """131 is a prime, and 262 has no divisor between 32 and 128."""
+    assert groups_of(channels, most) == groups
 
 
 def test_equations_1_to_5_written_out():

@@ -208,6 +208,21 @@ def test_gather_of_the_projection_is_the_convolution(shared, groups, device):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+def test_the_projection_of_a_convolution_with_groups(groups, device):
+    support = torch.randn(2, 8, 6, 7, dtype=torch.float64, device=device)
+    weight = torch.randn(12, 8 // groups, 3, 3, dtype=torch.float64, device=device)
+    offset = torch.randn(2, 18, 6, 7, dtype=torch.float64, device=device)
+    found = modulated_deform_gather(project_support(support, weight), offset)
+    torch.testing.assert_close(found, modulated_deform_conv2d(support, offset, weight, padding=1))
+
+
+@pytest.mark.parametrize("shape", [(12, 3, 3, 3), (9, 4, 3, 3), (12, 16, 3, 3)])
+def test_weights_that_do_not_fit_a_support_are_refused(shape):
+    with pytest.raises(ValueError, match=r"weight has shape .*, expected \(O, C / groups, kh, kw\)"):
+        project_support(torch.randn(2, 8, 6, 7), torch.randn(shape))
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
 def test_gather_gradients_are_derivatives(batch, masked):
