@@ -1,10 +1,10 @@
 """Whole training steps and inference: python benchmarks/model.py [--quick] [--scaling] [--only CASE] [--csv FILE].
 
-A training step (batch 4) is the teacher on queries and supports, both branches, losses, gradients and update, against
-the reference and against the reference with torchvision's deformable convolution inside. Inference (batch 1) is
-Detector.score, against the reference and against anomalib's reverse distillation with the same backbone, which has no
-forward branch and no memory; on a CPU also against the same model exported to other run-times, on a GPU as CUDA graphs.
---quick leaves out WideResNet50, and the graphs, which take minutes to compile.
+A training step (batch 4) is the teacher on queries and supports where its features are not kept (as by default), both
+branches, losses, gradients and update, against the reference and against the reference with torchvision's deformable
+convolution inside. Inference (batch 1) is Detector.score, against the reference and against anomalib's reverse
+distillation with the same backbone, which has no forward branch and no memory; on a CPU also against the same model
+exported to other run-times, on a GPU compiled. --quick leaves out WideResNet50, and what takes minutes to compile.
 """
 
 from __future__ import annotations

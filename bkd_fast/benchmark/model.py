@@ -16,6 +16,7 @@ from bkd_fast.config import BKDConfig
 from bkd_fast.detector import Detector
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import calibrate
+from bkd_fast.model.retrieval import SupportPool
 from bkd_fast.ops.backend import OPERATORS
 from bkd_fast.run import Calibration, DataSource, Trained
 from bkd_fast.training_step import TrainingStep, make_optimizer, train_step
@@ -51,6 +52,8 @@ class Training:
         self.model, self.images = random_model(config, batch, device)
         self.support = _images(config.shots, config).to(device)
         self.each = config.support_draw == "query"
+        # Where supports are looked up nothing is augmented, and training computes the teacher's features but once.
+        self.frozen = self._features() if config.looks_up else None
         self.shape, self.device = f"{label} N={batch} {setting}", device
         self.fabric = Fabric(accelerator=device, devices=1)
         optimizer = make_optimizer(self.model, config)
@@ -60,20 +63,24 @@ class Training:
         self.step.train()
 
     def __call__(self, *, each: bool | None = None) -> Tensor:
-        """Teacher, both branches, losses, gradients and update -> losses.
+        """Teacher where its features are not kept, both branches, losses, gradients and update -> losses.
 
         Args:
             each: True gives every query supports of its own, though they are equal; None is as the configuration says,
                 and where queries look theirs up it changes nothing.
         """
-        query = self.model.teacher(self.images)
-        support = self.model.support_levels(self.support)
-        if not self.model.config.looks_up and (self.each if each is None else each):
+        query, support = self.frozen or self._features()
+        if not isinstance(support, SupportPool) and (self.each if each is None else each):
             support = [level.expand(len(self.images), -1, -1, -1, -1) for level in support]
         losses, _ = train_step(
             self.fabric, self.step, self.optimizer, query, support, clip_norm=self.model.config.clip_norm
         )
         return torch.tensor(list(losses.values()))
+
+    def _features(self) -> tuple[list[Tensor], list[Tensor] | SupportPool]:
+        support = self.model.support_levels(self.support)
+        prepared = self.model.prepare(support) if self.model.config.looks_up else None
+        return self.model.teacher(self.images), prepared if isinstance(prepared, SupportPool) else support
 
     def case(self) -> Case:
         """The step on every backend."""
