@@ -64,7 +64,7 @@ class Detector:
             self._narrow(dtype)
         self._prepare(trained.support)
         tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-        self._judge: CompiledJudge | GraphedJudge | None = None
+        self._program: CompiledJudge | GraphedJudge | None = None
         if compile is not None:
             self._take(CompiledJudge(self.model, compile), f"compile={compile!r}", tolerance)
         elif pack and self.device.type == "cuda":
@@ -212,8 +212,8 @@ class Detector:
     @torch.inference_mode()
     def score(self, images: Tensor, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Scores (N,) and raw anomaly maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size."""
-        if self._judge is not None and tuple(branches) == BRANCHES:
-            return self._judge(images.to(self.device), self.prepared)
+        if self._program is not None and tuple(branches) == BRANCHES:
+            return self._program(images.to(self.device), self.prepared)
         return self.judge(self.distill(images), branches)
 
     @torch.inference_mode()
@@ -258,7 +258,7 @@ class Detector:
         expected = self.score(image)
         if not same(expected, judge(image, self.prepared), tolerance):
             raise RuntimeError(f"{what} changed what the network computes")
-        self._judge = judge
+        self._program = judge
 
     def _prepare(self, support: list[Tensor]) -> None:
         # Whatever depends on the support alone is computed once, here.

@@ -39,9 +39,9 @@ class GraphedJudge:
         self._forget(None)
 
     def __call__(self, images: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
-        """Scores (N,) and maps (N, H, W); no gradients."""
+        """Scores (N,) and maps (N, H, W) of images on the model's device; no gradients."""
         if not 0 < len(images) <= self.most:
-            return self.model.judge(images.to(self.device), prepared)
+            return self.model.judge(images, prepared)
         with self.lock, torch.cuda.device(self.device), torch.inference_mode():
             if prepared is not self.prepared:
                 self._forget(prepared)
@@ -49,14 +49,13 @@ class GraphedJudge:
             self.stream.wait_stream(caller)
             with torch.cuda.stream(self.stream):
                 recorded = self._recorded(images)
-                recorded.images.copy_(images, non_blocking=True)
+                recorded.images.copy_(images)
                 recorded.graph.replay()
                 found = recorded.scores.clone(), recorded.maps.clone()  # the next call writes over a graph's results
             caller.wait_stream(self.stream)
             for tensor in found:
                 tensor.record_stream(caller)
-            if images.is_cuda:
-                images.record_stream(self.stream)
+            images.record_stream(self.stream)
             return found
 
     def _forget(self, prepared: Prepared | None) -> None:
@@ -69,7 +68,7 @@ class GraphedJudge:
         key = tuple(images.shape), implementation(OPERATORS[0], "cuda")  # another backend has other kernels
         if key not in self.graphs:
             assert self.prepared is not None
-            own = images.to(self.device, copy=True)
+            own = images.clone()
             for _ in range(2):  # libraries choose their kernels, and Triton tunes its own
                 self.model.judge(own, self.prepared)
             graph = torch.cuda.CUDAGraph()

@@ -147,13 +147,11 @@ def project_support(support: Tensor, weight: Tensor) -> Tensor:
             f"project_support: weight has shape {tuple(weight.shape)}, expected (O, C / groups, kh, kw) with "
             f"groups that divide O and the support's {support.shape[1]} channels"
         )
-    if groups == 1:
-        return F.conv2d(support, weight.permute(2, 3, 0, 1).flatten(0, 2)[:, :, None, None])
-    pieces = [
-        project_support(part, kernels).unflatten(1, (-1, len(kernels)))
-        for part, kernels in zip(support.chunk(groups, 1), weight.chunk(groups), strict=True)
-    ]
-    return torch.cat(pieces, 2).flatten(1, 2)
+    # Each group's outputs come tap by tap; the result has taps first.
+    outputs, taps = weight.shape[0] // groups, weight.shape[2] * weight.shape[3]
+    kernels = weight.unflatten(0, (groups, outputs)).permute(0, 3, 4, 1, 2).flatten(0, 3)[:, :, None, None]
+    found = F.conv2d(support, kernels, groups=groups)
+    return found.unflatten(1, (groups, taps, outputs)).transpose(1, 2).flatten(1, 3)
 
 
 def _geometry(name: str, stride: Any, padding: Any, dilation: Any) -> tuple[list[int], list[int], list[int]]:

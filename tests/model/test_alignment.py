@@ -79,6 +79,14 @@ def test_wide_levels_fall_into_few_groups(channels, most, groups):
     assert groups_of(channels, most) == groups
 
 
+def test_offsets_grow_with_each_side_of_the_grid():
+    offset = torch.arange(2 * 18 * 6, dtype=torch.float64).view(2, 18, 2, 3)
+    found = pyramid()._upsample(offset, torch.Size((4, 9)))
+    plain = F.interpolate(offset, size=(4, 9), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found[:, 0::2], 2 * plain[:, 0::2])
+    torch.testing.assert_close(found[:, 1::2], 3 * plain[:, 1::2])
+
+
 def test_equations_1_to_5_written_out():
     """Concatenation, activation, doubled additive cascade, deformable convolution; one pair, level by level."""
     module = pyramid(max_offset=1.5, kernel_init="default")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.gpu.layout import floats
-from bkd_fast.ops.gpu.products import MOST_PRODUCTS, norms
+from bkd_fast.ops.gpu.products import MOST_PRODUCTS, norms, products
 
 # (query norms, memory norms, products of queries and items, products of gradient and items, pull): makes of the first
 # products the gradient by them, of the second ones the weights, and fills in what the norms take back.
@@ -37,7 +37,7 @@ def attention_backward(
     for z, g in pieces:
         z, g = z.float(), g.float()
         own_norms = norms(z)
-        by_dot, read = z @ items.t(), g @ items.t()
+        by_dot, read = products(z, items), products(g, items)
         pull = floats(by_dot.shape, by_dot)
         between(own_norms, item_norms, by_dot, read, pull)
         if needs[0]:
