@@ -1,5 +1,5 @@
 // The one list of what is native. The Python side (bkd_fast/ops/native.py) checks, allocates and lays out; these fill in
-// what they are given: tensors named output or grad_* are written to, and grad_* without elements are not needed.
+// what they are given: tensors named (a!), (b!) … are written to, and grad_* without elements are not needed.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
@@ -40,6 +40,9 @@ STABLE_TORCH_LIBRARY(bkd_fast_native, m) {
   m.def(
       "distillation_loss_backward(int tier, Tensor grad, Tensor[] teacher, Tensor[] student, Tensor statistics, "
       "bool by_pixel, float value_weight, Tensor(a!)[] grad_teacher, Tensor(b!)[] grad_student) -> ()");
+  m.def(
+      "local_match(int tier, Tensor query, Tensor support, Tensor shots, int radius, Tensor(a!) distance, "
+      "Tensor(b!) displacement) -> ()");
 }
 
 // Importing the module runs the registrations above and beside the kernels.

@@ -7,7 +7,7 @@ in the same type, and a rounding more, where PyTorch happens to err very little.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from bkd_fast.ops import (
     backend,
     cosine_anomaly_map,
     distillation_loss,
+    local_match,
     modulated_deform_conv2d,
     modulated_deform_gather,
     sparse_memory_attention,
@@ -119,6 +120,43 @@ def loss(direction: str, last: bool) -> Case:
     return lambda *all_levels: distillation_loss(all_levels[:3], all_levels[3:], direction=direction), levels(1, last)
 
 
+class Match(NamedTuple):
+    """Arguments of a call of ``local_match``, which has no gradient."""
+
+    query: Tensor
+    support: Tensor
+    shots: Tensor
+    radius: int
+
+
+def match(
+    batch: int = 2, images: int = 4, channels: int = 19, size: tuple[int, int] = (7, 9), shots: int = 2,
+    radius: int = 1, last: bool = True, whole: bool = False,
+) -> Match:  # fmt: skip
+    """``whole``: few and whole numbers, so that many distances are equal and no sum is rounded; some are NaN."""
+    query, support = random(batch, channels, *size), random(images, channels, *size, seed=1)
+    if whole:
+        query, support = query.round(), support.round()
+        query[random(*query.shape, seed=2) > 3], support[random(*support.shape, seed=3) > 2.5] = torch.nan, torch.nan
+    layout = torch.channels_last if last else torch.contiguous_format
+    chosen = torch.randint(images, (batch, shots), generator=torch.Generator().manual_seed(4))
+    return Match(query.contiguous(memory_format=layout), support.contiguous(memory_format=layout), chosen, radius)
+
+
+MATCHES: dict[str, Callable[[], Match]] = {
+    "match": match,
+    "match: channels first": lambda: match(last=False, radius=2),
+    "match: no window": lambda: match(radius=0, shots=3),
+    "match: a wide window": lambda: match(1, size=(5, 6), shots=1, radius=3),
+    "match: a window beyond the image": lambda: match(1, 2, 5, (2, 3), 1, 8),
+    "match: one pixel": lambda: match(1, 2, 40, (1, 1), 1, 1),
+    "match: many channels": lambda: match(1, 2, 300, (3, 5)),
+    "match: a wide image": lambda: match(1, 2, 8, (3, 67)),
+    "match: equal distances": lambda: match(channels=2, whole=True, radius=2),
+    "match: equal distances, many channels": lambda: match(channels=40, whole=True),
+}
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "conv": conv,
     "conv: channels first": lambda: conv(last=False),
@@ -168,6 +206,47 @@ def results(case: Case, name: str, dtype: torch.dtype, device: str = "cpu") -> l
         output = call(*leaves)
         grad = random(*output.shape, seed=9).to(output) if output.shape else torch.ones_like(output)
         return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+def matched(case: Match, name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Distance and displacement, on a backend and a device, of a support of a type."""
+    with backend(name):
+        query, support, shots = case.query.to(device), case.support.to(device, dtype), case.shots.to(device)
+        return local_match(query, support, shots, case.radius)
+
+
+def window(case: Match) -> Tensor:
+    """The distances of all moves in row-major order, (moves, N, k, H, W), in float64; infinite outside the image."""
+    query, support, shots, radius = case
+    height, width = query.shape[2:]
+    side = range(-radius, radius + 1)
+    found = torch.full((len(side) ** 2, *shots.shape, height, width), torch.inf, dtype=torch.float64)
+    for index, (dy, dx) in enumerate((dy, dx) for dy in side for dx in side):
+        rows, columns = slice(max(0, -dy), max(0, height - dy)), slice(max(0, -dx), max(0, width - dx))
+        below, right = slice(max(0, dy), max(0, height + dy)), slice(max(0, dx), max(0, width + dx))
+        own, other = query.double()[:, None, :, rows, columns], support.double()[shots][..., below, right]
+        found[index, ..., rows, columns] = (own - other).square().mean(2)
+    return found
+
+
+def check_match(found: Sequence[Tensor], case: Match, dtype: torch.dtype) -> None:
+    """Raises AssertionError where a distance errs more than :func:`check` allows, or is not that of the displacement.
+
+    Where numbers are whole, everything is as the reference has it.
+    """
+    case = case._replace(support=case.support.to(dtype))
+    plain = matched(case, "reference", dtype)
+    distance, displacement = (value.cpu() for value in found)
+    if (case.query == case.query.round()).logical_or(case.query.isnan()).all():
+        assert torch.equal(displacement, plain[1])
+        torch.testing.assert_close(distance, plain[0], equal_nan=True)
+        return
+    distances = window(case)
+    exact, side = distances.amin(0), 2 * case.radius + 1
+    check([distance], plain[:1], [exact], ROUNDING[torch.float32])  # what sums are in, whatever the support's type
+    at = ((displacement[:, :, 0] + case.radius) * side + displacement[:, :, 1] + case.radius).long()
+    own = distances.gather(0, at.unsqueeze(0))[0]
+    torch.testing.assert_close(own, exact, rtol=1e-5, atol=1e-5)
 
 
 def recorded(call: Callable[..., Tensor], tensors: list[Tensor], name: str) -> list[tuple[Any, tuple[Any, ...]]]:

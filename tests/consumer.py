@@ -13,6 +13,7 @@ from bkd_fast.ops import (
     DeformConv2d,
     cosine_anomaly_map,
     distillation_loss,
+    local_match,
     modulated_deform_conv2d,
     modulated_deform_gather,
     sparse_memory_attention,
@@ -46,6 +47,7 @@ def single(x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, mask: to
         assert_type(modulated_deform_conv2d(x, offset, weight, None, 1, 1, 1, mask), torch.Tensor)
         assert_type(sparse_memory_attention(x, weight, 0.01), torch.Tensor)
         assert_type(distillation_loss([x], [x]), torch.Tensor)
+    assert_type(local_match(x, x, torch.zeros(1, 1, dtype=torch.int64), 1), tuple[torch.Tensor, torch.Tensor])
     assert_type(cosine_anomaly_map([x], [x], (8, 8)), torch.Tensor)
     assert_type(modulated_deform_gather(x, offset, weight), torch.Tensor)
     with patch_torchvision():

@@ -51,6 +51,22 @@ def offsets_and_masks_of_another_type_keep_their_precision(chosen):
     cases.check([found], [plain], [truth], cases.ROUNDING[torch.float16])
 
 
+def a_shot_that_is_no_image_is_not_read(chosen, device="cpu"):
+    """Nor is anything where there are no images or no queries."""
+    case = cases.match(shots=3)
+    wrong = case._replace(shots=torch.tensor([[1, -1, 0], [4, 3, 2**40]]))
+    outside = torch.tensor([[False, True, False], [True, False, True]])
+    distance, displacement = (value.cpu() for value in cases.matched(wrong, chosen, device=device))
+    assert torch.equal(distance.isnan().all((2, 3)), outside)
+    assert torch.equal(distance.isnan().any((2, 3)), outside)
+    assert not displacement[outside].any()
+    distance, displacement = cases.matched(case._replace(support=case.support[:0]), chosen, device=device)
+    assert distance.isnan().all()
+    assert not displacement.any()
+    none = cases.matched(case._replace(query=case.query[:0], shots=case.shots[:0]), chosen, device=device)
+    assert [tuple(value.shape) for value in none] == [(0, 3, 7, 9), (0, 3, 2, 7, 9)]
+
+
 def not_a_number_stays_where_it_is_read(chosen):
     call, (input, *others) = cases.conv(1, 8, 4, (6, 6), kernel=(1, 1), bias=True)
     input[0, 0, 2, 2] = float("nan")

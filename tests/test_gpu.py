@@ -10,7 +10,7 @@ from bkd_fast.data import load_image, to_tensor
 from bkd_fast.detector import Detector
 from bkd_fast.export.formats import read, write
 from bkd_fast.export.graph import program
-from bkd_fast.ops import backend
+from bkd_fast.ops import backend, local_match
 from bkd_fast.run import load_trained
 from bkd_fast.training import train
 
@@ -38,20 +38,29 @@ def close(found, expected, tolerance):
         np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=tolerance * other.anomaly_map.max())
 
 
-def test_a_gpu_judges_as_the_cpu_does(tiny_run, files):
-    close(Detector.load(tiny_run, device=DEVICE)(files), Detector.load(tiny_run, device="cpu")(files), 1e-3)
+def test_a_gpu_judges_as_the_cpu_does(any_run, files):
+    close(Detector.load(any_run, device=DEVICE)(files), Detector.load(any_run, device="cpu")(files), 1e-3)
 
 
 @pytest.mark.parametrize("name", ["native", "triton", "reference"])
-def test_every_backend_judges_alike(tiny_run, files, name):
-    detector = Detector.load(tiny_run, device=DEVICE)
+def test_every_backend_judges_alike(any_run, files, name):
+    detector = Detector.load(any_run, device=DEVICE)
     expected = detector(files)
     with backend(name):
         close(detector(files), expected, 1e-3)
 
 
-def test_graphs_judge_as_single_kernels_do(tiny_run, tiny_data):
-    graphs, kernels = (Detector(load_trained(tiny_run), DEVICE, pack=pack) for pack in (True, False))
+def test_features_are_matched_on_a_gpu_as_on_the_cpu():
+    torch.manual_seed(0)
+    query, bank = torch.randn(1, 40, 32, 32), torch.randn(20, 40, 32, 32).half()
+    shots = torch.randperm(20)[:16].unsqueeze(0)
+    expected = local_match(query, bank, shots, 1)
+    for one, other in zip(local_match(query.to(DEVICE), bank.to(DEVICE), shots.to(DEVICE), 1), expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other)
+
+
+def test_graphs_judge_as_single_kernels_do(any_run, tiny_data):
+    graphs, kernels = (Detector(load_trained(any_run), DEVICE, pack=pack) for pack in (True, False))
     files = sorted((tiny_data / "train/good").iterdir())
     images = torch.stack([to_tensor(load_image(file), graphs.config.image_size) for file in files])
     for support in (files[:3], files[5:]):
@@ -72,9 +81,9 @@ def test_graphs_judge_as_single_kernels_do(tiny_run, tiny_data):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_narrow_networks_judge_much_alike(tiny_run, files, precision):
-    narrow = Detector.load(tiny_run, device=DEVICE, precision=precision)(files)
-    expected = Detector.load(tiny_run, device=DEVICE)(files)
+def test_narrow_networks_judge_much_alike(any_run, files, precision):
+    narrow = Detector.load(any_run, device=DEVICE, precision=precision)(files)
+    expected = Detector.load(any_run, device=DEVICE)(files)
     assert [one.score for one in narrow] != [one.score for one in expected]
     close(narrow, expected, 0.2 if precision == "bf16" else 0.05)
 
@@ -100,9 +109,17 @@ def test_a_stream_on_a_gpu_is_the_images_one_by_one(tiny_run, files):
     close([outcome.result for outcome in outcomes], [detector(file) for file in files] * 5, 1e-3)
 
 
-@pytest.mark.parametrize("changes", [{}, {"support_draw": "query", "shots": 2, "shot_aggregation": "mean"}])
-def test_what_was_trained_on_a_gpu_judges_anywhere(tiny_data, tiny_config, tmp_path, files, changes):
-    config = tiny_config.with_changes(**changes)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("tiny_config", {}),
+        ("tiny_config", {"support_draw": "query", "shots": 2, "shot_aggregation": "mean"}),
+        ("tiny_default", {}),
+        ("tiny_student", {}),
+    ],
+)
+def test_what_was_trained_on_a_gpu_judges_anywhere(kind, changes, request, tiny_data, tmp_path, files):
+    config = request.getfixturevalue(kind).with_changes(**changes)
     run = train(tiny_data, tmp_path / "run", config, accelerator=ACCELERATOR, progress=False)
     close(Detector.load(run, device="cpu")(files), Detector.load(run, device=DEVICE)(files), 1e-3)
 

@@ -18,12 +18,13 @@ SOURCES = (
     "cpu/deform_conv.cpp",
     "cpu/memory_attention.cpp",
     "cpu/anomaly_map.cpp",
+    "cpu/local_match.cpp",
 )
 # Every instruction set has a file and flags of its own, and is chosen when the program runs: never -march=native.
 TIERS: dict[str, tuple[str, ...]] = {"cpu/tier_portable.cpp": ()}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    TIERS["cpu/tier_avx2.cpp"] = ("-mavx2", "-mfma")
-    TIERS["cpu/tier_avx512.cpp"] = ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma")
+    TIERS["cpu/tier_avx2.cpp"] = ("-mavx2", "-mfma", "-mf16c")
+    TIERS["cpu/tier_avx512.cpp"] = ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mf16c")
 
 
 def build(folder: Path, *, sanitize: bool = False) -> Path:

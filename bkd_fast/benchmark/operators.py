@@ -16,6 +16,7 @@ from bkd_fast.config import BKDConfig
 from bkd_fast.ops import (
     cosine_anomaly_map,
     distillation_loss,
+    local_match,
     modulated_deform_conv2d,
     modulated_deform_gather,
     project_support,
@@ -29,6 +30,7 @@ DENSE_CONV = "conv2d (dense)"
 TORCHVISION = "torchvision"
 BOTH = "forward+backward"
 ROUNDINGS = 32  # of a type that results of one computation may differ by
+BANK, SHOTS = 32, 16  # support images, and those that a query is matched with
 QUEUED = 10  # calls that are timed together on a GPU
 
 
@@ -141,12 +143,27 @@ def loss(scope: Scope, device: str) -> Iterator[Case]:
             yield Case(op, f"{shape} {direction}", BOTH, calls, inputs=(*teacher, *student), device=device)
 
 
+def matching(scope: Scope, device: str) -> Iterator[Case]:
+    """Windows of 3 x 3 in 16 images of a bank of features in float16."""
+    op = "local_match"
+    for shape, batch, channels, size in _levels(scope):
+        query = _last(batch, channels, size, device).to(scope.dtype)
+        bank = _last(BANK, channels, size, device).half()
+        shots = torch.stack([torch.randperm(BANK, device=device)[:SHOTS] for _ in range(batch)])
+        # Of two distances that differ by a rounding providers may choose either: displacements are not compared.
+        own = on_backends((op,), device, partial(_nearest, query, bank, shots))
+        yield Case(
+            op, f"{shape} k={SHOTS}", "forward", _bounded(own, batch), inputs=(query, bank, shots), device=device
+        )
+
+
 OPERATORS = {
     "modulated_deform_conv2d": deform_conv,
     "modulated_deform_gather": deform_gather,
     "sparse_memory_attention": memory_attention,
     "cosine_anomaly_map": anomaly_map,
     "distillation_loss": loss,
+    "local_match": matching,
 }
 
 
@@ -189,16 +206,20 @@ def _slow(shape: str, batch: int) -> bool:
 
 
 def _bounded(own: dict[str, Call], batch: int) -> dict[str, Call]:
-    """Without the reference of the deformable operators where it takes many seconds a call; torchvision stays."""
+    """Without the reference where it takes many seconds a call; other peers stay."""
     return own if batch == 1 else {name: call for name, call in own.items() if name != REFERENCE or len(own) == 1}
 
 
 def _convolution(batch: int, channels: int, size: int, device: str, dtype: torch.dtype) -> list[Tensor]:
     """Input (channels_last), offset, mask and weight of a 3 x 3 kernel."""
-    x = torch.randn(batch, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    x = _last(batch, channels, size, device)
     offset, mask = torch.randn(batch, 18, size, size, device=device), torch.rand(batch, 9, size, size, device=device)
     weight = torch.randn(channels, channels, 3, 3, device=device) / (9 * channels) ** 0.5
     return [value.to(dtype) for value in (x, offset, mask, weight)]
+
+
+def _last(batch: int, channels: int, size: int, device: str) -> Tensor:
+    return torch.randn(batch, channels, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
 
 def _addressed(batch: int, channels: int, size: int, items: int) -> tuple[Tensor, Tensor]:
@@ -212,6 +233,10 @@ def _addressed(batch: int, channels: int, size: int, items: int) -> tuple[Tensor
     normal = mean + torch.randn(items, dimensions)
     chosen = normal[torch.randint(items, (batch, size, size))]
     return (chosen + noise * torch.randn_like(chosen)) @ basis, normal @ basis
+
+
+def _nearest(query: Tensor, bank: Tensor, shots: Tensor) -> Tensor:
+    return local_match(query, bank, shots, 1)[0]
 
 
 def _products(query: Tensor, memory: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
     made = {
         ops.sparse_memory_attention.default: attention,
         ops.cosine_anomaly_map.default: reference.cosine_anomaly_map,
+        ops.local_match.default: reference.match,
         ops.modulated_deform_gather.default: gather_by_deform_conv if deform_conv else gather_by_grid_sample,
     }
     if not deform_conv:

@@ -22,6 +22,7 @@ OPERATORS = (
     "cosine_anomaly_map_backward",
     "distillation_loss",
     "distillation_loss_backward",
+    "local_match",
 )
 VARIABLE = "BKD_FAST_BACKEND"
 # Each backend is a module of bkd_fast.ops with functions named as OPERATORS, and the DEVICES it runs on; or for each

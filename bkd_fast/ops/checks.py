@@ -51,6 +51,20 @@ def check_shape(function: str, name: str, tensor: Tensor, expected: Sequence[int
         raise ValueError(f"{function}: {name} has shape {shape}, expected ({words})")
 
 
+def check_shots(function: str, shots: Tensor, images: int) -> None:
+    """Numbers of support images.
+
+    Raises:
+        IndexError: one that is not from 0 to ``images`` - 1.
+    """
+    if not shots.numel():
+        return
+    least, most = (int(value) for value in shots.aminmax())
+    if least < 0 or most >= images:
+        wrong = least if least < 0 else most
+        raise IndexError(f"{function}: shots has {wrong}, expected 0 to {images - 1}, the images of support")
+
+
 def pair(function: str, name: str, value: int | Sequence[int], least: int) -> list[int]:
     """An integer or a (vertical, horizontal) pair as a list of two.
 

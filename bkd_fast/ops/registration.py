@@ -53,16 +53,22 @@ def register(name: str, schema: str, fake: Callable[..., Any]) -> CustomOpDef:
     return operator
 
 
-def refuse_double_backward(operator: CustomOpDef, name: str) -> None:
-    """Second derivatives are an error that says so."""
+def refuse_backward(operator: CustomOpDef, message: str) -> None:
+    """Derivatives of an operator are an error that says so."""
 
     def backward(*_: Any) -> None:
-        raise RuntimeError(
-            f"{name} has no second derivative: its gradient cannot be differentiated again (create_graph=True); "
-            "differentiate bkd_fast.ops.reference's function instead, which is plain PyTorch"
-        )
+        raise RuntimeError(message)
 
     operator.register_autograd(backward)
+
+
+def refuse_double_backward(operator: CustomOpDef, name: str) -> None:
+    """Second derivatives are an error that says so."""
+    refuse_backward(
+        operator,
+        f"{name} has no second derivative: its gradient cannot be differentiated again (create_graph=True); "
+        "differentiate bkd_fast.ops.reference's function instead, which is plain PyTorch",
+    )
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

@@ -9,10 +9,14 @@ const std::vector<Tier>& tiers() {
     std::vector<Tier> usable = {portable_tier()};
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) usable.push_back(avx2_tier());
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))  // and F16C, which all of them have
+      usable.push_back(avx2_tier());
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw"))
+        __builtin_cpu_supports("avx512bw")) {
       usable.push_back(avx512_tier());
+      // Summing up across 64 bytes costs more than they save: measured on Zen 4, from 24 to 448 channels.
+      usable.back().single.local_match = avx2_tier().single.local_match;
+    }
 #endif
     return usable;
   }();

@@ -1,5 +1,5 @@
 // The one list of what runs on CUDA. The Python side (bkd_fast/ops/native/cuda) checks, allocates and lays out; these
-// fill in what they are given: tensors named output or grad_* are written to, and grad_* without elements are not
+// fill in what they are given: tensors named (a!), (b!) … are written to, and grad_* without elements are not
 // needed.
 #if !defined(BKD_ON_CPU)
 #include <Python.h>
@@ -50,6 +50,9 @@ BKD_DEFINITIONS(m) {
   m.def(
       "distillation_loss_backward(Tensor grad, Tensor[] teacher, Tensor[] student, int[] channels, bool by_image, "
       "float value_weight, Tensor[] statistics, Tensor(a!)[] grad_teacher, Tensor(b!)[] grad_student) -> ()");
+  m.def(
+      "local_match(Tensor query, Tensor support, Tensor shots, int channels, int radius, Tensor(a!) distance, "
+      "Tensor(b!) displacement) -> ()");
 }
 
 #if !defined(BKD_ON_CPU)

@@ -17,6 +17,7 @@ class Fault(NamedTuple):
 
 CONV, GATHER, ATTENTION = "reference and conv", "reference and gather", "reference and attention"
 ANOMALY, LOSS = "reference and anomaly", "reference and loss"
+MATCH = "matching or no_image"
 
 FAULTS = (
     # tiles and instructions
@@ -310,5 +311,37 @@ FAULTS = (
         "for (int i = 0; i < kThreads / kWarpSize; ++i) total",
         "for (int i = 1; i < kThreads / kWarpSize; ++i) total",
         LOSS,
+    ),
+    # matching
+    Fault("match: the longer move of equal distances", "local_match.cu", "other < rank", "other > rank", MATCH),
+    Fault(
+        "match: moves beyond the right border",
+        "local_match.cu",
+        "&& x + dx + move < p.width;",
+        "&& x + dx + move <= p.width;",
+        MATCH,
+    ),
+    Fault("match: moves beyond the window", "local_match.cu", "row && dx + move <= p.radius &&", "row &&", MATCH),
+    Fault("match: a number loses to NaN", "local_match.cu", "sums[move] == sums[move] && ", "", MATCH),
+    Fault(
+        "match: a shot that is no image",
+        "local_match.cu",
+        "const bool known = mine && shot >= 0 && shot < p.images;",
+        "const bool known = mine;",
+        MATCH,
+    ),
+    Fault(
+        "match: a lane is left out",
+        "local_match.cu",
+        "step = sharers / 2; step > 0;",
+        "step = sharers / 2; step > 1;",
+        MATCH,
+    ),
+    Fault(
+        "match: channels that fill chunks count",
+        "local_match.cu",
+        "least / static_cast<float>(p.own)",
+        "least / static_cast<float>(p.channels)",
+        MATCH,
     ),
 )

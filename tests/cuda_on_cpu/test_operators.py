@@ -32,7 +32,7 @@ def precision(chosen):
 KERNELS = """
 deform_conv deform_conv_backward deform_conv_weight deform_gather deform_gather_backward memory_attention_weights
 memory_attention_listed memory_attention_dense memory_attention_gradient pair_gradient loss_images loss_pixels
-loss_total
+loss_total local_match
 """
 
 # With TF32 only what multiplies on tensor cores, and where no weight is so near the threshold that rounding decides.
@@ -58,6 +58,17 @@ def test_the_kernels_agree_with_the_reference(name, kind, order):
     exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
     with precision("tf32" if kind == "tf32" else "ieee"):
         cases.check(cases.results(case, "native", dtype), plain, exact, rounding)
+
+
+@pytest.mark.parametrize("name", cases.MATCHES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_matching_agrees_with_the_reference(name, dtype, order):
+    case = cases.MATCHES[name]()
+    cases.check_match(cases.matched(case, "native", dtype), case, dtype)
+
+
+def test_a_shot_that_is_no_image_is_not_read():
+    kernel_checks.a_shot_that_is_no_image_is_not_read("native")
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -189,6 +200,7 @@ def test_launches_are_as_the_compile_gate_has_them(dtype):
     """The compiler knows neither the threads of a launch nor its dynamic shared memory."""
     for name in ("conv", "gather", "attention", "loss: flat", "loss: pixel"):
         cases.results(cases.CASES[name](), "native", dtype)
+    cases.matched(cases.match(), "native", dtype)
     launches = {line.split()[0]: line.split()[1:] for line in torch.ops.cuda_on_cpu.launches().splitlines()}
     with open(building.HERE.parent / "cuda_gate" / "launches.csv", newline="", encoding="utf-8") as file:
         dynamic = {row["kernel"]: row["dynamic"] for row in csv.DictReader(file)}

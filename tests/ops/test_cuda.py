@@ -1,10 +1,11 @@
 """What only a GPU shows of the CUDA and Triton kernels: streams, graphs, determinism, memory, compilers, agreement."""
 
 import cases
+import kernel_checks
 import pytest
 import torch
 
-from bkd_fast.ops import backend
+from bkd_fast.ops import backend, local_match
 from bkd_fast.ops.backend import available
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -36,6 +37,46 @@ def test_the_kernels_agree_with_the_reference(name, dtype, each_backend):
     exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
     found = cases.results(case, each_backend, dtype, "cuda")
     cases.check(found, [value.cpu() for value in plain], exact, cases.ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("name", cases.MATCHES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_matching_agrees_with_the_reference(name, dtype, each_backend):
+    case = cases.MATCHES[name]()
+    cases.check_match(cases.matched(case, each_backend, dtype, "cuda"), case, dtype)
+
+
+@pytest.mark.parametrize("chosen", ["own", "reference"])
+def test_a_shot_that_is_no_image_is_not_read(chosen, each_backend):
+    kernel_checks.a_shot_that_is_no_image_is_not_read(each_backend if chosen == "own" else chosen, "cuda")
+
+
+def test_matching_is_captured_compiled_and_as_pytorch_wants_it(each_backend):
+    case = cases.match()
+    arguments = [*(tensor.cuda() for tensor in case[:3]), case.radius]
+    call = torch.ops.bkd_fast.local_match.default
+    with backend(each_backend):
+        expected = call(*arguments)
+        found = torch.compile(lambda q, s, n: local_match(q, s, n, 1), fullgraph=True)(*arguments[:3])
+        torch.library.opcheck(call, tuple(arguments))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call(*arguments)
+    torch.testing.assert_close(found, expected)
+    arguments[2].copy_(arguments[2].flip(0))
+    graph.replay()
+    with backend(each_backend):
+        torch.testing.assert_close(captured, call(*arguments))
+    assert not torch.equal(captured[0], expected[0])
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_matching_agrees_in_every_configuration(number, each_backend, monkeypatch):
+    if each_backend != "triton":
+        pytest.skip("of Triton's kernels")
+    _use_configuration(number, monkeypatch)
+    case = cases.match(channels=70, size=(16, 33))
+    cases.check_match(cases.matched(case, "triton", torch.bfloat16, "cuda"), case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -149,18 +190,22 @@ def test_every_configuration_agrees(name, each_backend, monkeypatch):
     """Tuning may choose any of them."""
     if each_backend != "triton":
         pytest.skip("of Triton's kernels")
+    case = cases.rounded(cases.CASES[name](), torch.bfloat16)
+    exact, plain = (cases.results(case, "reference", dtype) for dtype in (torch.float64, torch.bfloat16))
+    for number in range(4):
+        _use_configuration(number, monkeypatch)
+        found = cases.results(case, "triton", torch.bfloat16, "cuda")
+        cases.check(found, plain, exact, cases.ROUNDING[torch.bfloat16])
+
+
+def _use_configuration(number, monkeypatch):
+    """Triton's kernels run in their configuration of a number, or in their last one."""
     import triton
 
     from bkd_fast.ops.triton import launching
 
-    case = cases.rounded(cases.CASES[name](), torch.bfloat16)
-    exact, plain = (cases.results(case, "reference", dtype) for dtype in (torch.float64, torch.bfloat16))
-    for number in range(4):
+    def one(tuned, kind="any"):
+        configs = tuned.kinds[kind]
+        return triton.autotune([configs[min(number, len(configs) - 1)]], key=[])(tuned.kernel)
 
-        def one(tuned, kind="any", number=number):
-            configs = tuned.kinds[kind]
-            return triton.autotune([configs[min(number, len(configs) - 1)]], key=[])(tuned.kernel)
-
-        monkeypatch.setattr(launching.Tuned, "__call__", one)
-        found = cases.results(case, "triton", torch.bfloat16, "cuda")
-        cases.check(found, plain, exact, cases.ROUNDING[torch.bfloat16])
+    monkeypatch.setattr(launching.Tuned, "__call__", one)

@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 
+import cases
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from bkd_fast.ops import (
     backend,
     cosine_anomaly_map,
     distillation_loss,
+    local_match,
     modulated_deform_conv2d,
     modulated_deform_gather,
     sparse_memory_attention,
@@ -135,6 +137,56 @@ def test_memories_of_any_size_agree(rows, items, channels, threshold, temperatur
     call, tensors = attention(torch.float64, rows, items, threshold, temperature, channels)
     for found, expected in zip(results(call, tensors, "native"), results(call, tensors, "reference"), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", cases.MATCHES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_instruction_set_matches_as_the_reference_does(tier, name, dtype):
+    case = cases.MATCHES[name]()
+    cases.check_match(cases.matched(case, "native", dtype), case, dtype)
+
+
+def test_every_instruction_set_matches_in_float64(tier):
+    case = cases.match()
+    case = case._replace(query=case.query.double(), support=case.support.double())
+    for found, expected in zip(
+        *(cases.matched(case, name, torch.float64) for name in ("native", "reference")), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_16_bits_is_widened_as_pytorch_does_it(tier, dtype):
+    """Squared distances to zeros show their magnitudes, those to ones their signs."""
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    support = numbers.view(1, 1, 2**8, 2**8)
+    for query in (torch.zeros(1, 1, 2**8, 2**8), torch.ones(1, 1, 2**8, 2**8)):
+        with backend("native"):
+            distance, _ = local_match(query, support, torch.zeros(1, 1, dtype=torch.int64), 0)
+        assert torch.equal(distance[0].nan_to_num(-1), (query - support.float()).square()[0].nan_to_num(-1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(0, 2), channels=st.integers(1, 70), height=st.integers(1, 9), width=st.integers(1, 20),
+    radius=st.integers(0, 4), shots=st.integers(1, 3),
+)  # fmt: skip
+def test_matches_of_any_size_agree(batch, channels, height, width, radius, shots):
+    case = cases.match(batch, 3, channels, (height, width), shots, radius, whole=True)
+    cases.check_match(cases.matched(case, "native"), case, torch.float32)
+
+
+def test_matches_are_the_same_for_any_number_of_threads():
+    case, threads = cases.match(size=(23, 70)), torch.get_num_threads()
+    try:
+        runs = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            runs.append(cases.matched(case, "native"))
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -21,6 +21,7 @@ _, (TABLE, PLACES, SHARES) = cases.gather()
 READ = cases.random(2, 19, 6, 5)
 _, (QUERY, MEMORY) = cases.attention()
 MAP = cases.random(2, 9, 9)
+QUERIES, SUPPORT, SHOTS, _ = cases.match()
 SETTINGS = [9, 9], "product", 1.0, [1.0, 1.0], [1.0, 1.0], False, 0.2
 # Call, its tensors, and the names of what its kernels write to, in turn.
 CALLS = {
@@ -74,6 +75,7 @@ CALLS = {
         [torch.ones(()), torch.zeros(12), *LEVELS],
         [{"by_student"}, {"by_student"}],
     ),
+    "match": (lambda q, s, n: ops.local_match(q, s, n, 1), [QUERIES, SUPPORT, SHOTS], [{"distance", "displacement"}]),
 }
 
 
@@ -105,7 +107,7 @@ def _nodes(call, tensors, target, chosen="triton"):
     import triton_target
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), triton_target.compiling_for(90):
-        fakes = [torch.empty_strided(one.shape, one.stride(), device="cuda") for one in tensors]
+        fakes = [torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="cuda") for one in tensors]
         with backend(chosen):
             graph = make_fx(dispatch_functionalize(call))(*fakes).graph
     return [node for node in graph.nodes if target in str(node.target)]

@@ -131,11 +131,12 @@ def _launches() -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
             cases.anomaly((64, 64), last=True),
             cases.loss("flat", True),
             cases.loss("pixel", True),
+            cases.match(channels=64, size=(16, 16)),
         ]
         for launch in _recorded(calls, dtype):
             yield name, *launch
     cases.LEVELS = ((2, 19, 9, 7), (2, 40, 5, 5), (2, 3, 1, 2))
-    odd = [cases.conv(), cases.gather(), cases.attention(), cases.anomaly(), cases.loss("pixel", False)]
+    odd = [cases.conv(), cases.gather(), cases.attention(), cases.anomaly(), cases.loss("pixel", False), cases.match()]
     for launch in _recorded(odd, torch.float16):
         yield "float16, odd sizes", *launch
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -165,7 +166,8 @@ def _recorded(calls: list[Any], dtype: torch.dtype) -> list[tuple[Any, tuple[Any
         if hasattr(module, "wrap_triton"):
             module.wrap_triton = Recorder
     for call in calls:
-        cases.results(call, "triton", dtype)
+        run = cases.matched if isinstance(call, cases.Match) else cases.results
+        run(call, "triton", dtype)
     return found
 
 

@@ -31,18 +31,37 @@ def test_the_kernels_agree_with_the_reference(name, dtype):
     agree(cases.CASES[name](), dtype)
 
 
+@pytest.mark.parametrize("name", cases.MATCHES)
+@pytest.mark.parametrize("dtype", TYPES, ids=["float32", "float16"])
+def test_matching_agrees_with_the_reference(name, dtype):
+    case = cases.MATCHES[name]()
+    cases.check_match(cases.matched(case, "triton", dtype), case, dtype)
+
+
+@pytest.mark.parametrize("number", range(1, 4))
+def test_matching_in_other_block_sizes_agrees_too(number, monkeypatch):
+    monkeypatch.setattr(launching.Tuned, "__call__", lambda tuned, kind="any": other(tuned, kind, number))
+    case = cases.match(channels=70, size=(6, 7))
+    cases.check_match(cases.matched(case, "triton", torch.float16), case, torch.float16)
+
+
+def test_a_shot_that_is_no_image_is_not_read():
+    kernel_checks.a_shot_that_is_no_image_is_not_read("triton")
+
+
+def other(tuned, kind, number):
+    """A kernel in its configuration of a number, or in its last one."""
+    configs = tuned.kinds[kind]
+    return launching.triton.autotune([configs[min(number, len(configs) - 1)]], key=[])(tuned.kernel)
+
+
 @pytest.mark.parametrize("number", range(1, 5))
 @pytest.mark.parametrize(
     "name", ["conv: more groups than offset groups", "gather", "attention", "anomaly", "loss: pixel"]
 )
 def test_other_block_sizes_agree_too(name, number, monkeypatch):
     """The first configuration of each kernel is what the interpreter takes; these are the others."""
-
-    def other(tuned, kind="any"):
-        configs = tuned.kinds[kind]
-        return kernels.launching.triton.autotune([configs[min(number, len(configs) - 1)]], key=[])(tuned.kernel)
-
-    monkeypatch.setattr(launching.Tuned, "__call__", other)
+    monkeypatch.setattr(launching.Tuned, "__call__", lambda tuned, kind="any": other(tuned, kind, number))
     agree(cases.CASES[name](), torch.float16)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops import reference
+from bkd_fast.ops.checks import check_shots
 from bkd_fast.ops.registration import memory_format
 
 SIMD = "BKD_FAST_SIMD"
@@ -271,6 +272,17 @@ def distillation_loss_backward(
         found[: len(teacher)], found[len(teacher) :],
     )  # fmt: skip
     return [value.to(tensor.dtype) for value, tensor in zip(found, tensors, strict=True)]
+
+
+def local_match(query: Tensor, support: Tensor, shots: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """See :func:`bkd_fast.ops.local_match`. A half-precision support is converted by the kernel, row after row."""
+    check_shots("local_match", shots, len(support))
+    dtype, size = _wide(query), query.shape[2:]
+    distance = torch.empty((*shots.shape, *size), dtype=dtype)
+    displacement = torch.empty((*shots.shape, 2, *size), dtype=dtype)
+    images = support.contiguous(memory_format=torch.channels_last)
+    _native.local_match(_tier(), _last(query), images, shots.contiguous(), radius, distance, displacement)
+    return distance, displacement
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -13,6 +13,7 @@ from bkd_fast.ops.reference.deform_conv import (
     modulated_deform_gather_backward,
 )
 from bkd_fast.ops.reference.distillation_loss import distillation_loss, distillation_loss_backward
+from bkd_fast.ops.reference.local_match import local_match, match
 from bkd_fast.ops.reference.memory_attention import (
     memory_attention_weights,
     sparse_memory_attention,
@@ -28,6 +29,8 @@ __all__ = [
     "distillation_loss",
     "distillation_loss_backward",
     "fusion_backward",
+    "local_match",
+    "match",
     "memory_attention_weights",
     "modulated_deform_conv2d",
     "modulated_deform_conv2d_backward",

@@ -12,6 +12,7 @@ from bkd_fast.ops.triton.deform_conv_backward import modulated_deform_conv2d_bac
 from bkd_fast.ops.triton.deform_gather import modulated_deform_gather, modulated_deform_gather_backward
 from bkd_fast.ops.triton.distillation_loss import distillation_loss, distillation_loss_backward
 from bkd_fast.ops.triton.launching import INTERPRETED
+from bkd_fast.ops.triton.local_match import local_match
 from bkd_fast.ops.triton.memory_attention import sparse_memory_attention, sparse_memory_attention_backward
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
@@ -24,6 +25,7 @@ __all__ = [
     "cosine_anomaly_map_backward",
     "distillation_loss",
     "distillation_loss_backward",
+    "local_match",
     "modulated_deform_conv2d",
     "modulated_deform_conv2d_backward",
     "modulated_deform_gather",

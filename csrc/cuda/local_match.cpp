@@ -1,0 +1,25 @@
+#include "local_match.h"
+
+#include "bindings.h"
+
+namespace bkd {
+namespace {
+
+// channels: those that count, without what only fills chunks.
+void match(const Tensor& query, const Tensor& support, const Tensor& shots, int64_t channels, int64_t radius,
+           const Tensor& distance, const Tensor& displacement) {
+  const Current current(query);
+  LocalMatch p{};
+  p.queries = static_cast<int>(query.size(0)), p.images = static_cast<int>(support.size(0));
+  p.shots = static_cast<int>(shots.size(1)), p.channels = static_cast<int>(query.size(1));
+  p.own = static_cast<int>(channels), p.radius = static_cast<int>(radius);
+  p.height = static_cast<int>(query.size(2)), p.width = static_cast<int>(query.size(3));
+  p.query = data<float>(query), p.support = data(support), p.shot = data<int64_t>(shots);
+  p.distance = data<float>(distance), p.displacement = data<float>(displacement);
+  local_match(p, type_of(support), current.device);
+}
+
+}  // namespace
+}  // namespace bkd
+
+BKD_KERNELS(m) { m.impl("local_match", TORCH_BOX(&bkd::match)); }
