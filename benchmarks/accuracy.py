@@ -1,27 +1,39 @@
-"""Detection quality beside anomalib: python benchmarks/accuracy.py DATA [--seeds 3] [--csv FILE].
+"""Detection quality beside other methods: python benchmarks/accuracy.py DATA [--seeds 3] [--csv FILE].
 
-The same images (the split of bkd-fast: held-out normals are nobody's training images), teacher weights, size and metric
-code for all. Peers: anomalib's PatchCore, STFPM and, where it knows the teacher, ReverseDistillation, with the
-settings of their papers or, where anomalib's differ, anomalib's. Needs the extra "accuracy".
+DATA is in MVTec AD's layout, one category or a folder of them; without masks there are no pixel figures. The same
+images (the split of bkd-fast: held-out normals are nobody's training images), teacher weights, size and metric code for
+all. --teacher, --weights and --image-size are everyone's, the other fields of BKDConfig (--preset, --set …) BKD's.
+Methods: anomalib's PatchCore, PaDiM, STFPM, ReverseDistillation (where it knows the teacher) and EfficientAd (with a
+teacher of its own, which has to be brought), and the comparators of the paper, US, MKD and DifferNet, written for this
+script. Settings are the papers' or, where they would take hours on a CPU, those that each method's docstring names.
+Needs the extra "accuracy".
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import logging
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import accuracy_peers
+import comparators
+import numpy as np
 import torch
-from accuracy_peers import PEERS, Judge, Settings
+from comparators.common import Judge, Made, Settings
 from torch import Tensor
 
 from bkd_fast.benchmark.results import versions
 from bkd_fast.config import BKDConfig
+from bkd_fast.config_options import add_options, config_from
 from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, load_mask, resize_mask, split_normals
 from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
@@ -30,69 +42,158 @@ from bkd_fast.metrics import METRIC_NAMES, PixelMetrics, image_metrics, mean_met
 from bkd_fast.run import load_trained
 from bkd_fast.training import train
 
-BKD_NAME = "BKD (bkd_fast)"
+BKD = "bkd"
+TEACHER = "tf_efficientnet_lite0"
+SHOWN = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_f1_max": "pixel F1-max", "aupro": "AUPRO"}
+FIELDS = ("method", "category", "seed", "teacher", "options")  # what tells rows apart
+COSTS = ("train_seconds", "image_ms", "megabytes")  # image: median, one at a time, without decoding
+Line = dict[str, str]  # a row of the CSV
 
 
-class Row(NamedTuple):
+class Method(NamedTuple):
+    """A method as tables call it, and what trains it (None: BKD, which has a configuration instead)."""
+
+    name: str
+    make: Callable[..., Made] | None
+
+
+METHODS: dict[str, Method] = {
+    BKD: Method("BKD (bkd_fast)", None),
+    "patchcore": Method("PatchCore (anomalib)", accuracy_peers.patchcore),
+    "padim": Method("PaDiM (anomalib)", accuracy_peers.padim),
+    "stfpm": Method("STFPM (anomalib)", accuracy_peers.stfpm),
+    "rd": Method("ReverseDistillation (anomalib)", accuracy_peers.reverse_distillation),
+    "efficientad": Method("EfficientAd (anomalib)", accuracy_peers.efficientad),
+    "us": Method("US", comparators.us),
+    "mkd": Method("MKD", comparators.mkd),
+    "differnet": Method("DifferNet", comparators.differnet),
+}
+
+
+class Case(NamedTuple):
     """One method on one category with one seed."""
 
     method: str
     category: str
-    seed: int
-    figures: dict[str, float | None]
-    train_seconds: float
-    image_ms: float  # median, one image at a time, without decoding
-    megabytes: float  # of what is kept beside the teacher
+    settings: Settings
+    options: Mapping[str, Any]  # of the method, those that are not its defaults
+
+    def key(self) -> Line:
+        """What tells its row apart."""
+        config = self.settings.config
+        named = [f"{name}={value}" for name, value in self.options.items()]
+        if config.image_size != BKDConfig.image_size:
+            named.append("image_size={}x{}".format(*config.image_size))
+        if config.weights == "none":
+            named.append("random weights")
+        if self.method == "efficientad" and self.settings.imagenet is None:
+            named.append("without penalty")
+        values = METHODS[self.method].name, self.category, str(config.seed), config.teacher, "; ".join(named)
+        return dict(zip(FIELDS, values, strict=True))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    lines = _earlier(arguments.csv, resume=arguments.resume)
+    seen = {_key(line) for line in lines}
+    left_out: dict[str, str] = {}
+    where = {"threads": str(torch.get_num_threads()), **_where()}  # now: files may change while this runs
+    for case, normals, test in _cases(arguments):
+        key, name = case.key(), METHODS[case.method].name
+        if _key(key) in seen or name in left_out:
+            continue
+        started = time.monotonic()
+        made = _bkd(arguments.data, case) if case.method == BKD else _peer(case, normals)
+        if isinstance(made, str):
+            left_out[name] = made
+            print(f"{name}: left out, {made}", flush=True)
+            continue
+        judge, megabytes = made
+        seconds = time.monotonic() - started
+        figures, milliseconds = _measure(judge, test, case.settings.config.image_size)
+        costs = dict(zip(COSTS, (f"{seconds:.0f}", f"{milliseconds:.1f}", f"{megabytes:.1f}"), strict=True))
+        lines.append({**key, **_written(figures), **costs, **where})
+        print(_shown(lines[-1]), flush=True)
+        if arguments.csv:
+            _write(arguments.csv, lines)
+    print(table(lines))
+    for name, reason in left_out.items():
+        print(f"\n{name}: left out, {reason}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="data set in MVTec AD's layout")
-    parser.add_argument("--teacher", default="tf_efficientnet_lite0", help="(default: %(default)s)")
-    parser.add_argument("--weights", default="auto", help="auto, or a local file")
     parser.add_argument("--category", nargs="+", help="some categories (default: all)")
-    parser.add_argument("--only", nargs="+", choices=[BKD_NAME, *PEERS], metavar="METHOD", help="some methods")
-    parser.add_argument("--seeds", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=BKDConfig.epochs, help="of BKD, at most (default: %(default)s)")
-    parser.add_argument("--peer-epochs", type=int, default=40, help="of trained peers (default: %(default)s)")
-    parser.add_argument("--coreset", type=float, default=0.01, help="PatchCore's share of patches (default: 0.01)")
-    parser.add_argument("--csv", type=Path, help="file to write")
-    arguments = parser.parse_args()
-    logging.getLogger("timm").setLevel(logging.ERROR)
-    rows: list[Row] = []
+    parser.add_argument("--only", nargs="+", choices=METHODS, metavar="METHOD", help=f"some of: {', '.join(METHODS)}")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: %(default)s)")
+    parser.add_argument("--peer-epochs", type=int, help="of other trained methods (default: each one's own)")
+    parser.add_argument("--coreset", type=float, help="PatchCore's share of patches (default: 0.01)")
+    parser.add_argument(
+        "--option",
+        nargs="+",
+        default=[],
+        metavar="METHOD.NAME=VALUE",
+        help="e.g. differnet.views=64 us.students=5",
+    )
+    parser.add_argument(
+        "--efficientad-weights", type=Path, metavar="FILE", help=f"EfficientAd's teacher, {accuracy_peers.PDN_FILE}"
+    )
+    parser.add_argument(
+        "--imagenet-folder", type=Path, metavar="DIR", help="images for EfficientAd's penalty (default: no penalty)"
+    )
+    parser.add_argument("--csv", type=Path, help="file to write, row by row")
+    parser.add_argument("--resume", action="store_true", help="go on with --csv: what has a row is not run again")
+    add_options(parser, leave_out=("seed",))
+    parser.set_defaults(teacher=TEACHER)  # small enough for a CPU, and its weights come with the extra
+    return parser
+
+
+def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, list[Sample], list[Sample]]]:
+    """Every case with its normal images to train on and its test images."""
+    config, asked = config_from(arguments), _options(arguments.option)
     for seed in range(arguments.seeds):
-        config = BKDConfig(
-            teacher=arguments.teacher, weights=arguments.weights, epochs=arguments.epochs, batch_size=8, seed=seed
-        )
-        settings = Settings(config, arguments.peer_epochs, arguments.coreset)
+        own = config.with_changes(seed=seed)
         for category in find_categories(arguments.data, arguments.category):
             test = check_samples(category.test)
             if not test:
                 raise BKDError(f"{arguments.data} has no test images for {category.name!r}")
-            normals, _ = split_normals(check_samples(category.train), config.holdout, seed)
-            for method in arguments.only or [BKD_NAME, *PEERS]:
-                started = time.monotonic()
-                if method == BKD_NAME:
-                    judge, megabytes = _bkd(arguments.data, category.name, config)
-                else:
-                    torch.manual_seed(seed)
-                    made = PEERS[method](ImageDataset(normals, config.image_size), settings)
-                    if isinstance(made, str):
-                        print(f"{method}: left out, {made}")
-                        continue
-                    judge, megabytes = made
-                seconds = time.monotonic() - started
-                figures, milliseconds = _measure(judge, test, config.image_size)
-                rows.append(Row(method, category.name, seed, figures, seconds, milliseconds, megabytes))
-                print(_line(rows[-1]), flush=True)
-                if arguments.csv:
-                    _write(arguments.csv, rows, config)
-    print(_table(rows))
+            defective = [sample for sample in test if sample.label]
+            masked = sum(sample.mask is not None for sample in defective)
+            if seed == 0 and masked < len(defective):
+                print(f"{category.name}: {masked} of {len(defective)} defective images have a mask for pixel figures")
+            normals, held_out = split_normals(check_samples(category.train), own.holdout, seed)
+            validation = ImageDataset(held_out, own.image_size)
+            settings = Settings(own, validation, arguments.efficientad_weights, arguments.imagenet_folder)
+            for method in arguments.only or METHODS:
+                options = _changed(arguments, own) if method == BKD else _chosen(method, arguments, asked)
+                yield Case(method, category.name, settings, options), normals, test
 
 
-def _bkd(data: Path, category: str, config: BKDConfig) -> tuple[Judge, float]:
+def _changed(arguments: argparse.Namespace, config: BKDConfig) -> dict[str, Any]:
+    """BKD's preset if it is another than the default, and the fields that differ from it."""
+    base, preset = BKDConfig.preset(arguments.preset).to_dict(), {"preset": arguments.preset}
+    elsewhere = ("teacher", "weights", "image_size", "seed")
+    changed = {name: value for name, value in config.to_dict().items() if value != base[name]}
+    return {
+        **(preset if arguments.preset != "default" else {}),
+        **{name: value for name, value in changed.items() if name not in elsewhere},
+    }
+
+
+def _chosen(method: str, arguments: argparse.Namespace, asked: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Another method's options that are not its defaults; ``--option`` goes before ``--peer-epochs``."""
+    defaults = _defaults(method)
+    general = {"epochs": arguments.peer_epochs, "coreset": arguments.coreset}
+    named = {name: value for name, value in general.items() if name in defaults and value is not None}
+    named.update(asked.get(method, {}))
+    return {name: value for name, value in named.items() if value != defaults[name]}
+
+
+def _bkd(data: Path, case: Case) -> tuple[Judge, float]:
     with tempfile.TemporaryDirectory() as folder:
-        train(data, Path(folder) / "run", config, categories=[category], progress=False)
+        train(data, Path(folder) / "run", case.settings.config, categories=[case.category], progress=False)
         detector = Detector(load_trained(Path(folder) / "run"), "cpu")
         files = sum(path.stat().st_size for path in (Path(folder) / "run").glob("*.safetensors"))
     teacher = sum(value.nbytes for value in detector.model.teacher.state_dict().values())
@@ -103,8 +204,18 @@ def _bkd(data: Path, category: str, config: BKDConfig) -> tuple[Judge, float]:
     return judge, (files - teacher) / 1e6
 
 
+def _peer(case: Case, normals: Sequence[Sample]) -> Made:
+    make = METHODS[case.method].make
+    assert make is not None
+    config = case.settings.config
+    np.random.seed(config.seed)  # anomalib's coreset draws its projection from it
+    torch.manual_seed(config.seed)
+    return make(ImageDataset(normals, config.image_size), case.settings, **case.options)
+
+
 @torch.inference_mode()
 def _measure(judge: Judge, test: Sequence[Sample], size: tuple[int, int]) -> tuple[dict[str, float | None], float]:
+    """All figures, the pixels' of defective images with a mask alone, and the median milliseconds of an image."""
     dataset, pixels = ImageDataset(test, size), PixelMetrics()
     scores, times = [], []
     for index, sample in enumerate(test):
@@ -121,47 +232,115 @@ def _measure(judge: Judge, test: Sequence[Sample], size: tuple[int, int]) -> tup
     return figures, sorted(times)[len(times) // 2]
 
 
-def _write(path: Path, rows: Sequence[Row], config: BKDConfig) -> None:
-    where = versions()
+def _defaults(method: str) -> dict[str, Any]:
+    """Names and defaults of a method's own options."""
+    make = METHODS[method].make
+    named = {} if make is None else inspect.signature(make).parameters
+    return {name: found.default for name, found in named.items() if found.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _options(items: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """``["us.students=5"]`` -> ``{"us": {"students": 5}}``, of the type of the option's default."""
+    found: dict[str, dict[str, Any]] = {}
+    for item in items:
+        whole, separator, text = item.partition("=")
+        method, _, name = whole.partition(".")
+        if not separator or method not in METHODS or method == BKD:
+            raise BKDError(f"--option takes METHOD.NAME=VALUE, not {item!r} (and BKD's fields are set with --set)")
+        defaults = _defaults(method)
+        if name not in defaults:
+            raise BKDError(f"{method} has no option {name!r}: choose one of {', '.join(defaults) or 'none'}")
+        try:
+            found.setdefault(method, {})[name] = type(defaults[name])(text)
+        except ValueError as error:
+            raise BKDError(f"--option {item}: expected a value like {defaults[name]}") from error
+    return found
+
+
+def _earlier(path: Path | None, *, resume: bool) -> list[Line]:
+    """The rows of an earlier run."""
+    if resume and path is None:
+        raise BKDError("--resume goes on with a CSV: name it with --csv FILE")
+    if path is None or not path.exists():
+        return []
+    if not resume:
+        raise BKDError(f"there is already a file {path}: add --resume to go on with it, or name another")
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in (*FIELDS, *METRIC_NAMES, *COSTS) if name not in (reader.fieldnames or ())]
+        if missing:
+            raise BKDError(f"{path} was not written by this script: it has no column {missing[0]!r}")
+        return list(reader)
+
+
+def _key(line: Line) -> tuple[str, ...]:
+    return tuple(line[name] for name in FIELDS)
+
+
+def _written(figures: Mapping[str, float | None]) -> Line:
+    return {name: "" if (value := figures[name]) is None else f"{value:.4f}" for name in METRIC_NAMES}
+
+
+def _read(line: Line) -> dict[str, float | None]:
+    return {name: float(line[name]) if line[name] else None for name in METRIC_NAMES}
+
+
+def _where() -> Line:
+    """Commit, machine and versions."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        found = ""
+    return {"commit": found.strip(), **versions()}
+
+
+def _write(path: Path, lines: Sequence[Line]) -> None:
+    names = list(dict.fromkeys(name for line in lines for name in line))
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        fields = ["train_seconds", "image_ms", "megabytes", "teacher", "threads"]
-        writer.writerow(["method", "category", "seed", *METRIC_NAMES, *fields, *where])
-        for row in rows:
-            figures = ["" if row.figures[name] is None else f"{row.figures[name]:.4f}" for name in METRIC_NAMES]
-            costs = [f"{row.train_seconds:.0f}", f"{row.image_ms:.1f}", f"{row.megabytes:.1f}"]
-            threads = torch.get_num_threads()
-            writer.writerow(
-                [row.method, row.category, row.seed, *figures, *costs, config.teacher, threads, *where.values()]
-            )
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
 
 
-def _line(row: Row) -> str:
-    figures = "  ".join(f"{name} {percent(row.figures[name])}" for name in METRIC_NAMES)
-    return (
-        f"{row.method}, {row.category}, seed {row.seed}: {figures}  ({row.train_seconds:.0f} s, {row.image_ms:.0f} ms)"
-    )
+def _label(line: Line) -> str:
+    return f"{line['method']}; {line['options']}" if line["options"] else line["method"]
 
 
-def _table(rows: Sequence[Row]) -> str:
-    """Means over categories and seeds, as Markdown."""
-    lines = [
-        f"| method | {' | '.join(name.replace('_', ' ') for name in METRIC_NAMES)} | training s | image ms | MB |",
-        f"|{'---|' * (len(METRIC_NAMES) + 4)}",
-    ]
-    for method in dict.fromkeys(row.method for row in rows):
-        own = [row for row in rows if row.method == method]
-        means = mean_metrics(row.figures for row in own)
-        cells = [percent(means[name]) for name in METRIC_NAMES]
-        costs: list[tuple[str, Callable[[Row], float]]] = [
-            ("{:.0f}", lambda row: row.train_seconds),
-            ("{:.0f}", lambda row: row.image_ms),
-            ("{:.1f}", lambda row: row.megabytes),
-        ]
-        cells += [form.format(sum(map(value, own)) / len(own)) for form, value in costs]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _shown(line: Line) -> str:
+    figures = "  ".join(f"{name} {percent(value)}" for name, value in _read(line).items())
+    costs = f"({line['train_seconds']} s, {line['image_ms']} ms)"
+    return f"{_label(line)}, {line['category']}, seed {line['seed']}: {figures}  {costs}"
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Markdown: mean ± std over the seeds, each seed averaged over the categories it has."""
+    heads = ["method", *SHOWN.values(), "training s", "image ms", "MB", "seeds"]
+    rows = [heads, ["---"] * len(heads)]
+    several = len({line["teacher"] for line in lines}) > 1
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        label = f"{_label(line)}; {line['teacher']}" if several else _label(line)
+        groups.setdefault(label, []).append(line)
+    for label, own in groups.items():
+        seeds = sorted({line["seed"] for line in own}, key=int)
+        means = [mean_metrics(_read(line) for line in own if line["seed"] == seed) for seed in seeds]
+        figures = [_spread([value for mean in means if (value := mean[name]) is not None]) for name in SHOWN]
+        costs = [statistics.fmean(float(line[name]) for line in own) for name in COSTS]
+        rows.append([label, *figures, *(f"{cost:.0f}" for cost in costs[:2]), f"{costs[2]:.1f}", str(len(seeds))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Percent: the mean, and the sample's std if there is more than one value."""
+    if not values:
+        return "–"
+    mean = percent(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {percent(statistics.stdev(values))}"
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BKDError as error:
+        sys.exit(f"accuracy.py: {error}")

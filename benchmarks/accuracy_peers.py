@@ -1,35 +1,39 @@
-"""anomalib's methods, trained as accuracy.py needs them: its torch models and losses, a plain loop around them."""
+"""anomalib's methods, trained as accuracy.py needs them: its torch models and losses, a plain loop around them.
+
+All see the teacher's network as it is, images that are resized and not cropped, and batches of 8 where nothing else is
+said.
+"""
 
 from __future__ import annotations
 
+import itertools
+import pickle
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import timm
 import torch
+import torch.nn.functional as F
+from comparators.common import Judge, Made, Settings, batches, megabytes
 from torch import Tensor, nn
 
-from bkd_fast.config import BKDConfig
-from bkd_fast.data import ImageDataset
+from bkd_fast.data import ImageDataset, Sample, image_files
 from bkd_fast.model.teacher import STRIDES, Teacher
 from bkd_fast.model.weights import load_weights
 
-Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (1, 3, H, W) in [0, 1] -> score, anomaly map
-Made = tuple[Judge, float] | str  # and megabytes kept beside the teacher; or why there is none
-BATCH = 8
+PDN_FILE = "pretrained_teacher_small.pth"
+PDN_ARCHIVE = "anomalib's release efficientad_pretrained_weights"
+SMALLEST = 256  # pixels, what the encoder of EfficientAd's autoencoder needs
 
 
-class Settings(NamedTuple):
-    """What all methods share, and what the peers have of their own."""
+def patchcore(data: ImageDataset, settings: Settings, *, coreset: float = 0.01) -> Made:
+    """PatchCore (Roth et al., CVPR 2022): levels of stride 8 and 16, a greedy coreset of their patches.
 
-    config: BKDConfig
-    epochs: int
-    coreset: float
-
-
-def patchcore(data: ImageDataset, settings: Settings) -> Made:
-    """PatchCore (Roth et al., CVPR 2022): levels of stride 8 and 16, a greedy coreset of their patches."""
+    Paper: WideResNet50-2, images of 256 pixels cropped to 224, a coreset of 25, 10 or 1 %. Here 1 %.
+    """
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
     layers, normalize = _layers(settings)
@@ -39,15 +43,47 @@ def patchcore(data: ImageDataset, settings: Settings) -> Made:
     model.train()
     model.feature_extractor.eval()
     with torch.no_grad():
-        for images in _batches(data, shuffle=False):
+        for images in batches(data, shuffle=False):
             model(normalize(images))
-    model.subsample_embedding(settings.coreset)
+    model.subsample_embedding(coreset)
     model.eval()
     return _judge(model, normalize), model.memory_bank.nbytes / 1e6
 
 
-def stfpm(data: ImageDataset, settings: Settings) -> Made:
-    """Student-teacher feature pyramid matching (Wang et al., BMVC 2021): SGD, learning rate 0.4."""
+def padim(data: ImageDataset, settings: Settings, *, features: int = 100) -> Made:
+    """PaDiM (Defard et al., 2021): a Gaussian at every place of stride 4, of random channels of all three levels.
+
+    Paper: ResNet-18 with 100 channels or WideResNet50-2 with 550, 0.01 on the covariance's diagonal, a map smoothed by
+    4 pixels, images of 256 pixels cropped to 224. Here 100 channels, or as many as the teacher has.
+    """
+    from anomalib.models.image.padim.torch_model import PadimModel
+
+    layers, normalize = _layers(settings)
+    available = sum(Teacher(settings.config.with_changes(weights="none")).channels)
+    with _without_downloads():
+        model = PadimModel(
+            layers=layers,
+            backbone=settings.config.teacher,
+            pre_trained=False,
+            n_features=min(features, available),
+        )
+    _load(model.feature_extractor.feature_extractor, settings)
+    model.train()
+    model.feature_extractor.eval()
+    with torch.no_grad():
+        for images in batches(data, shuffle=False):
+            model(normalize(images))
+        model.fit()
+    model.eval()
+    return _judge(model, normalize), (model.gaussian.mean.nbytes + model.gaussian.inv_covariance.nbytes) / 1e6
+
+
+def stfpm(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> Made:
+    """Student-teacher feature pyramid matching (Wang et al., BMVC 2021): SGD, learning rate 0.4.
+
+    Paper: ResNet-18, 100 epochs of batches of 32, momentum 0.9, weight decay 1e-4 (anomalib's, and here: 1e-3), the
+    epoch with the lowest loss on a fifth of the normals. Here 40 epochs and the last one.
+    """
     from anomalib.models.image.stfpm.loss import STFPMLoss
     from anomalib.models.image.stfpm.torch_model import STFPMModel
 
@@ -58,12 +94,15 @@ def stfpm(data: ImageDataset, settings: Settings) -> Made:
     parameters = list(model.student_model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.4, momentum=0.9, weight_decay=0.001)
     loss = STFPMLoss()
-    _train(model, data, settings, normalize, optimizer, lambda found: loss(*found), [model.teacher_model])
-    return _judge(model, normalize), _megabytes(model.student_model)
+    _train(model, data, epochs, normalize, optimizer, lambda found: loss(*found), [model.teacher_model])
+    return _judge(model, normalize), megabytes(model.student_model)
 
 
-def reverse_distillation(data: ImageDataset, settings: Settings) -> Made:
-    """Reverse distillation (Deng and Li, CVPR 2022): Adam, learning rate 0.005. anomalib knows ResNets alone."""
+def reverse_distillation(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> Made:
+    """Reverse distillation (Deng and Li, CVPR 2022): Adam, learning rate 0.005. anomalib knows ResNets alone.
+
+    Paper: WideResNet50-2, 200 epochs of batches of 16, betas 0.5 and 0.999 (anomalib's, and here: 0.99).
+    """
     from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
     from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
     from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
@@ -81,24 +120,103 @@ def reverse_distillation(data: ImageDataset, settings: Settings) -> Made:
     learned = [*model.bottleneck.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.Adam(learned, lr=0.005, betas=(0.5, 0.99))
     loss = ReverseDistillationLoss()
-    _train(model, data, settings, normalize, optimizer, lambda found: loss(*found), [model.encoder])
-    return _judge(model, normalize), _megabytes(model.bottleneck) + _megabytes(model.decoder)
+    _train(model, data, epochs, normalize, optimizer, lambda found: loss(*found), [model.encoder])
+    return _judge(model, normalize), megabytes(model.bottleneck) + megabytes(model.decoder)
 
 
-PEERS: dict[str, Callable[[ImageDataset, Settings], Made]] = {
-    "PatchCore (anomalib)": patchcore,
-    "STFPM (anomalib)": stfpm,
-    "ReverseDistillation (anomalib)": reverse_distillation,
-}
+def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> Made:
+    """EfficientAd-S (Batzner et al., WACV 2024): student and autoencoder of a patch description network (PDN).
+
+    The PDN, distilled from a WideResNet on ImageNet, comes from ``efficientad_weights``: this method has a teacher of
+    its own. The penalty on the student's answers to other images needs some of ImageNet (``imagenet``); without them it
+    is left out of the loss. Maps are scaled by their 90 and 99.5 % quantiles over the validation images.
+
+    Paper: 70,000 steps of one image, Adam, learning rate 1e-4, a tenth of it for the last 5 %, weight decay 1e-5. Here
+    40 epochs of one image a step, which take hours on a CPU.
+    """
+    from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel, reduce_tensor_elems
+
+    path = settings.efficientad_weights
+    if path is None or not path.is_file():
+        missing = "no weights of its teacher were given" if path is None else f"there is no file {path}"
+        return f"{missing}: bring {PDN_FILE} of {PDN_ARCHIVE} and pass --efficientad-weights FILE"
+    if min(settings.config.image_size) < SMALLEST:
+        return f"its autoencoder needs images of at least {SMALLEST} x {SMALLEST} pixels"
+    model = EfficientAdModel()
+    try:
+        model.teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, TypeError, AttributeError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        return f"{path} does not hold its teacher ({reason}): bring {PDN_FILE} of {PDN_ARCHIVE}"
+    others = None if settings.imagenet is None else _others(settings.imagenet, settings.config.image_size)
+    model.teacher.requires_grad_(False)
+    model.mean_std.update(_channel_statistics(model.teacher, data))
+    steps = epochs * len(data)
+    learned = [*model.student.parameters(), *model.ae.parameters()]
+    optimizer = torch.optim.Adam(learned, lr=1e-4, weight_decay=1e-5)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(1, int(0.95 * steps)), 0.1)
+    model.train()
+    model.teacher.eval()
+    for _ in range(epochs):
+        for images in batches(data, shuffle=True, size=1):
+            optimizer.zero_grad()
+            _efficientad_loss(model, images, None if others is None else next(others)).backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+    with torch.no_grad():
+        maps = [model.get_maps(images) for images in batches(settings.validation, shuffle=False)]
+    for name, own in zip(("st", "ae"), zip(*maps, strict=True), strict=True):
+        values = reduce_tensor_elems(torch.cat(own))
+        model.quantiles.update({f"qa_{name}": values.quantile(0.9), f"qb_{name}": values.quantile(0.995)})
+    model.requires_grad_(False)
+    return _judge(model, lambda images: images), megabytes(model)
+
+
+def _efficientad_loss(model: Any, images: Tensor, others: Tensor | None) -> Tensor:
+    """anomalib's sum of losses; without other images the same but for the penalty, which needs them."""
+    if others is not None:
+        return sum(model(images, others))
+    _, distance = model.compute_student_teacher_distance(images)
+    hard = distance[distance >= torch.quantile(distance.flatten(), 0.999)].mean()
+    changed = model.choose_random_aug_image(images)
+    rebuilt = model.ae(changed, images.shape[-2:])
+    with torch.no_grad():
+        target = (model.teacher(changed) - model.mean_std["mean"]) / model.mean_std["std"]
+    imitated = model.student(changed)[:, model.teacher_out_channels :]
+    return hard + F.mse_loss(rebuilt, target) + F.mse_loss(rebuilt, imitated)
+
+
+@torch.no_grad()
+def _channel_statistics(teacher: nn.Module, data: ImageDataset) -> dict[str, Tensor]:
+    """Mean and std of the teacher's channels over normal images, (1, C, 1, 1) each."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for images in batches(data, shuffle=False):
+        found = teacher(images).double()
+        count += found[:, 0].numel()
+        total, squares = total + found.sum((0, 2, 3)), squares + found.square().sum((0, 2, 3))
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
+    return {"mean": mean.float().view(1, -1, 1, 1), "std": std.float().view(1, -1, 1, 1)}
+
+
+def _others(folder: Path, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Images for the penalty, one a step without end: the middle of twice the size, three in ten of them grey."""
+    twice = ImageDataset([Sample(path, 0, "other") for path in image_files(folder)], (2 * size[0], 2 * size[1]))
+    top, left = size[0] // 2, size[1] // 2
+    for images in itertools.chain.from_iterable(batches(twice, shuffle=True, size=1) for _ in itertools.count()):
+        middle = images[..., top : top + size[0], left : left + size[1]]
+        grey = middle.mul(torch.tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        yield grey.expand_as(middle) if torch.rand(()) < 0.3 else middle
 
 
 def _layers(settings: Settings) -> tuple[list[str], Callable[[Tensor], Tensor]]:
     """timm's names of the levels at strides 4, 8 and 16, and the teacher's normalisation of images."""
-    info = timm.create_model(settings.config.teacher, pretrained=False, features_only=True).feature_info
+    info: Any = timm.create_model(settings.config.teacher, pretrained=False, features_only=True).feature_info
     names = dict(zip(info.reduction(), info.module_name(), strict=True))
     teacher = Teacher(settings.config.with_changes(weights="none"))
-    mean, deviation = teacher.get_buffer("image_mean"), teacher.get_buffer("image_deviation")
-    return [names[stride] for stride in STRIDES], lambda images: (images - mean) / deviation
+    mean, std = teacher.get_buffer("image_mean"), teacher.get_buffer("image_std")
+    return [names[stride] for stride in STRIDES], lambda images: (images - mean) / std
 
 
 def _load(network: nn.Module, settings: Settings) -> None:
@@ -106,11 +224,11 @@ def _load(network: nn.Module, settings: Settings) -> None:
     load_weights(network, settings.config.teacher, settings.config.weights)
 
 
-def _without_downloads() -> patch:
+def _without_downloads() -> AbstractContextManager[object]:
     """anomalib asks timm for ImageNet weights where it is built; here they are loaded afterwards."""
     original = timm.create_model
 
-    def create(name: str, pretrained: bool = False, **options: object) -> nn.Module:
+    def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
         return original(name, pretrained=False, **options)
 
     return patch("timm.create_model", create)
@@ -119,7 +237,7 @@ def _without_downloads() -> patch:
 def _train(
     model: nn.Module,
     data: ImageDataset,
-    settings: Settings,
+    epochs: int,
     normalize: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     loss: Callable[[tuple], Tensor],
@@ -128,17 +246,12 @@ def _train(
     model.train()
     for part in frozen:
         part.eval()
-    for _ in range(settings.epochs):
-        for images in _batches(data, shuffle=True):
+    for _ in range(epochs):
+        for images in batches(data, shuffle=True):
             optimizer.zero_grad()
             loss(model(normalize(images))).backward()
             optimizer.step()
     model.eval()
-
-
-def _batches(data: ImageDataset, *, shuffle: bool) -> Iterator[Tensor]:
-    for images, _ in torch.utils.data.DataLoader(data, BATCH, shuffle=shuffle, drop_last=shuffle):
-        yield images
 
 
 def _judge(model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> Judge:
@@ -147,7 +260,3 @@ def _judge(model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> Judge:
         return found.pred_score, found.anomaly_map
 
     return judge
-
-
-def _megabytes(module: nn.Module) -> float:
-    return sum(value.nbytes for value in module.state_dict().values()) / 1e6
