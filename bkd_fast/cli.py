@@ -19,6 +19,7 @@ EPILOG = """examples:
   bkd-fast demo                                   train, evaluate and report on the built-in data
   bkd-fast train parts/ --out runs/parts          one model for a folder of good images (or MVTec AD's layout)
   bkd-fast evaluate runs/parts                    metrics, scores.csv and report.html on the test images
+  bkd-fast calibrate runs/parts good/ --false-alarms 0.02  thresholds from new good images
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
@@ -57,7 +58,6 @@ def parser() -> argparse.ArgumentParser:
     demo = _command(commands, "demo", _demo, "train, evaluate and report on the built-in data set")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)")
     demo.add_argument("--data", type=Path, help="where the data set is made (default: OUT/data)")
-    demo.add_argument("--epochs", type=int, help="training epochs (default: the demo's own)")
 
     train = _command(commands, "train", _train, "learn what good parts look like")
     train.add_argument("data", type=Path, help="folder of good images, or a data set in MVTec AD's layout")
@@ -81,6 +81,17 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("data", type=Path, nargs="?", help="data set (default: the one the run was trained on)")
     evaluate.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     evaluate.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
+
+    calibrate = _command(commands, "calibrate", _calibrate, "set a run's thresholds from new good images")
+    calibrate.add_argument("run_folder", type=Path, metavar="RUN")
+    calibrate.add_argument(
+        "good", type=Path, nargs="?", metavar="GOOD", help="folder of new good images (default: the scores in the run)"
+    )
+    calibrate.add_argument("--false-alarms", type=float, metavar="RATE", help="wanted rate (default: the run's)")
+    calibrate.add_argument(
+        "--defects", type=Path, metavar="DIR", help="report how many of these defective images would be found"
+    )
+    calibrate.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
 
     predict = _command(commands, "predict", _predict, "judge images with a trained run")
     predict.add_argument("run_folder", type=Path, metavar="RUN")
@@ -143,7 +154,7 @@ def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.Argum
 def _demo(arguments: argparse.Namespace) -> None:
     from bkd_fast.demo import demo
 
-    demo(arguments.out, data=arguments.data, epochs=arguments.epochs)
+    demo(arguments.out, data=arguments.data)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -180,6 +191,20 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if beside:
         print(f"\n{beside}\n")
     print(f"report: {arguments.run_folder / 'report.html'}")
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from bkd_fast.calibrate import calibrate
+
+    print(
+        calibrate(
+            arguments.run_folder,
+            arguments.good,
+            false_alarms=arguments.false_alarms,
+            defects=arguments.defects,
+            device=arguments.device,
+        )
+    )
 
 
 def _ablate(arguments: argparse.Namespace) -> None:

@@ -37,43 +37,55 @@ class BKDConfig:
     # Teacher: any timm CNN with ``features_only``; levels are its outputs at strides 4, 8 and 16.
     teacher: str = "wide_resnet50_2.tv_in1k"
     weights: str = "auto"  # auto (package, then hub) | none (random, for tests) | path of a local file
-    image_size: tuple[int, int] = (256, 256)  # (H, W) in pixels; images are resized to it, never cropped
-    standardize: bool = True  # each teacher channel to mean 0 and deviation 1 over the training normals
-    lift: float = 4.0  # square of a constant channel beside C features, in units of C, where directions are compared
-    margin: int = 32  # pixels of mirrored image around it for the teacher, whose zero padding makes borders look odd
+    image_size: tuple[int, int] = (256, 256)  # (H, W) in pixels; images or tiles are resized to it
+    # Side of the square tiles, in pixels of the image, in which images are learned and predicted; neighbours share a
+    # quarter. 0 = images are taken whole.
+    tile: int = 0
+    # Features are centred on the mean of the training normals and divided by their std: one for each level, or one for
+    # each channel (which blows up nearly dead channels). none: the teacher's own features.
+    scale: Literal["level", "channel", "none"] = "level"
     pool: int = 3  # side of the average over each feature's neighbourhood, 1 = none
+    # Exponent of the share of this neighbourhood inside the image, by which the average is multiplied: 1 counts zeros
+    # beyond the border, so that a teacher's padding makes no false peaks there; 0 averages what lies inside.
+    border: float = 1.0
+    # joint: all levels side by side at stride 8, one search instead of three; forward distillation also takes stride 4
+    # by itself. separate: each level by itself.
+    levels: Literal["joint", "separate"] = "joint"
 
     # Forward distillation (Eq. 1-5).
     forward_branch: bool = True  # whether there is forward distillation
-    forward_levels: Literal["all", "deep"] = "deep"  # deep: strides 8 and 16, without the finest level
     shots: int = 16  # k, the number of support images
-    # nearest: each query's k most similar of support_pool normals. step, query: drawn at random for each training step
-    # or query, and once for all for testing.
+    # nearest: each query's k most similar of support_pool normals, matched to it pixel by pixel. step, query: drawn at
+    # random for each training step or query, and once for all for testing.
     support_draw: Literal["nearest", "step", "query"] = "nearest"
     support_pool: int = 200  # normal images that supports are looked up among, those that differ most
     support_augmentation: Augmentation = "none"  # of drawn training supports, Table 5
-    # regression: one support, the least-squares combination of the k. mean, min: each is aligned, then the mean, or per
-    # pixel the shot closest to the query.
-    shot_aggregation: Literal["regression", "mean", "min"] = "regression"
-    regression_ridge: float = 0.3  # of these least squares, in units of the shots' mean squared distance
+    match_radius: int = 1  # of the window in which the nearest supports are matched, in feature pixels
+    # regression: per pixel the least-squares combination of the match_neighbors shots that match best. min: per pixel
+    # the closest shot. mean: the mean of drawn shots.
+    shot_aggregation: Literal["regression", "min", "mean"] = "regression"
+    match_neighbors: int = 5  # shots that "regression" combines
     offset_depth: int = 2  # convolutions in f of Eq. 1
     offset_width: int = 64  # channels between them
     offset_activation: Literal["tanh", "softmax", "none"] = "tanh"  # Eq. 3: from features to offsets
-    max_offset: float = 2.0  # bound of tanh offsets, in feature pixels of each level
+    max_offset: float = 1.0  # bound of tanh offsets (beyond the match, where there is one), in feature pixels
     offset_init: Literal["zero", "default"] = "zero"  # of the last convolution of f: no motion, or torch's default
     cascade: Literal["add", "product", "concat"] = "add"  # Eq. 4: how the coarser level's offsets come in
     modulated: bool = False  # the mask of Eq. 2; the query leaks through it
     # w_m of Eq. 2: learned C x C x 3 x 3, a pure warp, or no alignment.
-    alignment_kernel: Literal["full", "identity", "none"] = "full"
+    alignment_kernel: Literal["full", "identity", "none"] = "none"
     alignment_group: int = 128  # channels that learned w_m mix: wider levels fall into groups; 0 = all channels
     kernel_init: Literal["dirac", "default"] = "dirac"  # of w_m: a copy of the support, or torch's default
 
     # Reverse distillation (Eq. 6-10, Fig. 4).
     reverse_branch: bool = True  # whether there is reverse distillation
     memory_items: int = 2000  # I; 0 = no memory
-    memory_threshold: float = 0.0005  # xi of Eq. 8-9: one over the items
-    memory_temperature: float = 0.02  # divides the cosine of Eq. 7; 1 = as printed
-    memory_renormalize: bool = True  # sparse weights sum to one again
+    # neighbors: least-squares combination of the nearest items. attention: sparse softmax over all, Eq. 7-10.
+    memory_read: Literal["neighbors", "attention"] = "neighbors"
+    memory_neighbors: int = 5  # items that a feature is read from by "neighbors"
+    memory_threshold: float = 0.0005  # xi of Eq. 8-9 for "attention": one over the items
+    memory_temperature: float = 0.02  # divides the cosine of Eq. 7 for "attention"; 1 = as printed
+    memory_renormalize: bool = True  # sparse weights of "attention" sum to one again
     memory_init: Literal["coreset", "uniform"] = "coreset"  # greedy coreset of normal features, or MemAE's uniform
     memory_learned: bool = False  # items follow the loss, or stay the normal features that they start as
     memory_merge: Literal["replace", "residual"] = "replace"  # z' alone goes on, or z + z'
@@ -84,17 +96,17 @@ class BKDConfig:
     student_correction: bool = True  # the student predicts what the memory's read-out lacks
 
     # Losses (Eq. 11-12) and anomaly map (Eq. 13).
-    direction: Literal["flat", "pixel"] = "flat"  # Eq. 11: one cosine of all of a level, or one a pixel
-    value_weight: float = 0.5  # of the squared difference in Eq. 11
+    distance: Literal["squared", "cosine"] = "squared"  # mean squared difference, or as printed (Eq. 11 and 13)
+    direction: Literal["flat", "pixel"] = "flat"  # "cosine", Eq. 11: one cosine of all of a level, or one a pixel
+    value_weight: float = 0.5  # "cosine": of the squared difference in Eq. 11
     forward_weight: float = 1.0  # of the forward branch in the loss, Eq. 12
     reverse_weight: float = 1.0  # of the reverse branch
-    # geometric: mean of all branches and levels, weighed by how close each comes to held-out normals. product, sum:
-    # over the levels, the branches added.
+    # geometric: mean of both branches, and of the levels of each. product, sum: over the levels, the branches added.
     fusion: Literal["geometric", "product", "sum"] = "geometric"
-    map_value_share: float = 0.0  # of the squared distance in the map; 0 = the paper's 1 - cosine alone
-    sigma: float = 4.0  # of the smoothing, in pixels of a 256-pixel-high image; scaled with the height
+    sigma: float = 3.0  # of the smoothing, in pixels of a 256-pixel-high image; scaled with the height
     align_corners: bool = False  # of the enlargement of levels in the map
     top_fraction: float = 0.003  # image score: mean of this share of the map's largest pixels; 0 = the maximum
+    image_weight: float = 0.15  # image score: of the whole image's distance from its supports; 0 = the map's mean alone
 
     # Training.
     epochs: int = 40  # passes over the training images, at most
@@ -105,8 +117,8 @@ class BKDConfig:
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate: to zero over the epochs, or none
     clip_norm: float = 0.0  # largest norm of the gradient, 0 = no limit
     patience: int = 5  # training ends after so many epochs without a lower loss of held-out normals; 0 = never
-    holdout: float = 0.1  # share of the training normals kept for thresholds
-    threshold_quantile: float = 0.99  # of the held-out normals' scores
+    holdout: float = 0.1  # share of the training normals that are kept for validation
+    false_alarms: float = 0.01  # share of good images that thresholds may call anomalous
     seed: int = 0  # of everything random
 
     def __post_init__(self) -> None:
@@ -120,10 +132,8 @@ class BKDConfig:
                 f"image_size is {self.image_size}: both sides must be at least 32 pixels, "
                 "since the deepest teacher level has stride 16 and the bottleneck halves it once more"
             )
-        if self.margin < 0 or self.margin % 16 or self.margin >= min(self.image_size):
-            raise BKDError(
-                f"margin is {self.margin}: expected a multiple of 16 below both sides of image_size {self.image_size}"
-            )
+        if 0 < self.tile < 32:
+            raise BKDError(f"tile is {self.tile}: expected 0 (whole images), or at least 32 pixels")
         if self.pool < 1 or self.pool % 2 == 0:
             raise BKDError(f"pool is {self.pool}: expected an odd number of at least 1")
         if self.reverse_branch and not self.student and not self.memory_items:
@@ -132,15 +142,18 @@ class BKDConfig:
             raise BKDError("memory_init='uniform' and memory_learned off: the items would stay noise; choose one")
         if self.student and self.student_correction and not self.memory_items and self.reverse_branch:
             raise BKDError("student_correction needs a memory to correct: set memory_items, or turn it off")
-        if self.forward_branch and self.shot_aggregation == "regression" and self.support_draw != "nearest":
+        unsuited = "mean" if self.support_draw == "nearest" else "regression"
+        if self.forward_branch and self.shot_aggregation == unsuited:
             raise BKDError(
-                f"shot_aggregation='regression' combines the shots that suit a query, and support_draw is "
-                f"{self.support_draw!r}: choose support_draw='nearest', or shot_aggregation='mean' or 'min'"
+                f"shot_aggregation is {unsuited!r} and support_draw {self.support_draw!r}: choose 'regression' or "
+                "'min' for supports that are looked up (nearest), 'mean' or 'min' for drawn ones (step, query)"
             )
-        if self.forward_branch and self.reverse_branch and self.forward_levels == "deep" and self.fusion != "geometric":
+        if self.student and self.levels == "joint":
+            raise BKDError("the student rebuilds each level by itself: set levels='separate', or student off")
+        if self.forward_branch and self.reverse_branch and self.levels == "joint" and self.fusion != "geometric":
             raise BKDError(
-                f"fusion={self.fusion!r} adds the branches level by level, and forward_levels='deep' leaves one out: "
-                "choose forward_levels='all', or fusion='geometric'"
+                f"fusion={self.fusion!r} adds the branches level by level, and with levels='joint' they have not the "
+                "same ones: choose levels='separate', or fusion='geometric'"
             )
         if self.looks_up and self.support_augmentation != "none":
             raise BKDError(
@@ -185,23 +198,26 @@ class BKDConfig:
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("lift", 0, 1e6),
+    ("tile", 0, 100_000),
+    ("border", 0, 1),
     ("shots", 1, 1024),
     ("support_pool", 2, 100_000),
-    ("regression_ridge", 1e-3, 1e3),
+    ("match_radius", 0, 8),
+    ("match_neighbors", 1, 64),
     ("offset_depth", 1, 4),
     ("offset_width", 1, 4096),
     ("max_offset", 0, 1024),
     ("alignment_group", 0, 65_536),
     ("memory_items", 0, 100_000),
+    ("memory_neighbors", 1, 64),
     ("memory_threshold", 0, 1),
     ("memory_temperature", 1e-4, 1e4),
     ("value_weight", 0, 1e6),
     ("forward_weight", 0, 1e6),
     ("reverse_weight", 0, 1e6),
-    ("map_value_share", 0, 1),
     ("sigma", 0, 256),
     ("top_fraction", 0, 1),
+    ("image_weight", 0, 100),
     ("epochs", 1, 100_000),
     ("batch_size", 1, 65_536),
     ("learning_rate", 0, 10),
@@ -210,18 +226,17 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("clip_norm", 0, 1e9),
     ("patience", 0, 100_000),
     ("holdout", 0.01, 0.9),
-    ("threshold_quantile", 0.5, 1),
+    ("false_alarms", 1e-5, 0.5),
     ("seed", 0, 2**31 - 1),
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
-        "standardize": False,
-        "lift": 0.0,
-        "margin": 0,
+        "scale": "none",
         "pool": 1,
-        "forward_levels": "all",
+        "border": 0.0,
+        "levels": "separate",
         "shots": 2,
         "support_draw": "query",
         "support_augmentation": "rotation_scale",
@@ -233,7 +248,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "alignment_kernel": "full",
         "alignment_group": 0,
         "kernel_init": "default",
+        "max_offset": 2.0,
         "memory_items": 200,
+        "memory_read": "attention",
         "memory_threshold": 0.002,
         "memory_temperature": 1.0,
         "memory_renormalize": False,
@@ -243,8 +260,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bottleneck_reduce": True,
         "student_output": "relu",
         "student_correction": False,
+        "distance": "cosine",
         "fusion": "product",
         "top_fraction": 0.0,
+        "image_weight": 0.0,
         "sigma": 0.0,
         "epochs": 200,
         "patience": 0,
@@ -252,19 +271,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
     },
     "rd4ad": {
-        "standardize": False,
-        "lift": 0.0,
-        "margin": 0,
+        "scale": "none",
         "pool": 1,
+        "border": 0.0,
+        "levels": "separate",
         "forward_branch": False,
         "memory_items": 0,
         "student": True,
         "student_output": "relu",
         "student_correction": False,
+        "distance": "cosine",
         "value_weight": 0.0,
         "fusion": "sum",
+        "sigma": 4.0,
         "align_corners": True,
         "top_fraction": 0.0,
+        "image_weight": 0.0,
         "epochs": 200,
         "patience": 0,
         "schedule": "constant",

@@ -12,7 +12,7 @@ from bkd_fast.errors import BKDError
 if TYPE_CHECKING:
     from bkd_fast.config import BKDConfig
 
-FIELDS = ("teacher", "weights", "epochs", "batch_size", "shots", "seed")
+FIELDS = ("teacher", "weights", "epochs", "batch_size", "shots", "seed", "false_alarms", "tile")
 
 
 def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = ()) -> None:
@@ -28,6 +28,13 @@ def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = (
         parser.add_argument("--shots", type=int, help="support images k")
     if "seed" not in skipped:
         parser.add_argument("--seed", type=int, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--false-alarms",
+        type=float,
+        metavar="RATE",
+        help="share of good images that may be called anomalous (default: 0.01)",
+    )
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="learn and predict in square tiles of this side")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="any other field of BKDConfig, e.g. fusion=sum"
     )

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bkd_fast.decisions import normalized, p_value
 from bkd_fast.errors import BKDError
 from bkd_fast.inputs import Decoded, ImageLike, no_image
 from bkd_fast.judging import Prediction, Stages, tiled, whole
@@ -22,6 +23,7 @@ from bkd_fast.model.packing import can_pack, pack_convolutions, same
 from bkd_fast.model.precision import InPrecision, check_precision
 from bkd_fast.run import Trained, load_trained
 from bkd_fast.streaming import Outcome, pipeline
+from bkd_fast.tiling import overlap_of
 
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
@@ -29,7 +31,7 @@ GPU_BATCH = 8  # images that go through the network together; on a CPU each alon
 class Detector:
     """A trained category, ready to judge images. Make one with :meth:`load`.
 
-    ``threshold`` and ``pixel_threshold`` come from held-out normal images and may be set to other values at any time.
+    ``threshold`` and ``pixel_threshold`` come from normal images and may be set to other values at any time.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class Detector:
         self.threshold = trained.calibration.threshold
         self.pixel_threshold = trained.calibration.pixel_threshold
         self.model = trained.model.to(self.device).eval()
-        self.sample = trained.sample  # a normal image, to try the network with
+        # A normal image to try the network with, mirrored: of one that is its own support, distances are rounding alone.
+        self.sample = trained.sample.flip(-1)
         self._fold(self.sample.to(self.device))
         if dtype != torch.float32:
             self._narrow(dtype)
@@ -140,10 +143,10 @@ class Detector:
         Args:
             images: a path, a PIL image, an array ((H, W) grey or (H, W, 3) RGB, uint8), a tensor ((3, H, W) or
                 (N, 3, H, W), uint8 or float in [0, 1]), or a sequence of these.
-            tile: judge images in tiles of this (height, width) in pixels of the image, each as an image of its own, for
+            tile: predict in tiles of this (height, width) in pixels of the image, each as an image of its own, for
                 details that would be lost in an image that is resized whole. The map is blended from theirs, and the
-                score is the highest of a tile. The run should have been trained on images of that size and scale.
-            overlap: pixels that neighbouring tiles have in common, at least.
+                score is the highest of a tile. None: as the run was trained (``tile`` of its configuration).
+            overlap: pixels that neighbouring tiles have in common, at least; without ``tile`` the run's own.
 
         Returns:
             A :class:`Prediction`, or a list of them for a sequence or a 4-dimensional tensor.
@@ -159,7 +162,7 @@ class Detector:
         if not isinstance(images, (Sequence, Tensor)):
             raise no_image(images)
         # Of images in tiles each is a batch of its own.
-        return stages.run(list(images), self.batch if tile is None else 1)
+        return stages.run(list(images), self.batch if tile is None and not self.config.tile else 1)
 
     def stream(
         self,
@@ -202,9 +205,20 @@ class Detector:
     def stages(self, tile: int | tuple[int, int] | None = None, overlap: int = 0) -> Stages:
         """What becomes of an image, for a pipeline of one's own; see :meth:`__call__` for ``tile`` and ``overlap``."""
 
-        def decide(score: float, anomaly_map: np.ndarray) -> Prediction:
-            return Prediction(score, score > self.threshold, anomaly_map, anomaly_map > self.pixel_threshold)
+        normal, spread = self.calibration.scores, self.calibration.spread
 
+        def decide(score: float, anomaly_map: np.ndarray) -> Prediction:
+            return Prediction(
+                score,
+                score > self.threshold,
+                anomaly_map,
+                anomaly_map > self.pixel_threshold,
+                normalized(score, self.threshold, spread),
+                p_value(score, normal),
+            )
+
+        if tile is None and self.config.tile:
+            tile, overlap = self.config.tile, overlap_of(self.config.tile)
         if tile is None:
             return whole(self.config.image_size, self.score, decide)
         return tiled(self.config.image_size, self.score, decide, self.batch, tile, overlap)
@@ -217,15 +231,20 @@ class Detector:
         return self.judge(self.distill(images), branches)
 
     @torch.inference_mode()
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Return the teacher's levels of images (N, 3, H, W) in [0, 1] of the configured size."""
+        return self.model.teacher(images.to(self.device))
+
+    @torch.inference_mode()
     def distill(self, images: Tensor) -> Distillation:
-        """Both branches' features, for :meth:`judge`."""
-        return self.model.distill(self.model.teacher(images.to(self.device)), self.prepared)
+        """Return both branches' features, for :meth:`judge`."""
+        return self.model.distill(self.levels(images), self.prepared)
 
     @torch.inference_mode()
     def judge(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Scores (N,) and maps (N, H, W) that the given branches make of ``result``."""
         maps = self.model.anomaly_map(result, self.config.image_size, branches)
-        return self.model.image_score(maps), maps
+        return self.model.image_score(maps, result.image if "forward" in branches else None), maps
 
     @torch.no_grad()
     def _fold(self, image: Tensor) -> None:

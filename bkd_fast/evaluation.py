@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from bkd_fast.checkpoint import read_log
@@ -121,23 +120,37 @@ def evaluate(
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """The figures of :func:`evaluate` in percent: a line a category, its branches under it, the mean last."""
-    names = [name.replace("_", " ") for name in METRIC_NAMES]
-    rows: list[tuple[str, Mapping[str, float | None]]] = []
+    """Return what :func:`evaluate` measured, in percent: a line a category, its branches under it, the mean last.
+
+    The first two columns are what the threshold does: good images called anomalous, and defective ones called normal.
+    """
+    names = ["false alarms", "misses", *(name.replace("_", " ") for name in METRIC_NAMES)]
+    rows: list[tuple[str, list[float | None]]] = []
+    decided: list[list[float | None]] = []
     for category, figures in metrics["categories"].items():
-        rows.append((category, figures))
+        decisions = figures["decisions"]
+        missed = None if decisions["recall"] is None else 1 - decisions["recall"]
+        decided.append([decisions["false_alarm_rate"], missed])
+        rows.append((category, [*decided[-1], *(figures[name] for name in METRIC_NAMES)]))
         branches = figures["branches"]
-        if len(branches) > 1:
-            rows += [(f"  {branch} only", branches[branch]) for branch in branches if branch != BOTH]
-    rows.append(("mean", metrics["mean"]))
+        rows += [
+            (f"  {branch} only", [None, None, *(branches[branch][name] for name in METRIC_NAMES)])
+            for branch in branches
+            if branch != BOTH and len(branches) > 1
+        ]
+    means = [_mean(column) for column in zip(*decided, strict=True)]
+    rows.append(("mean", [*means, *(metrics["mean"][name] for name in METRIC_NAMES)]))
     width = max(len(label) for label, _ in rows)
     lines = [" " * width + "  " + "  ".join(names)]
-    for label, figures in rows:
-        cells = [percent(figures[name]) for name in METRIC_NAMES]
-        lines.append(
-            f"{label:<{width}}  " + "  ".join(f"{cell:>{len(name)}}" for cell, name in zip(cells, names, strict=True))
-        )
+    for label, values in rows:
+        cells = (f"{percent(value):>{len(name)}}" for value, name in zip(values, names, strict=True))
+        lines.append(f"{label:<{width}}  " + "  ".join(cells))
     return "\n".join(lines)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def _measure(
@@ -149,12 +162,8 @@ def _measure(
     scale: HeatScale | None,
     progress: bool | None,
 ) -> tuple[CategoryReport, dict[str, Any]]:
-    size = detector.config.image_size
-    branches = (
-        {BOTH: BRANCHES, **{branch: (branch,) for branch in BRANCHES}}
-        if len(detector.model.branches()) > 1
-        else {BOTH: BRANCHES}
-    )
+    each = len(detector.model.branches()) > 1 and not detector.config.tile
+    branches = {BOTH: BRANCHES, **({branch: (branch,) for branch in BRANCHES} if each else {})}
     gathered = {branch: _Branch(PixelMetrics()) for branch in branches}
     records: list[ImageRecord] = []
     unmasked = [sample for sample in samples if sample.label and sample.mask is None]
@@ -162,13 +171,11 @@ def _measure(
         total=len(samples), desc=f"evaluating {name}", unit="image", disable=None if progress is None else not progress
     )
     with bar:
-        for part, images in _batches(samples, size, detector.batch):
-            result = detector.distill(images)
-            for branch, members in branches.items():
-                scores, maps = detector.judge(result, members)
-                gathered[branch].scores += scores.tolist()
-                for sample, anomaly_map in zip(part, maps.cpu().numpy(), strict=True):
-                    truth = _truth(sample, size)
+        for part, judged in _judged(detector, samples, branches):
+            for branch, (scores, maps) in judged.items():
+                gathered[branch].scores += scores
+                for sample, anomaly_map in zip(part, maps, strict=True):
+                    truth = _truth(sample, (anomaly_map.shape[0], anomaly_map.shape[1]))
                     if truth is not None:
                         gathered[branch].pixels.update(anomaly_map, truth)
                     if branch == BOTH:
@@ -203,11 +210,21 @@ def _measure(
     return report, {**figures[BOTH], "branches": figures, "decisions": decisions, "images": counts}
 
 
-def _batches(samples: list[Sample], size: tuple[int, int], batch: int) -> Iterator[tuple[list[Sample], Tensor]]:
-    dataset = ImageDataset(samples, size)
-    for start in range(0, len(samples), batch):
-        stop = min(start + batch, len(samples))
-        yield samples[start:stop], torch.stack([dataset[index][0] for index in range(start, stop)])
+def _judged(
+    detector: Detector, samples: list[Sample], branches: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[list[Sample], dict[str, tuple[list[float], np.ndarray]]]]:
+    """Some samples at a time with each branch's scores and maps, at the network's size; of tiles at the image's own."""
+    if detector.config.tile:
+        for sample in samples:
+            prediction = detector(sample.path)
+            yield [sample], {BOTH: ([prediction.score], prediction.anomaly_map[None])}
+        return
+    dataset = ImageDataset(samples, detector.config.image_size)
+    for start in range(0, len(samples), detector.batch):
+        stop = min(start + detector.batch, len(samples))
+        result = detector.distill(torch.stack([dataset[index][0] for index in range(start, stop)]))
+        found = {branch: detector.judge(result, members) for branch, members in branches.items()}
+        yield samples[start:stop], {branch: (s.tolist(), m.cpu().numpy()) for branch, (s, m) in found.items()}
 
 
 def _truth(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Why a detector judges an image as it does: what each level, branch and part makes of it."""
+"""Why a detector judges an image as it does: what each view, branch and part makes of it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from torch import Tensor
 
 from bkd_fast.detector import Detector
 from bkd_fast.inputs import Decoded, ImageLike
-from bkd_fast.model.lifting import lifted
 from bkd_fast.model.memory import SparseMemory
-from bkd_fast.model.teacher import STRIDES
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What happens to one image inside a model; per level from fine to coarse, each at its own size (h_l, w_l).
+    """What happens to one image inside a model; per view from fine to coarse, each at its own size (h, w).
+
+    Views are what the branches compare, by their stride: with ``levels="joint"`` the one at stride 8 is all levels side
+    by side.
 
     Attributes:
         distances: branch -> stride -> smoothed distance from the query at the network's size (H, W), in units of its
-            mean over held-out normals where the model knows that (``fusion="geometric"``).
+            mean over validation normals.
         offsets: stride -> (2, h, w), the mean over shots and taps of how far the support is fetched from, down and to
             the right, in pixels of the network's image.
-        unaligned, aligned: stride -> (h, w), distance (Eq. 13) of the support from the query as it is looked up or
-            drawn, and as it is warped.
+        unaligned, aligned: stride -> (h, w), squared distance of the support from the query as it is matched or drawn,
+            and as it is warped.
         kept: stride -> (h, w), how many memory items each feature is read from.
-        strongest: stride -> (h, w), the index of the item that counts most; -1 where none does.
-        weight: stride -> (h, w), that item's weight.
+        strongest: stride -> (h, w), the index of the item of the largest weight; -1 where none counts.
+        weight: stride -> (h, w), that item's weight; of ``memory_read="neighbors"`` others may be negative.
     """
 
     distances: Mapping[str, Mapping[int, np.ndarray]]
@@ -52,34 +53,36 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
         BKDError: not an image.
     """
     model, size = detector.model, detector.config.image_size
-    result = detector.distill(Decoded(image).fitted(size).unsqueeze(0))
+    levels = detector.levels(Decoded(image).fitted(size).unsqueeze(0))
+    result = model.distill(levels, detector.prepared)
     distances = {
         branch: {
             stride: _array(level[0]) / scale
-            for stride, level, scale in zip(STRIDES[-len(maps) :], maps, model.map_scale[branch], strict=True)
+            for stride, level, scale in zip(model.strides[-len(maps) :], maps, model.map_scale[branch], strict=True)
         }
         for branch, maps in model.level_maps(result, size).items()
     }
-    strides = STRIDES[-len(result.aligned) :] if result.aligned else ()
-    query = result.teacher[-len(strides) :] if strides else []
-    unaligned = model.support_of(result.teacher, detector.prepared) if strides else []
+    strides = model.strides if result.aligned else ()
+    unaligned = model.support_of(levels, detector.prepared) if strides else []
     kept, strongest, weight = {}, {}, {}
     if "reverse" in distances and detector.config.memory_items:
-        for stride, memory, level in zip(STRIDES, model.memories, result.teacher, strict=True):
+        remembered = len(model.memories)
+        pairs = zip(model.strides[-remembered:], model.memories, result.teacher[-remembered:], strict=True)
+        for stride, memory, level in pairs:
             assert isinstance(memory, SparseMemory)
             weights = memory.attention(level)[0]
             largest, item = weights.max(-1)
-            kept[stride] = _array((weights > 0).sum(-1))
+            kept[stride] = _array((weights != 0).sum(-1))
             strongest[stride] = _array(torch.where(largest > 0, item, -1))
             weight[stride] = _array(largest)
     return Explanation(
         distances=distances,
         offsets={
             stride: stride * _array(_mean_offset(offset))
-            for stride, offset in zip(STRIDES[-len(result.offsets) :], result.offsets, strict=False)
+            for stride, offset in zip(strides, result.offsets, strict=False)
         },
-        unaligned=_distances(strides, query, unaligned, detector.config.lift),
-        aligned=_distances(strides, query, result.aligned, detector.config.lift),
+        unaligned=_distances(strides, result.teacher, unaligned),
+        aligned=_distances(strides, result.teacher, result.aligned),
         kept=kept,
         strongest=strongest,
         weight=weight,
@@ -91,14 +94,9 @@ def _mean_offset(offset: Tensor) -> Tensor:
     return offset.unflatten(1, (-1, 2)).mean((0, 1))
 
 
-def _distances(
-    strides: Sequence[int], query: Sequence[Tensor], support: Sequence[Tensor], lift: float
-) -> dict[int, np.ndarray]:
-    pairs = zip(lifted(query, lift), lifted(support, lift), strict=True)
-    return {
-        stride: _array(1 - torch.cosine_similarity(q, s, dim=1)[0])
-        for stride, (q, s) in zip(strides, pairs, strict=True)
-    }
+def _distances(strides: Sequence[int], query: Sequence[Tensor], support: Sequence[Tensor]) -> dict[int, np.ndarray]:
+    pairs = zip(strides, query, support, strict=False)  # no support without forward branch
+    return {stride: _array((q - s).square().mean(1)[0]) for stride, q, s in pairs}
 
 
 def _array(values: Tensor) -> np.ndarray:

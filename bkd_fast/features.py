@@ -25,7 +25,6 @@ class FeatureSource:
 
     Args:
         budget: bytes that may be kept.
-        first: index of the first teacher level that is wanted.
         folder: where they are kept on disk, in a file of its own that goes with the source; None = in memory.
 
     Raises:
@@ -39,14 +38,13 @@ class FeatureSource:
         device: torch.device,
         budget: int,
         *,
-        first: int = 0,
         folder: Path | None = None,
     ) -> None:
-        self.dataset, self.teacher, self.device, self.first = dataset, teacher, device, first
+        self.dataset, self.teacher, self.device = dataset, teacher, device
         self.decoders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="decode")
         self.kept: list[Tensor] = []  # (images, H_l, W_l, C_l) float16, as the network gives them
         height, width = dataset.size
-        shapes = teacher.shapes((height, width))[first:]
+        shapes = teacher.shapes((height, width))
         self.capacity = min(len(dataset), budget // (2 * sum(c * h * w for c, h, w in shapes)))
         if not self.capacity:
             return
@@ -66,6 +64,14 @@ class FeatureSource:
         except (OSError, RuntimeError) as error:
             raise BKDError(f"features cannot be kept in {folder} ({error}): name another folder") from error
 
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def image_of(self) -> Sequence[int]:
+        """Which image each item shows: itself, unless images are cut into tiles."""
+        return self.dataset.image_of
+
     def images(self, indices: Sequence[int]) -> Tensor:
         """(N, 3, H, W) on the device; decoded in threads."""
         images = list(self.decoders.map(lambda index: self.dataset[index][0], indices))
@@ -79,21 +85,19 @@ class FeatureSource:
         for index in range(len(self.dataset)):
             levels = [rounded(level) for level in self.teacher.raw(self.images([index]))]
             if index < self.capacity:
-                for store, level in zip(self.kept, levels[self.first :], strict=True):
+                for store, level in zip(self.kept, levels, strict=True):
                     store[index] = level[0].permute(1, 2, 0)
             yield [level.float() for level in levels]
 
     def levels(self, indices: Sequence[int]) -> list[Tensor]:
-        """The wanted teacher levels (N, C_l, H_l, W_l), standardised, channels_last, of images that were filled in."""
+        """The teacher levels (N, C_l, H_l, W_l), standardised, channels_last, of images that were filled in."""
         if all(index < self.capacity for index in indices):
             chosen = torch.tensor(indices, device=self.device if self.kept[0].is_cuda else "cpu")
             raw = [store[chosen].to(self.device).permute(0, 3, 1, 2) for store in self.kept]
         else:
             rows = [self._one(index) for index in indices]
             raw = [torch.stack(row).permute(0, 3, 1, 2) for row in zip(*rows, strict=True)]
-        return [
-            self.teacher.standardized(level.float(), number) for number, level in enumerate(raw, start=self.first + 1)
-        ]
+        return [self.teacher.standardized(level.float(), number) for number, level in enumerate(raw, start=1)]
 
     def close(self) -> None:
         """Ends the decoding threads and frees what was kept."""
@@ -104,7 +108,7 @@ class FeatureSource:
         """Raw levels (H_l, W_l, C_l) of one image."""
         if index < self.capacity:
             return [store[index].to(self.device) for store in self.kept]
-        levels = self.teacher.raw(self.images([index]))[self.first :]
+        levels = self.teacher.raw(self.images([index]))
         return [rounded(level)[0].permute(1, 2, 0) for level in levels]
 
 

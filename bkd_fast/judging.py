@@ -27,13 +27,16 @@ class Prediction:
 
     ``score``: raw and unbounded, higher is more anomalous. ``label``: True where it is above the threshold.
     ``anomaly_map``: (H, W) float32, raw, at the image's own size. ``mask``: (H, W) bool, pixels above the pixel
-    threshold.
+    threshold. ``normalized_score``: the score from 0 to 1, 0.5 at the threshold. ``p_value``: share of good images that
+    score as high, from 1 / (n + 1) for n good images to 1.
     """
 
     score: float
     label: bool
     anomaly_map: np.ndarray
     mask: np.ndarray
+    normalized_score: float
+    p_value: float
 
 
 class Stages(NamedTuple):

@@ -27,7 +27,7 @@ def record(
     """What the report says of an image; its picture is written where there is a scale for it."""
     overlay = run / "overlays" / category / sample.defect / f"{sample.path.name}.png"
     if scale is not None:
-        picture = resize_image(load_image(sample.path), detector.config.image_size)
+        picture = resize_image(load_image(sample.path), (anomaly_map.shape[0], anomaly_map.shape[1]))
         # Heat is shown in units of the category's own threshold, so that one scale serves the whole run.
         panel = render_panel(
             picture,

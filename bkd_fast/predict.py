@@ -20,7 +20,7 @@ from bkd_fast.streaming import pipeline
 
 log = logging.getLogger("bkd_fast")
 WORKERS = 2  # threads that decode, draw and write, while the network runs
-COLUMNS = ("file", "score", "threshold", "decision")
+COLUMNS = ("file", "score", "threshold", "decision", "normalized_score", "p_value")
 
 
 def predict(
@@ -81,7 +81,8 @@ def predict(
         with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:
             Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
         decision = "anomalous" if prediction.label else "normal"
-        return dict(zip(COLUMNS, (str(path), prediction.score, detector.threshold, decision), strict=True))
+        scores = (prediction.score, detector.threshold, decision, prediction.normalized_score, prediction.p_value)
+        return dict(zip(COLUMNS, (str(path), *scores), strict=True))
 
     try:
         for outcome in pipeline(named.items(), read, judge, write, batch=detector.batch, workers=WORKERS):

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import load_support, save_support
+from bkd_fast.decisions import NormalScores, sentence, threshold_for
 from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_path, write_json
 from bkd_fast.model import BKD
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
     "config.json",
     "model.safetensors",
@@ -38,18 +39,54 @@ CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out normal images say of a trained model; nothing here has seen a test image.
+    """What normal images say of a trained model; nothing here has seen a defect.
 
-    ``threshold``: an image whose score is above it is anomalous. ``pixel_threshold``: the same for pixels of the map.
-    ``normal_level``: median pixel of the maps, where heat maps begin.
-    ``map_scale``, ``map_exponent``: what the distances of each branch and level are divided by and then raised to.
+    ``false_alarms``: the rate that thresholds are for. ``threshold``: an image whose score is above it is anomalous.
+    ``pixel_threshold``: the same for pixels of the map. ``normal_level``: median pixel of the maps, where heat maps
+    begin. ``map_scale``, ``score_scale``: see :class:`bkd_fast.model.BKD`. ``source``, ``scores``, ``maxima``: see
+    :class:`bkd_fast.decisions.NormalScores`; ascending.
     """
 
+    false_alarms: float
     threshold: float
     pixel_threshold: float
     normal_level: float
     map_scale: dict[str, list[float]]
-    map_exponent: dict[str, list[float]]
+    score_scale: dict[str, list[float]]
+    source: str
+    scores: list[float]
+    maxima: list[float]
+
+    @classmethod
+    def of(cls, model: BKD, normal: NormalScores, normal_level: float, false_alarms: float) -> Calibration:
+        """Return the thresholds for a rate of ``false_alarms``, from the scores of normal images."""
+        pixel = threshold_for(normal.maxima, false_alarms).value
+        return cls(
+            false_alarms,
+            threshold_for(normal.scores, false_alarms).value,
+            pixel,
+            # Positive and below the threshold, as a logarithmic colour scale needs it.
+            min(max(normal_level, 1e-30), 0.5 * pixel),
+            {branch: list(scales) for branch, scales in model.map_scale.items()},
+            {name: list(scale) for name, scale in model.score_scale.items()},
+            normal.source,
+            sorted(normal.scores),
+            sorted(normal.maxima),
+        )
+
+    @property
+    def normal(self) -> NormalScores:
+        """The scores that the thresholds come from."""
+        return NormalScores(self.source, self.scores, self.maxima)
+
+    @property
+    def spread(self) -> float:
+        """The std of the normal scores."""
+        return float(np.std(self.scores))
+
+    def sentence(self) -> str:
+        """Return what rate of false alarms to expect, from how many images, and how sure that is."""
+        return sentence(threshold_for(self.scores, self.false_alarms), self.false_alarms, self.normal)
 
 
 @dataclass(frozen=True)
@@ -68,7 +105,7 @@ class DataSource:
 class Trained:
     """One category's trained model as read from its folder.
 
-    ``support``: the forward branch's levels of the support images, (1, k, C_l, H_l, W_l), as :meth:`BKD.prepare` takes
+    ``support``: the teacher's levels of the support images, (1, k, C_l, H_l, W_l), as :meth:`BKD.prepare` takes
     them. ``sample``: the first of their images, (1, 3, H, W) in [0, 1].
     """
 
@@ -137,12 +174,11 @@ def load_trained(folder: str | Path) -> Trained:
             raise BKDError(
                 f"{path} was altered since the run was saved (its SHA-256 differs). Restore it or train again."
             )
-    # Runs that do not name it are older than groups.
-    config = BKDConfig.from_dict({"alignment_group": 0, **manifest["config"]})
+    config = BKDConfig.from_dict(manifest["config"])
     model = BKD(config, load_teacher=False)
     load_state(model, load_file(folder / MODEL), folder / MODEL)
     calibration = Calibration(**manifest["calibration"])
-    model.map_scale, model.map_exponent = calibration.map_scale, calibration.map_exponent
+    model.map_scale, model.score_scale = calibration.map_scale, calibration.score_scale
     features = load_file(folder / FEATURES) if FEATURES in manifest["files"] else {}
     support = [features[str(index)] for index in range(len(features))]
     sample = load_support(folder / SUPPORT, config.image_size, 1)

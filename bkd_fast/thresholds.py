@@ -1,53 +1,170 @@
-"""What held-out normal images say of a trained model: its thresholds, and the balance of its maps."""
+"""What normal images say of a trained model: the scale of its maps, and the scores that thresholds come from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bkd_fast.data import ImageDataset, Sample
+from bkd_fast.decisions import NormalScores
 from bkd_fast.model import BKD
-from bkd_fast.model.bkd import Prepared
-from bkd_fast.model.calibration import balance_maps
-from bkd_fast.run import Calibration
+from bkd_fast.model.bkd import Exclude, Prepared
+from bkd_fast.model.calibration import scale_maps
+from bkd_fast.model.memory import SparseMemory
+from bkd_fast.model.retrieval import describe
 
-INFERENCE_BATCH = 8
+BATCH = 8
+# Images closer than this share of the median squared distance between nearest images show one part.
+DUPLICATE = 0.01
+
+
+class Normals(Protocol):
+    """Normal images or their tiles by number, as the teacher sees them. ``image_of``: which image each shows."""
+
+    @property
+    def image_of(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def levels(self, indices: Sequence[int]) -> list[Tensor]:
+        """Return the standardised teacher levels (N, C_l, H_l, W_l) of some images."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of normal images, the median pixel of their maps, and how many of them are near duplicates."""
+
+    scores: NormalScores
+    normal_level: float
+    duplicates: int
 
 
 @torch.no_grad()
-def calibrate_thresholds(
-    model: BKD, prepared: Prepared, held_out: Sequence[Sample], device: torch.device
-) -> Calibration:
-    """Thresholds and scales from held-out normal images; balances the model's maps.
+def measure_normals(
+    model: BKD, prepared: Prepared, train: Normals, validation: Normals, pool: Sequence[int]
+) -> Measured:
+    """Score normal images, and set the scale of the model's maps from those that were not trained on.
+
+    Training images are scored without themselves and their near duplicates among supports and memory items, where
+    these can be left out and something remains to compare with; otherwise validation images alone are.
 
     Args:
         prepared: the support, as :meth:`BKD.prepare` gives it.
-        held_out: normals that were not trained on.
-        device: the model's.
+        pool: the training images that are the support bank; empty where supports are drawn.
     """
+    results = (model.distill(levels, prepared) for levels in _batches(validation))
+    scale_maps(model, results)
+    parts = [_scored(model, ((levels, None) for levels in _batches(validation)), prepared)]
+    images = list(validation.image_of)
+    source, duplicates = "validation", 0
+    if can_leave_out(model):
+        descriptors = torch.cat([describe(levels[-1].float()) for levels in _batches(train)])
+        own = torch.tensor(train.image_of, device=descriptors.device)
+        itself = own.unsqueeze(1) == own  # all tiles of an image
+        same = itself | near_duplicates(descriptors)
+        duplicates = int((same & ~itself).any(1).sum())
+        hidden = _hidden(model, same, pool)
+        rows = _comparable(model, hidden, len(train))
+        if rows:
+            parts.append(_scored(model, _left_out(train, rows, hidden, model.config.shots), prepared))
+            source = "leave-one-out"
+            images += [max(images, default=-1) + 1 + train.image_of[row] for row in rows]
+    maps, distances = (torch.cat([getattr(part, name) for part in parts]) for name in ("maps", "images"))
+    for name, distance in (("map", maps[:, 0]), ("image", distances)):
+        logarithm = distance.double().clamp_min(1e-12).log()
+        # Of one image there is no std, and of equal ones none to divide by.
+        spread = float(logarithm.std(unbiased=False)) if len(logarithm) else 0.0
+        model.score_scale[name] = [float(logarithm.mean()) if len(logarithm) else 0.0, max(spread, 0.01)]
+    scores = model.score_of(maps[:, 0], distances if len(distances) else None)
+    normal = NormalScores(source, _highest(scores, images), _highest(maps[:, 1], images))
+    return Measured(normal, float(maps[:, 2].median()), duplicates)
+
+
+def _highest(values: Tensor, images: Sequence[int]) -> list[float]:
+    """The largest value of each image, which may have several tiles."""
+    _, index = torch.tensor(images).unique(return_inverse=True)
+    highest = torch.full((int(index.max()) + 1,), -torch.inf, dtype=values.dtype)
+    return highest.scatter_reduce(0, index, values, "amax").tolist()
+
+
+def can_leave_out(model: BKD) -> bool:
+    """Return whether a training image's own features can be left out of everything that it is compared with."""
     config = model.config
-    dataset = ImageDataset(list(held_out), config.image_size)
+    forward = not config.forward_branch or config.looks_up
+    memory = config.memory_items > 0 and config.memory_read == "neighbors" and not config.memory_learned
+    return forward and (not config.reverse_branch or (memory and len(model.memories) == 1 and not config.student))
 
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, len(dataset), INFERENCE_BATCH):
-            chunk = [dataset[index][0] for index in range(start, min(start + INFERENCE_BATCH, len(dataset)))]
-            yield torch.stack(chunk).to(device)
 
-    if config.fusion == "geometric":
-        balance_maps(model, batches(), prepared)
-    scores, maxima, medians = [], [], []
-    for images in batches():
-        maps = model.anomaly_map(model.distill(model.teacher(images), prepared), config.image_size)
-        scores += model.image_score(maps).tolist()
-        maxima += maps.flatten(1).amax(1).tolist()
-        medians += maps.flatten(1).median(1).values.tolist()
-    # "higher": with few held-out images the quantile is the largest of them, not a value between two.
-    threshold, pixel = (
-        float(np.quantile(values, config.threshold_quantile, method="higher")) for values in (scores, maxima)
-    )
-    # Positive and below the threshold, as a logarithmic colour scale needs it.
-    level = min(max(float(np.median(medians)), 1e-30), 0.5 * pixel)
-    return Calibration(threshold, pixel, level, model.map_scale, model.map_exponent)
+def near_duplicates(descriptors: Tensor) -> Tensor:
+    """Return which of the images with ``descriptors`` (N, D) show the same part: (N, N) bool, each with itself."""
+    squares = descriptors.square().sum(1)
+    distance = (squares.unsqueeze(1) + squares - 2 * descriptors @ descriptors.T).clamp_min(0)
+    itself = torch.eye(len(descriptors), dtype=torch.bool, device=descriptors.device)
+    if len(descriptors) < 3:
+        return itself
+    nearest = distance.masked_fill(itself, torch.inf).amin(1)
+    return itself | (distance < DUPLICATE * nearest.median())
+
+
+def _hidden(model: BKD, same: Tensor, pool: Sequence[int]) -> Exclude:
+    """The supports and items that show the part that a training image shows, for all of them."""
+    supports = same[:, torch.tensor(pool, device=same.device)] if pool else None
+    if not model.config.reverse_branch:
+        return Exclude(supports, None)
+    origin = model.memories[0].get_buffer("origin")
+    # Items of no image (origin -1) are nobody's own.
+    return Exclude(supports, same[:, origin.clamp_min(0)] & (origin >= 0))
+
+
+def _comparable(model: BKD, hidden: Exclude, count: int) -> list[int]:
+    """Which of the training images keep a support, and as many items as a feature is read from."""
+    kept = torch.ones(count, dtype=torch.bool)
+    if hidden.supports is not None:
+        kept &= (~hidden.supports).any(1).cpu()
+    if hidden.items is not None:
+        memory = model.memories[0]
+        assert isinstance(memory, SparseMemory)
+        kept &= ((~hidden.items).sum(1) >= memory.neighbors).cpu()
+    return kept.nonzero().flatten().tolist()
+
+
+def _left_out(
+    source: Normals, rows: Sequence[int], hidden: Exclude, shots: int
+) -> Iterator[tuple[list[Tensor], Exclude]]:
+    left = dict.fromkeys(rows, 0)
+    if hidden.supports is not None:
+        left = {row: min(shots, int((~hidden.supports[row]).sum())) for row in rows}
+    # Images of a batch choose as many supports each: those that may choose fewer go apart.
+    for _, group in groupby(rows, lambda row: left[row]):
+        alike = list(group)
+        for start in range(0, len(alike), BATCH):
+            part = alike[start : start + BATCH]
+            yield source.levels(part), Exclude(*(None if one is None else one[part] for one in hidden))
+
+
+class _Parts(NamedTuple):
+    """``maps`` (N, 3): top mean, maximum and median of each map. ``images`` (N,) or (0,): whole images' distances."""
+
+    maps: Tensor
+    images: Tensor
+
+
+def _scored(model: BKD, batches: Iterable[tuple[list[Tensor], Exclude | None]], prepared: Prepared) -> _Parts:
+    maps, images = [], []
+    for levels, exclude in batches:
+        result = model.distill(levels, prepared, exclude)
+        found = model.anomaly_map(result, model.config.image_size)
+        flat = found.flatten(1)
+        maps.append(torch.stack([model.top_mean(found), flat.amax(1), flat.median(1).values], 1).cpu())
+        if result.image is not None:
+            images.append(result.image.cpu())
+    return _Parts(torch.cat(maps), torch.cat(images) if images else torch.empty(0))
+
+
+def _batches(source: Normals) -> Iterator[list[Tensor]]:
+    for start in range(0, len(source), BATCH):
+        yield source.levels(range(start, min(start + BATCH, len(source))))

@@ -34,6 +34,26 @@ def check_tiles(tile: int | Size, overlap: int) -> Size:
     return size[0], size[1]
 
 
+def overlap_of(tile: int) -> int:
+    """Return how many pixels neighbouring tiles share in a run that is trained in tiles."""
+    return tile // 4
+
+
+def places(image: Size, tile: Size, overlap: int) -> list[Tile]:
+    """Return where tiles begin that cover an image (H, W), row by row; the last of a row or column ends with it.
+
+    Raises:
+        BKDError: an image that is smaller than a tile.
+    """
+    if image[0] < tile[0] or image[1] < tile[1]:
+        raise BKDError(
+            f"an image of {image[0]} x {image[1]} pixels is smaller than a tile of {tile[0]} x {tile[1]}: "
+            "take it whole, or use smaller tiles"
+        )
+    rows, columns = (_starts(whole, part, overlap) for whole, part in zip(image, tile, strict=True))
+    return [Tile(top, left) for top in rows for left in columns]
+
+
 class Mosaic:
     """Tiles over an image, and the map that their maps are blended into.
 
@@ -48,21 +68,13 @@ class Mosaic:
     """
 
     def __init__(self, image: Size, tile: Size, overlap: int) -> None:
-        if image[0] < tile[0] or image[1] < tile[1]:
-            raise BKDError(
-                f"an image of {image[0]} x {image[1]} pixels is smaller than a tile of {tile[0]} x {tile[1]}: "
-                "judge it without tiles, or with smaller ones"
-            )
-        self.tile = tile
-        self.rows, self.columns = (_starts(whole, part, overlap) for whole, part in zip(image, tile, strict=True))
+        self.tile, self.places = tile, places(image, tile, overlap)
         self.total, self.weight = torch.zeros(image), torch.zeros(image)
         self.share = _ramp(tile[0], overlap).unsqueeze(1) * _ramp(tile[1], overlap)
 
     def tiles(self) -> Iterator[Tile]:
         """All tiles, row by row."""
-        for top in self.rows:
-            for left in self.columns:
-                yield Tile(top, left)
+        yield from self.places
 
     def add(self, place: Tile, tile_map: Tensor) -> None:
         """Blends in a tile's map (h, w)."""

@@ -19,15 +19,15 @@ from tqdm import tqdm
 from bkd_fast.batches import Schedule
 from bkd_fast.checkpoint import Progress, load_checkpoint, save_checkpoint, write_log
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import ImageDataset, Sample, augment, draw_support, load_image
+from bkd_fast.data import ImageDataset, Sample, augment, draw_support
 from bkd_fast.errors import BKDError
 from bkd_fast.features import FeatureSource
 from bkd_fast.interruption import interruptible
 from bkd_fast.model import BKD
-from bkd_fast.model.bkd import Prepared
+from bkd_fast.model.bkd import Exclude, Prepared
 from bkd_fast.model.calibration import learn_normal
-from bkd_fast.run import CHECKPOINT, LOG, DataSource, save_trained
-from bkd_fast.thresholds import calibrate_thresholds
+from bkd_fast.run import CHECKPOINT, LOG, Calibration, DataSource, save_trained
+from bkd_fast.thresholds import measure_normals
 from bkd_fast.training_step import TrainingStep, make_optimizer, train_step
 from bkd_fast.version import __version__
 
@@ -63,35 +63,34 @@ class Trainer:
         self.fabric, self.config, self.job, self.source = fabric, config, job, source
         self.show = progress if fabric.is_global_zero else False
         fabric.seed_everything(config.seed, verbose=False)
-        self.schedule = Schedule(len(job.train), config, rank=fabric.global_rank, world=fabric.world_size)
         self.model = BKD(config).to(fabric.device)
         self.learned = self.model.learned_branches()
         self.optimizer: Any = make_optimizer(self.model, config) if self.learned else None
         self.features = self._source(job.train, room)
         self.held_out = self._source(job.held_out, room)
+        self.count = len(self.features.dataset)  # images, or their tiles
+        self.schedule = Schedule(self.count, config, rank=fabric.global_rank, world=fabric.world_size)
         self.checkpoint = job.folder / CHECKPOINT
         self.saved_at = time.monotonic()
 
     def _source(self, samples: list[Sample], room: Room) -> FeatureSource:
         share = len(samples) / (len(self.job.train) + len(self.job.held_out))
         return FeatureSource(
-            ImageDataset(samples, self.config.image_size),
+            ImageDataset(samples, self.config.image_size, self.config.tile),
             self.model.teacher,
             self.fabric.device,
             int(share * room.bytes),
-            # What is neither trained on nor kept as support need not be kept here.
-            first=0 if "reverse" in self.learned else self.model.first,
             folder=room.folder,
         )
 
     def run(self) -> None:
         """Trains to the end, calibrates on the held-out normals and writes the category's folder."""
         state = self._begin()
+        for _ in self.held_out.fill():
+            pass
         if self.optimizer is None:  # calibration was all
             self._finish()
             return
-        for _ in islice(self.held_out.fill(), self.held_out.capacity if self.config.patience else 0):
-            pass
         step, optimizer = self.fabric.setup(TrainingStep(self.model), self.optimizer)
         step.train()
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
@@ -115,7 +114,7 @@ class Trainer:
 
     def _begin(self) -> Progress:
         """Statistics and memory, or the checkpoint in their place; one pass over the images, and the support pool."""
-        count, levels = len(self.job.train), self.features.fill()
+        count, levels = self.count, self.features.fill()
         state, generator = None, None
         if self.checkpoint.is_file():
             state = load_checkpoint(self.checkpoint, self.model, self.optimizer)
@@ -132,8 +131,7 @@ class Trainer:
 
     def _support(self, indices: Sequence[int]) -> list[Tensor]:
         """What :meth:`BKD.prepare` takes, of training images."""
-        levels = self.features.levels(indices)[self.model.first - len(self.model.teacher.channels) :]
-        batched = [level.unsqueeze(0) for level in levels]
+        batched = [level.unsqueeze(0) for level in self.features.levels(indices)]
         return [level.half() for level in batched] if self.config.looks_up else batched
 
     def _epoch(self, step: nn.Module, optimizer: Any, state: Progress, bar: tqdm, interrupted: list[bool]) -> None:
@@ -147,7 +145,7 @@ class Trainer:
                 support = self.model.support_levels(self._drawn(part.supports, part.seed))
             elif self.pool:
                 support = self.prepared
-            exclude = self.place[part.queries].to(self.fabric.device) if self.pool else None
+            exclude = self._exclude(part.queries) if self.pool else None
             values, moves = train_step(self.fabric, step, optimizer, query, support, exclude, self.config.clip_norm)
             largest = [float(move[0]) for move in moves]
             if not math.isfinite(values["total"]):
@@ -182,6 +180,11 @@ class Trainer:
         if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS or state.epoch == self.config.epochs:
             self._save(state)
 
+    def _exclude(self, queries: Sequence[int]) -> Exclude:
+        """A training image is not its own support."""
+        place = self.place[queries].to(self.fabric.device).unsqueeze(1)
+        return Exclude(place == torch.arange(len(self.pool), device=self.fabric.device), None)
+
     def _drawn(self, supports: Sequence[Sequence[int]], seed: int) -> Tensor:
         """Augmented support images: (k, 3, H, W) shared by a step, or (N, k, 3, H, W)."""
         flat = [index for row in supports for index in row]
@@ -199,13 +202,14 @@ class Trainer:
             prepared = self.prepared
         elif self.config.forward_branch:
             prepared = model.prepare(self._support(self._kept_support()))
-        for start in range(0, len(self.job.held_out), self.schedule.batch):
-            indices = range(start, min(start + self.schedule.batch, len(self.job.held_out)))
+        count = len(self.held_out.dataset)
+        for start in range(0, count, self.schedule.batch):
+            indices = range(start, min(start + self.schedule.batch, count))
             with self.fabric.autocast():
                 result = model.distill(self.held_out.levels(indices), prepared, branches=self.learned)
             total += len(indices) * float(model.losses(result)["total"])
         model.train()
-        return total / len(self.job.held_out)
+        return total / count
 
     def _settled(self, state: Progress) -> bool:
         """Whether the held-out loss has come to rest: no epoch of the last ``patience`` was lower than those before."""
@@ -228,7 +232,7 @@ class Trainer:
         if self.pool:
             return self.pool
         generator = torch.Generator().manual_seed(self.config.seed)
-        return draw_support(len(self.job.train), min(self.config.shots, len(self.job.train)), generator)
+        return draw_support(self.count, min(self.config.shots, self.count), generator)
 
     def _save(self, state: Progress) -> None:
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
@@ -256,10 +260,16 @@ class Trainer:
             self.model.eval()
             chosen = self._kept_support()
             support = self._support(chosen) if self.config.forward_branch else []
-            calibration = calibrate_thresholds(
-                self.model, self.model.prepare(support), self.job.held_out, self.fabric.device
-            )
-            images = [load_image(self.job.train[index].path) for index in chosen]
+            measured = measure_normals(self.model, self.model.prepare(support), self.features, self.held_out, self.pool)
+            calibration = Calibration.of(self.model, measured.scores, measured.normal_level, self.config.false_alarms)
+            if measured.duplicates:
+                log.info(
+                    "%s: %d training images are near duplicates of others; none was compared with its own",
+                    self.job.name,
+                    measured.duplicates,
+                )
+            log.info("%s: %s", self.job.name, calibration.sentence())
+            images = [self.features.dataset.array(index) for index in chosen]
             save_trained(self.job.folder, self.model, calibration, self.source, images, support, __version__)
             self.checkpoint.unlink(missing_ok=True)
         self.features.close()

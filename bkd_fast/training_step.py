@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bkd_fast.config import BKDConfig
 from bkd_fast.model import BKD
+from bkd_fast.model.bkd import Exclude
 from bkd_fast.model.retrieval import SupportPool
 
 
@@ -23,7 +24,7 @@ class TrainingStep(nn.Module):
         self.branches = model.learned_branches()
 
     def forward(
-        self, query: list[Tensor], support: list[Tensor] | SupportPool, exclude: Tensor | None = None
+        self, query: list[Tensor], support: list[Tensor] | SupportPool, exclude: Exclude | None = None
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """-> losses, and the largest and mean absolute offset of every level."""
         prepared = support if isinstance(support, SupportPool) else self.model.prepare(support)
@@ -38,7 +39,7 @@ def train_step(
     optimizer: Any,
     query: list[Tensor],
     support: list[Tensor] | SupportPool,
-    exclude: Tensor | None = None,
+    exclude: Exclude | None = None,
     clip_norm: float = 0.0,
 ) -> tuple[dict[str, float], list[Tensor]]:
     """One update of the weights; none if the total loss is not finite, which is for the caller to check.
@@ -47,7 +48,7 @@ def train_step(
         step: a :class:`TrainingStep` as ``fabric.setup`` returns it, and so is ``optimizer``.
         query: teacher levels (N, C_l, H_l, W_l).
         support: teacher levels (B, k, C_l, H_l, W_l), B = 1 or N; or a pool that each query takes its own from.
-        exclude: (N,) int64, the place of each query in the pool, or -1.
+        exclude: supports that each query must not choose: itself.
         clip_norm: largest norm of the gradient; 0 = no limit.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,21 +11,33 @@ from PIL import Image
 
 from bkd_fast.config import BKDConfig
 
+TINY: dict[str, Any] = {
+    "teacher": "resnet18",
+    "weights": "none",
+    "image_size": (64, 64),
+    "memory_items": 16,
+    "epochs": 2,
+    "batch_size": 4,
+    "holdout": 0.2,
+}
+
 
 @pytest.fixture(scope="session")
 def tiny_config() -> BKDConfig:
-    """ResNet-18 with random weights at 64 x 64: every part of the model, none of its cost."""
-    return BKDConfig(
-        teacher="resnet18",
-        weights="none",
-        image_size=(64, 64),
-        memory_items=16,
-        memory_learned=True,
-        student=True,
-        epochs=2,
-        batch_size=4,
-        holdout=0.2,
-    )
+    """ResNet-18 with random weights at 64 x 64: the default model, its match refined by an alignment that learns."""
+    return BKDConfig(alignment_kernel="full", **TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_default() -> BKDConfig:
+    """The same as it is by default: nothing is learned."""
+    return BKDConfig(**TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tiny_config) -> BKDConfig:
+    """The same with what else can be learned: memory items, read by attention, and a student; level by level."""
+    return tiny_config.with_changes(levels="separate", memory_read="attention", memory_learned=True, student=True)
 
 
 def _make_category(
@@ -72,6 +85,28 @@ def tiny_data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tiny_config, tmp_path_factory) -> Path:
     """A trained run of the tiny category."""
+    return _trained(tiny_data, tmp_path_factory, tiny_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_default_run(tiny_data, tiny_default, tmp_path_factory) -> Path:
+    """A run of the tiny category as it is by default."""
+    return _trained(tiny_data, tmp_path_factory, tiny_default)
+
+
+@pytest.fixture(scope="session")
+def tiny_student_run(tiny_data, tiny_student, tmp_path_factory) -> Path:
+    """A trained run of the tiny category with a student."""
+    return _trained(tiny_data, tmp_path_factory, tiny_student)
+
+
+@pytest.fixture(params=["tiny_run", "tiny_default_run", "tiny_student_run"])
+def any_run(request) -> Path:
+    """Each of the three."""
+    return request.getfixturevalue(request.param)
+
+
+def _trained(data: Path, tmp_path_factory, config: BKDConfig) -> Path:
     from bkd_fast.training import train
 
-    return train(tiny_data, tmp_path_factory.mktemp("runs") / "tile", tiny_config, progress=False)
+    return train(data, tmp_path_factory.mktemp("runs") / "tile", config, progress=False)

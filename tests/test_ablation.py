@@ -35,8 +35,17 @@ def test_table_4_of_looked_up_supports_compares_memory_and_alignment():
     assert [tuple(variant.labels.values()) for variant in variants] == [
         (memory, alignment) for memory in ("–", "✓") for alignment in ("–", "warp", "DCN")
     ]
-    assert variants[-1].config == DEFAULT
-    assert variants[0].config.student  # something rebuilds the query
+    bare, whole = variants[0].config, variants[3].config
+    assert whole == DEFAULT
+    # The memory is the whole reverse branch: without it what is matched judges alone.
+    assert bare == DEFAULT.with_changes(reverse_branch=False)
+    assert [variant.config.alignment_kernel for variant in variants] == ["none", "identity", "full"] * 2
+    student = DEFAULT.with_changes(levels="separate", student=True)
+    without = table_variants(4, student)[0].config
+    assert without == student.with_changes(memory_items=0, student_correction=False, alignment_kernel="none")
+    for lacking in ({"reverse_branch": False}, {"memory_items": 0, "reverse_branch": False}):
+        with pytest.raises(BKDError, match="there is none: set memory_items"):
+            table_variants(4, DEFAULT.with_changes(**lacking))
 
 
 def test_table_5_has_every_transformation_and_needs_drawn_supports():
@@ -44,13 +53,16 @@ def test_table_5_has_every_transformation_and_needs_drawn_supports():
     assert [variant.config.support_augmentation for variant in variants][4:6] == ["shear", "rotation_scale"]
     assert variants[0].config.alignment_kernel == "none"
     assert len(variants) == 10
+    # Something has to learn from what is augmented.
+    drawn = table_variants(5, DEFAULT.with_changes(support_draw="query", shot_aggregation="mean"))
+    assert [variant.config.alignment_kernel for variant in drawn] == ["none"] + ["full"] * 9
     with pytest.raises(BKDError, match="support_draw='nearest'.*--preset paper"):
         table_variants(5, DEFAULT)
 
 
 def test_a_grid_is_every_combination():
     fields = grid_from(["shots=4,8", "fusion=sum,geometric", "betas=[0.5,0.999]"])
-    variants = grid_variants(fields, PAPER.with_changes(forward_levels="all"))
+    variants = grid_variants(fields, PAPER)
     assert [(variant.config.shots, variant.config.fusion) for variant in variants] == [
         (4, "sum"), (4, "geometric"), (8, "sum"), (8, "geometric"),
     ]  # fmt: skip

@@ -106,7 +106,7 @@ def change_config(run, change):
     [
         (lambda run: (run / "config.json").unlink(), "has no config.json"),
         (lambda run: (run / "config.json").write_text("{"), "not valid JSON"),
-        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 2"),
+        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 3"),
         (lambda run: change_config(run, lambda m: m.pop("calibration")), "lacks calibration"),
         (lambda run: change_config(run, lambda m: m["config"].update(shotz=2)), "did you mean 'shots'"),
         (lambda run: change_config(run, lambda m: m["config"].update(memory_items=17)), "does not fit"),

@@ -10,13 +10,13 @@ import torch
 from bkd_fast.benchmark import harness, operators
 from bkd_fast.benchmark.harness import REFERENCE, Case, Row, measure
 from bkd_fast.benchmark.memory import CLEAR, extra_memory
-from bkd_fast.benchmark.model import TRAINING, Training
+from bkd_fast.benchmark.model import CONFIGS, INFERENCE, TRAINING, Training, inference
 from bkd_fast.benchmark.results import COLUMNS, Group, means, read, relative, show, write
 from bkd_fast.cli import main
 from bkd_fast.ops.backend import usable
 
 MB = 2**20
-SMALL = {"teacher": "resnet18", "image_size": (64, 64), "margin": 0, "memory_items": 16}
+SMALL = {"teacher": "resnet18", "image_size": (64, 64), "memory_items": 16}
 linux = pytest.mark.skipif(not CLEAR.exists(), reason="temporary memory is measured on Linux alone")
 
 
@@ -144,7 +144,7 @@ def test_every_operator_has_cases_on_which_all_agree(name, monkeypatch):
         assert all(line.p50 > 0 for line in rows)
 
 
-@pytest.mark.parametrize("setting", ["default", "shared support, student", "paper"])
+@pytest.mark.parametrize("setting", CONFIGS)
 def test_a_training_step_repeats_itself(setting):
     training = Training("ResNet18", setting, 2, changes=SMALL)
     before = {name: value.clone() for name, value in training.model.named_parameters()}
@@ -157,6 +157,13 @@ def test_a_training_step_repeats_itself(setting):
     assert all(torch.equal(value, before[name]) for name, value in training.model.named_parameters())
     assert training.case().op == TRAINING
     assert REFERENCE in training.case().providers
+
+
+def test_inference_is_the_default_model_on_every_backend():
+    case = inference("ResNet18", changes=SMALL)
+    assert case.op == INFERENCE
+    assert set(case.providers) == {harness.provider(name) for name in usable("cosine_anomaly_map", "cpu")}
+    assert all(line.p50 > 0 for line in measure(case, 1e-9))
 
 
 def test_bench_from_the_command_line(tmp_path, capsys):

@@ -4,6 +4,7 @@ import pytest
 
 from bkd_fast.config import PRESETS, BKDConfig
 from bkd_fast.errors import BKDError
+from bkd_fast.model import BKD
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -32,14 +33,20 @@ def test_paper_preset_is_the_paper():
         ({"image_size": (16, 256)}, "at least 32 pixels"),
         ({"pool": 2}, "odd number"),
         ({"forward_branch": False, "reverse_branch": False}, "keep at least one"),
-        ({"student": True, "student_output": "relu"}, "needs student_output='linear'"),
-        ({"margin": 20}, "multiple of 16"),
-        ({"margin": 256}, "below both sides"),
+        ({"levels": "separate", "student": True, "student_output": "relu"}, "needs student_output='linear'"),
+        ({"border": 1.5}, "border is 1.5: expected a value from 0 to 1"),
+        ({"match_radius": 9}, "match_radius is 9: expected a value from 0 to 8"),
+        ({"match_neighbors": 0}, "match_neighbors is 0: expected a value from 1"),
+        ({"memory_neighbors": 0}, "memory_neighbors is 0: expected a value from 1"),
+        ({"false_alarms": 0.0}, "false_alarms is 0.0: expected a value from 1e-05 to 0.5"),
+        ({"scale": "image"}, "expected one of 'level', 'channel', 'none'"),
+        ({"student": True}, "student rebuilds each level by itself: set levels='separate'"),
         ({"student": True, "memory_items": 0}, "needs a memory"),
         ({"memory_items": 0}, "needs one of them"),
-        ({"support_draw": "step"}, "shot_aggregation='regression' combines the shots that suit a query"),
+        ({"support_draw": "step"}, "shot_aggregation is 'regression' and support_draw 'step': .*drawn ones"),
+        ({"shot_aggregation": "mean"}, "shot_aggregation is 'mean' and support_draw 'nearest': .*looked up"),
         ({"support_augmentation": "rotation"}, "supports that are looked up are not augmented"),
-        ({"fusion": "product"}, "forward_levels='deep' leaves one out"),
+        ({"fusion": "product"}, "fusion='product' adds the branches level by level, and with levels='joint'"),
         ({"betas": (0.5, 1.5)}, "betas"),
         ({"learning_rate": float("nan")}, "learning_rate"),
     ],
@@ -47,6 +54,16 @@ def test_paper_preset_is_the_paper():
 def test_unusable_values_are_named(changes, words):
     with pytest.raises(BKDError, match=words):
         BKDConfig().with_changes(**changes)
+
+
+def test_the_default_learns_nothing_and_the_presets_do():
+    """Teacher, matching and memory need no gradient; an alignment, items or a student do."""
+    small = {"teacher": "resnet18", "weights": "none"}
+    assert BKD(BKDConfig(**small)).learned_branches() == ()
+    assert BKD(BKDConfig(alignment_kernel="full", **small)).learned_branches() == ("forward",)
+    assert BKD(BKDConfig(memory_learned=True, **small)).learned_branches() == ("reverse",)
+    assert BKD(BKDConfig.preset("paper", **small)).learned_branches() == ("forward", "reverse")
+    assert BKD(BKDConfig.preset("rd4ad", **small)).learned_branches() == ("reverse",)
 
 
 def test_unknown_preset_lists_presets():

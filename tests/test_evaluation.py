@@ -101,7 +101,8 @@ def test_several_categories_have_a_model_each_and_a_mean(make_category, tiny_con
     assert (run / "nut" / "model.safetensors").is_file()
     with pytest.raises(BKDError, match="holds several categories"):
         Detector.load(run)
-    assert Detector.load(run / "nut")(tmp_path / "data/nut/test/hole/000.png").score > 0
+    nut = Detector.load(run / "nut")
+    assert nut(tmp_path / "data/nut/test/hole/000.png").score > nut.threshold
 
 
 def test_a_plain_folder_can_be_trained_and_evaluated(make_category, tiny_config, tmp_path):
@@ -145,6 +146,7 @@ def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, cap
     judged = {row["file"]: float(row["score"]) for row in scores_of(tmp_path / "tiled")}
     expected = Detector.load(run)(path, tile=(40, 60), overlap=10).score
     assert judged[str(path)] == pytest.approx(expected, rel=1e-4)
-    again = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "low"), "--threshold", "0"]
+    # Scores are logarithms: none is as low.
+    again = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "low"), "--threshold=-1000"]
     assert main(again) == 0
     assert {row["decision"] for row in scores_of(tmp_path / "low")} == {"anomalous"}

@@ -2,20 +2,18 @@
 
 import numpy as np
 import pytest
-import torch
 
 from bkd_fast.data import load_image
 from bkd_fast.detector import Detector
 from bkd_fast.explain import explain
 from bkd_fast.inputs import Decoded
-from bkd_fast.model.memory import SparseMemory
 from bkd_fast.report import render_inside
 from bkd_fast.training import train
 
 
-@pytest.fixture(scope="module")
-def detector(tiny_run):
-    return Detector.load(tiny_run, device="cpu")
+@pytest.fixture
+def detector(any_run):
+    return Detector.load(any_run, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -23,45 +21,64 @@ def image(tiny_data):
     return load_image(next((tiny_data / "test" / "hole").iterdir()))
 
 
-def test_every_part_has_its_levels(detector, image):
-    found = explain(detector, image)
+def test_every_part_has_its_views(detector, image):
+    """The joint one has the stride of the level in the middle."""
+    found, joint = explain(detector, image), detector.config.levels == "joint"
+    strides = [4, 8] if joint else [4, 8, 16]
+    remembered = [8] if joint else [4, 8, 16]
     assert {branch: list(levels) for branch, levels in found.distances.items()} == {
-        "forward": [8, 16],
-        "reverse": [4, 8, 16],
+        "forward": strides,
+        "reverse": remembered,
     }
-    assert list(found.offsets) == list(found.aligned) == list(found.unaligned) == [8, 16]
-    assert {stride: kept.shape for stride, kept in found.kept.items()} == {4: (16, 16), 8: (8, 8), 16: (4, 4)}
-    assert found.offsets[8].shape == (2, 8, 8)
-    assert all(0 < weight.max() <= 1 for weight in found.weight.values())
+    assert list(found.aligned) == list(found.unaligned) == strides
+    aligns = detector.config.alignment_kernel != "none"
+    assert list(found.offsets) == (strides if aligns else [])
+    assert {stride: kept.shape for stride, kept in found.kept.items()} == {
+        stride: (64 // stride, 64 // stride) for stride in remembered
+    }
+    assert not aligns or found.offsets[8].shape == (2, 8, 8)
+    for stride in remembered:
+        assert found.strongest[stride].min() >= 0
+        assert 0 < found.weight[stride].max() <= 1.5
+        if detector.config.memory_read == "neighbors":
+            assert (found.kept[stride] == detector.config.memory_neighbors).all()
+        else:
+            assert found.kept[stride].max() <= detector.config.memory_items
+
+
+def test_a_detector_is_at_its_distances(detector, image):
+    """What is shown of the support is the squared distance that the branch's map is made of, before smoothing."""
+    found = explain(detector, image)
+    result = detector.distill(Decoded(image).fitted(detector.config.image_size).unsqueeze(0))
+    for index, stride in enumerate(found.aligned):
+        expected = (result.teacher[index] - result.aligned[index]).square().mean(1)[0]
+        np.testing.assert_allclose(found.aligned[stride], expected.numpy(), rtol=1e-5)
+        if detector.config.alignment_kernel == "none":
+            np.testing.assert_array_equal(found.unaligned[stride], found.aligned[stride])
 
 
 def test_the_map_is_what_the_distances_say_together(detector, image):
     """But for what is raised before it is enlarged and smoothed after: about their geometric mean."""
     model = detector.model
     found = explain(detector, image)
-    powers = [power for branch in model.branches() for power in model.map_exponent[branch]]
-    levels = [level for branch in model.branches() for level in found.distances[branch].values()]
-    mean = sum(power * np.log(level) for power, level in zip(powers, levels, strict=True)) / sum(powers)
+    # Branches count the same, and of joint views the finer one half of the other.
+    means = []
+    for branch in model.branches():
+        levels = [np.log(level) for level in found.distances[branch].values()]
+        halved = model.config.levels == "joint" and len(levels) == 2
+        means.append(np.average(levels, axis=0, weights=[0.5, 1] if halved else None))
+    mean = np.mean(means, axis=0)
     result = detector.distill(Decoded(image).fitted(detector.config.image_size).unsqueeze(0))
     fused = np.log(detector.judge(result)[1][0].numpy())
     assert np.corrcoef(mean.ravel(), fused.ravel())[0, 1] > 0.95
     assert abs(mean.mean() - fused.mean()) < 0.2
 
 
-def test_attention_is_what_the_memory_reads_with(tiny_config):
-    torch.manual_seed(0)
-    memory = SparseMemory(6, tiny_config)
-    features = torch.randn(2, 6, 3, 5)
-    weights = memory.attention(features)
-    assert weights.shape == (2, 3, 5, 16)
-    torch.testing.assert_close((weights @ memory.items).permute(0, 3, 1, 2), memory(features))
-
-
 def test_without_learning_alignment_changes_nothing(tiny_data, tiny_config, tmp_path, image):
     """Offsets start from zero and the kernel from a copy."""
     run = train(tiny_data, tmp_path / "run", tiny_config.with_changes(epochs=1, learning_rate=0.0))
     found = explain(Detector.load(run, device="cpu"), image)
-    for stride in (8, 16):
+    for stride in (4, 8):
         assert found.unaligned[stride].max() > 0.1
         np.testing.assert_allclose(found.aligned[stride], found.unaligned[stride], atol=1e-4)
         assert not found.offsets[stride].any()
@@ -75,7 +92,9 @@ def test_without_learning_alignment_changes_nothing(tiny_data, tiny_config, tmp_
         (
             {
                 "memory_items": 0,
+                "student": True,
                 "student_correction": False,
+                "levels": "separate",
                 "support_draw": "step",
                 "shot_aggregation": "mean",
                 "shots": 2,

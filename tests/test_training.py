@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,30 +68,44 @@ def test_the_run_folder_holds_what_it_should(tiny_run, tiny_config):
     with (tiny_run / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["epoch"]) for row in rows] == [1, 2]
-    assert {"forward", "reverse", "offset_1", "max_offset_2", "learning_rate"} <= rows[0].keys()
+    assert {"forward", "offset_1", "max_offset_2", "held_out", "learning_rate"} <= rows[0].keys()
+    assert "reverse" not in rows[0]  # what is not learned is not in the loss
+    calibration = manifest["calibration"]
+    assert (calibration["source"], len(calibration["scores"]), len(calibration["maxima"])) == ("leave-one-out", 10, 10)
+    assert calibration["threshold"] == calibration["scores"][-1] == max(calibration["scores"])
 
 
-def test_training_lowers_both_losses(tiny_data, tiny_config, tmp_path):
-    config = tiny_config.with_changes(epochs=15, learning_rate=0.002)
+@pytest.mark.parametrize(
+    ("kind", "rate", "branches"),
+    [("tiny_config", 0.005, ["forward"]), ("tiny_student", 0.002, ["forward", "reverse"])],
+)
+def test_training_lowers_every_loss(kind, rate, branches, request, tiny_data, tmp_path):
+    config = request.getfixturevalue(kind).with_changes(epochs=15, learning_rate=rate)
     rows = read_log(train(tiny_data, tmp_path / "run", config) / "log.csv")
-    for branch in ("forward", "reverse"):
+    for branch in branches:
         assert sum(row[branch] for row in rows[-3:]) < 0.9 * sum(row[branch] for row in rows[:3])
 
 
-def test_training_twice_gives_the_same_bits(tiny_data, tiny_config, tiny_run, tmp_path):
-    assert_same_weights(train(tiny_data, tmp_path / "again", tiny_config), tiny_run)
+@pytest.mark.parametrize("kind", ["tiny_run", "tiny_default_run", "tiny_student_run"])
+def test_training_twice_gives_the_same_bits(kind, request, tiny_data, tmp_path):
+    run = request.getfixturevalue(kind)
+    again = train(tiny_data, tmp_path / "again", load_trained(run).config)
+    assert_same_weights(again, run)
+    assert load_trained(again).calibration == load_trained(run).calibration
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_an_interrupted_run_resumes_exactly(tiny_data, tiny_config, tiny_run, tmp_path, monkeypatch, step):
-    out = tmp_path / "run"
-    train_until(step, monkeypatch, tiny_data, out, tiny_config)
+@pytest.mark.parametrize(("step", "kind"), [(1, "tiny_run"), (2, "tiny_run"), (3, "tiny_run"), (2, "tiny_student_run")])
+def test_an_interrupted_run_resumes_exactly(step, kind, request, tiny_data, tmp_path, monkeypatch):
+    out, run = tmp_path / "run", request.getfixturevalue(kind)
+    config = load_trained(run).config
+    train_until(step, monkeypatch, tiny_data, out, config)
     assert (out / "checkpoint.safetensors").is_file()
     assert not (out / "config.json").exists()
-    assert_same_weights(train(tiny_data, out, tiny_config, resume=True), tiny_run)
+    assert_same_weights(train(tiny_data, out, config, resume=True), run)
     assert not (out / "checkpoint.safetensors").exists()
     # Both logs hold the same means over whole epochs.
-    assert losses_of(out) == losses_of(tiny_run)
+    assert losses_of(out) == losses_of(run)
+    assert load_trained(out).calibration == load_trained(run).calibration
 
 
 def test_resuming_with_another_configuration_names_the_field(tiny_data, tiny_config, tmp_path, monkeypatch):
@@ -107,18 +122,19 @@ def test_drawn_supports_train_too(tiny_data, tiny_config, tmp_path):
         assert len(list((run / "support").iterdir())) == 2
 
 
-def test_a_run_from_before_groups_is_read(tiny_data, tiny_config, tmp_path):
-    run = train(tiny_data, tmp_path / "run", tiny_config.with_changes(alignment_group=0), progress=False)
-    expected = Detector.load(run)(tiny_data / "test/hole/000.png").score
+def test_a_field_that_a_run_lacks_is_the_default(tiny_data, tiny_run, tmp_path):
+    """So that a run of an earlier version is read where only fields were added."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
     manifest = json.loads((run / "config.json").read_text())
     del manifest["config"]["alignment_group"]
     (run / "config.json").write_text(json.dumps(manifest))
-    assert Detector.load(run)(tiny_data / "test/hole/000.png").score == expected
+    picture = tiny_data / "test/hole/000.png"
+    assert Detector.load(run)(picture).score == Detector.load(tiny_run)(picture).score
 
 
 def test_what_is_not_learned_is_only_calibrated(tiny_data, tiny_config, tmp_path):
     """A memory of normal features and nothing else: no epoch is trained, and the run is whole."""
-    config = tiny_config.with_changes(forward_branch=False, student=False, memory_learned=False)
+    config = tiny_config.with_changes(forward_branch=False)
     run = train(tiny_data, tmp_path / "run", config)
     assert not (run / "log.csv").exists()
     detector = Detector.load(run, device="cpu")
@@ -132,20 +148,33 @@ def test_what_is_not_learned_is_only_calibrated(tiny_data, tiny_config, tmp_path
     assert "reverse" not in read_log(both / "log.csv")[0]
 
 
+def test_by_default_nothing_is_trained(tiny_default_run, tiny_data):
+    names = {path.name for path in tiny_default_run.iterdir()}
+    assert names == {"config.json", "model.safetensors", "support", "support.safetensors"}
+    assert not [name for name in weights(tiny_default_run) if name.startswith("alignment")]
+    detector = Detector.load(tiny_default_run, device="cpu")
+    good, bad = (
+        [detector(path).score for path in sorted((tiny_data / "test" / name).iterdir())] for name in ("good", "hole")
+    )
+    assert min(bad) > detector.threshold
+    assert min(bad) > max(good)
+
+
 @pytest.mark.parametrize(("gigabytes", "on_disk"), [(0.0, False), (5e-4, False), (2.0, True)])
 def test_where_features_are_kept_changes_nothing(tiny_data, tiny_config, tiny_run, tmp_path, gigabytes, on_disk):
     folder = tmp_path / "features" if on_disk else None
     run = train(tiny_data, tmp_path / "run", tiny_config, cache_gb=gigabytes, cache_dir=folder)
     assert_same_weights(run, tiny_run)
+    assert load_trained(run).calibration == load_trained(tiny_run).calibration
     assert folder is None or not list(folder.iterdir())
 
 
 def test_frozen_features_are_computed_once(tiny_data, tiny_config, tmp_path, monkeypatch):
-    """However many epochs, the teacher sees every image once, and those for the thresholds twice more."""
+    """However many epochs, the teacher sees every image once."""
     original, seen = Teacher.raw, []
     monkeypatch.setattr(Teacher, "raw", lambda self, images: seen.append(len(images)) or original(self, images))
     train(tiny_data, tmp_path / "run", tiny_config.with_changes(epochs=4))
-    assert sum(seen) == 8 + 3 * 2
+    assert sum(seen) == 8 + 2
 
 
 def test_training_ends_where_the_held_out_loss_rests(tiny_data, tiny_config, tmp_path, caplog):

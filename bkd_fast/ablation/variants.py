@@ -45,8 +45,10 @@ _PLAIN = {YES: "yes", NO: "no"}
 def table_variants(number: int, base: BKDConfig) -> list[Variant]:
     """The rows of the paper's Table 2 (shots), 4 (augmentation, memory, DCN) or 5 (transformations).
 
-    Where ``base`` looks its supports up (``support_draw="nearest"``) they are not augmented: Table 4 then has no column
-    for it, and a pure warp as a third kind of alignment; Table 5 cannot be had.
+    Where ``base`` looks its supports up (``support_draw="nearest"``) they are matched before they are aligned, and not
+    augmented: Table 4 then has no column for it, and a pure warp as a third kind of alignment, which refines the match;
+    Table 5 cannot be had. Without a memory the student rebuilds the query from the teacher's own features; where
+    ``base`` has none, the memory is the whole reverse branch, which is then off.
 
     Raises:
         BKDError: no such table; Table 5 of supports that are looked up; a base without forward branch.
@@ -64,7 +66,9 @@ def table_variants(number: int, base: BKDConfig) -> list[Variant]:
                 "use --preset paper, or --set support_draw=query shot_aggregation=mean"
             )
         bare = Variant({"augmentation": "none, no DCN"}, base.with_changes(alignment_kernel="none"))
-        rest = [Variant({"augmentation": name}, base.with_changes(support_augmentation=name)) for name in TABLE_5]
+        # What is augmented is what an alignment learns from.
+        aligned = base.with_changes(alignment_kernel="full") if base.alignment_kernel == "none" else base
+        rest = [Variant({"augmentation": name}, aligned.with_changes(support_augmentation=name)) for name in TABLE_5]
         return [bare, *rest]
     if base.looks_up:
         return [
@@ -111,12 +115,13 @@ def grid_variants(fields: Mapping[str, Sequence[Any]], base: BKDConfig) -> list[
 def _parts(base: BKDConfig, memory: str, alignment: str) -> BKDConfig:
     """``base`` with or without memory, and with one kind of alignment."""
     config = base.with_changes(alignment_kernel=ALIGNMENTS[alignment])
-    if memory == NO:
-        # Something has to rebuild the query: without a memory it is the student, from the teacher's own features.
-        config = config.with_changes(memory_items=0, student=True, student_correction=False)
-    elif not config.memory_items:
-        raise BKDError("table 4 varies the memory, and memory_items is 0 in this configuration")
-    return config
+    if not (config.reverse_branch and config.memory_items):
+        raise BKDError("table 4 varies the memory, and there is none: set memory_items and reverse_branch")
+    if memory == YES:
+        return config
+    if config.student:
+        return config.with_changes(memory_items=0, student_correction=False)
+    return config.with_changes(reverse_branch=False)
 
 
 def _augmentation(base: BKDConfig) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bkd_fast.benchmark.harness import Case, on_backends
 from bkd_fast.config import BKDConfig
+from bkd_fast.decisions import NormalScores
 from bkd_fast.detector import Detector
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import calibrate
@@ -23,14 +24,15 @@ from bkd_fast.training_step import TrainingStep, make_optimizer, train_step
 
 TRAINING, INFERENCE = "training_step", "inference"
 TEACHERS = {"Lite0": "tf_efficientnet_lite0", "ResNet18": "resnet18", "WRN50": "wide_resnet50_2"}
-# What aligns: a deformable convolution of each query's own support; the gather of one support that all queries share,
-# and a student decoder; the deformable convolution again, since the paper draws other supports for every query.
+# What is trained; by default nothing is. What aligns: a deformable convolution of each query's own matched support; the
+# gather of one support that all queries share, and a student decoder; the deformable convolution again, since the paper
+# draws other supports for every query.
 DRAWN: dict[str, Any] = {"support_draw": "step", "shots": 2, "shot_aggregation": "mean"}
+STUDENT: dict[str, Any] = {"levels": "separate", "student": True, "memory_learned": True, "memory_read": "attention"}
+MATCHED = "refined match"
 CONFIGS = {
-    # Random features are much alike: at the default temperature a query would be read from hundreds of items, and of
-    # trained runs it is 17, 9 and 116 (Lite0 on MTD). Here it is 12 to 50, 4 to 21 and 1 to 4.
-    "default": BKDConfig(memory_temperature=0.005),
-    "shared support, student": BKDConfig(**DRAWN, student=True, memory_learned=True),
+    MATCHED: BKDConfig(alignment_kernel="full"),
+    "shared support, student": BKDConfig(alignment_kernel="full", **DRAWN, **STUDENT),
     "paper": BKDConfig.preset("paper"),
 }
 
@@ -92,7 +94,7 @@ def inference(label: str, device: str = "cpu", changes: Mapping[str, Any] | None
     """One image through :meth:`bkd_fast.Detector.score`; the support is prepared, as it is in use."""
     detector, images = random_detector(label, device, changes)
     own = on_backends(OPERATORS, device, lambda: detector.score(images))
-    # At so low a temperature the memory's choice hangs on last digits.
+    # Random features are much alike: which supports and items are nearest hangs on last digits.
     return Case(INFERENCE, f"{label} N=1 default", "forward", own, tolerance=2e-2, inputs=(images,), device=device)
 
 
@@ -100,15 +102,24 @@ def random_detector(
     label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[Detector, Tensor]:
     """A detector (with its ``options``) of random weights, and an image (1, 3, H, W); the same in every call."""
-    config = _config(label, CONFIGS["default"], changes)
+    config = _config(label, BKDConfig(), changes)
     model, images = random_model(config, 1, device)
-    calibration = Calibration(1.0, 1.0, 0.5, model.map_scale, model.map_exponent)
     support = model.support_levels(_images(4, config).to(device))
     if config.looks_up:
         # As many as are kept of a large training set; what they are does not matter for how long a query takes.
         support = [level.half().repeat(1, config.support_pool // 4, 1, 1, 1) for level in support]
-    trained = Trained(Path(), config, calibration, DataSource("", ""), model, support, images.cpu())
-    return Detector(trained, device, **options), images
+    return Detector(untrained(model, support, images[:1].cpu()), device, **options), images
+
+
+def untrained(model: BKD, support: list[Tensor], sample: Tensor) -> Trained:
+    """Return a model as if read from a run, for a :class:`bkd_fast.Detector`; its thresholds mean nothing.
+
+    Args:
+        support: the teacher's levels (1, k, C_l, H_l, W_l) of the support images.
+        sample: one of them, (1, 3, H, W) in [0, 1].
+    """
+    calibration = Calibration.of(model, NormalScores("validation", [1.0], [1.0]), 0.5, model.config.false_alarms)
+    return Trained(Path(), model.config, calibration, DataSource("", ""), model, support, sample)
 
 
 def trainings(

@@ -10,7 +10,7 @@ import torch
 
 from bkd_fast.benchmark import operators
 from bkd_fast.benchmark.harness import Case, Row, measure, provider
-from bkd_fast.benchmark.model import INFERENCE, TRAINING, inference, trainings
+from bkd_fast.benchmark.model import INFERENCE, MATCHED, TRAINING, inference, trainings
 from bkd_fast.benchmark.results import versions, write
 from bkd_fast.errors import BKDError
 from bkd_fast.ops.backend import BACKENDS, available
@@ -80,7 +80,7 @@ def _check(device: str, threads: int | None, only: Sequence[str] | None, seconds
 def _cases(device: str, only: Sequence[str] | None) -> Iterator[Case]:
     yield from operators.cases(operators.SHORT, device, only)
     if only is None or TRAINING in only:
-        for training in trainings(["Lite0"], ["default"], device=device):
+        for training in trainings(["Lite0"], [MATCHED], device=device):
             yield training.case()
     if only is None or INFERENCE in only:
         yield inference("Lite0", device)

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from bkd_fast.data.image import ImageError, image_files, load_image, load_mask, to_tensor
 from bkd_fast.errors import BKDError
+from bkd_fast.tiling import Tile, overlap_of, places
 
 log = logging.getLogger("bkd_fast")
 GOOD = "good"
@@ -44,16 +46,46 @@ class Category:
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images as network input: (3, H, W) float32 in [0, 1] and the sample's index."""
+    """Images, or their tiles, as network input: (3, H, W) float32 in [0, 1] and the index.
 
-    def __init__(self, samples: Sequence[Sample], size: tuple[int, int]) -> None:
-        self.samples, self.size = list(samples), size
+    Args:
+        samples: the images.
+        size: (H, W) that images or tiles are resized to.
+        tile: side of square tiles that cover each image, in its pixels; 0: images are taken whole.
+
+    Attributes:
+        image_of: per item the index of its sample.
+
+    Raises:
+        BKDError: an image that is smaller than a tile, or cannot be decoded.
+    """
+
+    def __init__(self, samples: Sequence[Sample], size: tuple[int, int], tile: int = 0) -> None:
+        self.samples, self.size, self.tile = list(samples), size, tile
+        self.image_of, self.places = list(range(len(self.samples))), [Tile(0, 0)] * len(self.samples)
+        if tile:
+            cut = [places(_size(sample), (tile, tile), overlap_of(tile)) for sample in self.samples]
+            self.image_of = [index for index, tiles in enumerate(cut) for _ in tiles]
+            self.places = [place for tiles in cut for place in tiles]
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.image_of)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return to_tensor(load_image(self.samples[index].path), self.size), index
+        return to_tensor(self.array(index), self.size), index
+
+    def array(self, index: int) -> np.ndarray:
+        """Return the image or tile at its own size, (H, W, 3) uint8."""
+        image = load_image(self.samples[self.image_of[index]].path)
+        if not self.tile:
+            return image
+        top, left = self.places[index]
+        return np.ascontiguousarray(image[top : top + self.tile, left : left + self.tile])
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    height, width = load_image(sample.path).shape[:2]
+    return height, width
 
 
 def find_categories(
@@ -116,9 +148,9 @@ def check_samples(samples: Sequence[Sample], *, skip_unreadable: bool = False) -
 
 
 def split_normals(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Divides normal images at random, the same for a seed: those to train on, and those held out for thresholds.
+    """Divide normal images at random, the same for a seed: those to train on, and those kept for validation.
 
-    At least one is held out.
+    At least one is kept.
 
     Raises:
         BKDError: fewer than two images.

@@ -1,12 +1,15 @@
 """BKD as an anomalib model: trained by its ``Engine``, with its data modules, metrics, visualiser and command line.
 
-Needs the extra ``anomalib``. ``Engine(max_epochs=40).train(model=Bkd(teacher="tf_efficientnet_lite0"),
-datamodule=Folder(…))``, or ``anomalib train --model bkd_fast.integrations.anomalib.Bkd --data …``.
+Needs the extra ``anomalib``. ``Engine(max_epochs=1).train(model=Bkd(teacher="tf_efficientnet_lite0"),
+datamodule=Folder(…))``, which is enough where nothing is learned (as by default), or
+``anomalib train --model bkd_fast.integrations.anomalib.Bkd --data …``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,10 @@ from bkd_fast.config import BKDConfig
 from bkd_fast.data import draw_support
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
-from bkd_fast.model.bkd import Prepared
-from bkd_fast.model.calibration import balance_maps, learn_normal
+from bkd_fast.model.bkd import Exclude, Prepared
+from bkd_fast.model.calibration import learn_normal
 from bkd_fast.run import load_trained
+from bkd_fast.thresholds import measure_normals
 from bkd_fast.training_step import TrainingStep, make_optimizer
 
 
@@ -37,15 +41,13 @@ class BkdModel(nn.Module):
     def __init__(self, config: BKDConfig, *, load_teacher: bool = True) -> None:
         super().__init__()
         self.network = BKD(config, load_teacher=load_teacher)
-        self.support: list[Tensor] = []  # per forward level (1, P, C, H, W), float16
+        self.support: list[Tensor] = []  # per level (1, P, C, H, W), float16
         self._prepared: tuple[torch.device, Prepared] | None = None
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """(N, 3, H, W) in [0, 1], of the network's size -> raw scores (N, 1) and anomaly maps (N, 1, H, W)."""
-        network = self.network
-        result = network.distill(network.teacher(images), self.prepared(images.device))
-        maps = network.anomaly_map(result, network.config.image_size)
-        return InferenceBatch(pred_score=network.image_score(maps).unsqueeze(1), anomaly_map=maps.unsqueeze(1))
+        scores, maps = self.network.judge(images, self.prepared(images.device))
+        return InferenceBatch(pred_score=scores.unsqueeze(1), anomaly_map=maps.unsqueeze(1))
 
     def set_support(self, levels: list[Tensor]) -> None:
         """Teacher levels (1, P, C, H, W) of the support, which is looked up from or shared."""
@@ -60,27 +62,46 @@ class BkdModel(nn.Module):
         return self._prepared[1]
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Support and balance of the maps, which are neither parameters nor buffers."""
+        """Support and scales of maps and scores, which are neither parameters nor buffers."""
         network = self.network
-        return {"support": self.support, "map_scale": network.map_scale, "map_exponent": network.map_exponent}
+        return {"support": self.support, "map_scale": network.map_scale, "score_scale": network.score_scale}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`get_extra_state`."""
         self.set_support(state["support"])
-        self.network.map_scale, self.network.map_exponent = state["map_scale"], state["map_exponent"]
+        self.network.map_scale, self.network.score_scale = state["map_scale"], state["score_scale"]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Images of the data module by their place in it, as :func:`bkd_fast.thresholds.measure_normals` reads them."""
+
+    places: Sequence[int]
+    levels_of: Callable[[int], list[Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def image_of(self) -> Sequence[int]:
+        return range(len(self.places))
+
+    def levels(self, indices: Sequence[int]) -> list[Tensor]:
+        rows = [self.levels_of(self.places[index]) for index in indices]
+        return [torch.cat(level) for level in zip(*rows, strict=True)]
 
 
 class Bkd(AnomalibModule):
     """BKD for anomalib.
 
-    A tenth of the data module's training images (``holdout``) is not learned from: the maps are balanced on them.
+    A tenth of the data module's training images (``holdout``) is not learned from: maps and scores are scaled by them.
     Support and memory come from the others. Augmentations of the data module apply where images are learned from.
 
     Args:
         teacher: any timm CNN (see :class:`bkd_fast.BKDConfig`).
         preset: ``default``, ``paper`` or ``rd4ad``.
         settings: any other field of :class:`bkd_fast.BKDConfig`; ``epochs`` and ``batch_size`` are the Engine's and the
-            data module's, ``threshold_quantile`` the post-processor's.
+            data module's, and the thresholds the post-processor's (``false_alarms`` is not asked).
         run: a run folder that bkd_fast trained; the arguments before are then not needed, and nothing is left to train.
         pre_processor, post_processor, evaluator, visualizer: anomalib's; the default pre-processor resizes to
             ``image_size`` and does not normalise, which the teacher does.
@@ -120,10 +141,11 @@ class Bkd(AnomalibModule):
         self.steps = TrainingStep(self.model.network)
         self.place: dict[str, int] = {}  # of a training image in the support pool
         self.held_out: set[str] = set()
+        self.calibrated = False
 
     def on_fit_start(self) -> None:
         """Statistics, memory and support, from the training images as they are."""
-        if self.model.support or self._calibrated():
+        if self.model.support or self._learned():
             return
         paths = self._training_paths()
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -140,7 +162,7 @@ class Bkd(AnomalibModule):
             self.place = {paths[kept[index]]: place for place, index in enumerate(chosen)}
         else:
             chosen = draw_support(len(kept), min(self.config.shots, len(kept)), generator)
-        support = [network.teacher(self._image(kept[index]))[network.first :] for index in chosen]
+        support = [network.teacher(self._image(kept[index])) for index in chosen]
         self.model.set_support([torch.cat(level).unsqueeze(0) for level in zip(*support, strict=True)])
 
     def configure_optimizers(self) -> Any:
@@ -165,8 +187,7 @@ class Bkd(AnomalibModule):
         if not rows or not self.steps.branches:
             return None
         query = self.model.network.teacher(batch.image[rows])
-        exclude = torch.tensor([self.place.get(paths[row], -1) for row in rows], device=self.device)
-        losses, _ = self.steps(query, self._prepared(), exclude if self.place else None)
+        losses, _ = self.steps(query, self._prepared(), self._exclude([paths[row] for row in rows]))
         for name, loss in losses.items():
             self.log(f"train_{name}_loss", loss.item(), on_epoch=True, prog_bar=name == "total", batch_size=len(rows))
         return {"loss": losses["total"]}
@@ -183,12 +204,12 @@ class Bkd(AnomalibModule):
         self.place, self.held_out = images["place"], set(images["held_out"])
 
     def on_validation_start(self) -> None:
-        """Balances the maps with the weights of now; anomalib finds its thresholds in the validation that follows."""
-        self._balance()
+        """Scales of the weights of now; anomalib finds its thresholds in the validation that follows."""
+        self._calibrate()
 
     def on_train_end(self) -> None:
-        """Balances the maps, where there was no validation."""
-        self._balance()
+        """The same, where there was no validation."""
+        self._calibrate()
 
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Any:
         """Scores and maps of a batch."""
@@ -210,18 +231,36 @@ class Bkd(AnomalibModule):
             return self.model.prepared(self.device)
         return [level.to(self.device).float() for level in self.model.support]
 
+    def _exclude(self, paths: Sequence[str]) -> Exclude | None:
+        """A training image is not its own support."""
+        if not self.place:
+            return None
+        place = torch.tensor([self.place.get(path, -1) for path in paths], device=self.device)
+        return Exclude(place.unsqueeze(1) == torch.arange(len(self.place), device=self.device), None)
+
     @torch.no_grad()
-    def _balance(self) -> None:
-        if self.config.fusion != "geometric" or not self.held_out:
+    def _calibrate(self) -> None:
+        """Scales of maps and scores, as training finds them; once, where nothing is learned."""
+        if not self.held_out or (self.calibrated and not self.steps.branches):
             return
         was_training = self.model.training
         self.model.eval()
         self.model._prepared = None
-        places = [index for index, path in enumerate(self._training_paths()) if path in self.held_out]
-        balance_maps(self.model.network, map(self._image, places), self.model.prepared(self.device))
+        paths = self._training_paths()
+        held = [index for index, path in enumerate(paths) if path in self.held_out]
+        kept = [index for index, path in enumerate(paths) if path not in self.held_out]
+        # Places in the support pool are in the order of the images.
+        pool = [row for row, index in enumerate(kept) if paths[index] in self.place]
+        network = self.model.network
+
+        def levels(index: int) -> list[Tensor]:
+            return network.teacher(self._image(index))
+
+        measure_normals(network, self.model.prepared(self.device), _Seen(kept, levels), _Seen(held, levels), pool)
+        self.calibrated = True
         self.model.train(was_training)
 
-    def _calibrated(self) -> bool:
+    def _learned(self) -> bool:
         """Whether statistics were set already, by a run or a checkpoint, in a model without support."""
         return not self.config.forward_branch and bool(self.model.network.teacher.get_buffer("mean_1").any())
 

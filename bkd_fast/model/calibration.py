@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from bkd_fast.model.bkd import BKD, Prepared
+from bkd_fast.model.bkd import BKD, Distillation
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.retrieval import describe, shrink
 
-CANDIDATES = 100_000  # features a level that the coreset is chosen from
+CANDIDATES = 200_000  # features that a memory's coreset is chosen from
 PROJECTED = 64  # dimensions that distances are compared in
 
 
@@ -19,7 +19,7 @@ PROJECTED = 64  # dimensions that distances are compared in
 def learn_normal(
     model: BKD, levels: Iterable[list[Tensor]], count: int, generator: torch.Generator | None
 ) -> list[int]:
-    """What is learned in one pass over the normal images, before any training.
+    """Learn what one pass over the normal images tells, before any training.
 
     Args:
         levels: raw teacher levels (1, C_l, H_l, W_l) of each image, in order; used up.
@@ -44,52 +44,84 @@ def learn_normal(
         pass
     if not model.config.looks_up:
         return []
-    deepest = (model.teacher.standardized(level, len(model.teacher.channels)) for level in shrunk)
-    return choose_pool(deepest, model.config.support_pool)
+    # The mean of standardised features is the standardised mean.
+    deepest = len(model.teacher.channels)
+    mean, std = (model.teacher.get_buffer(f"{name}_{deepest}") for name in ("mean", "std"))
+    return choose_pool(((level - mean) / std for level in shrunk), model.config.support_pool)
 
 
 @torch.no_grad()
 def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator: torch.Generator) -> None:
-    """Sets the scale of the teacher's channels and the memory's first items, as the configuration asks.
+    """Set the teacher's statistics and the memory's first items, as the configuration asks.
 
     Args:
         batches: raw teacher levels (N, C_l, H_l, W_l) of normal images, each once.
         count: how many images there are in all.
         generator: on the CPU; draws the candidate features.
     """
-    config = model.config
+    config, teacher = model.config, model.teacher
     coreset = config.reverse_branch and config.memory_items > 0 and config.memory_init == "coreset"
-    if not (config.standardize or coreset):
+    if config.scale == "none" and not coreset:
         return
-    levels = len(model.teacher.channels)
-    sums = [torch.zeros(2, width, dtype=torch.float64) for width in model.teacher.channels]
-    pixels = [0] * levels
-    candidates: list[list[Tensor]] = [[] for _ in range(levels)]
-    for features_of_levels in batches:
-        for level, features in enumerate(features_of_levels):
-            rows = features.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
-            wide = rows.double().flatten(0, 1)
+    sums = [torch.zeros(2, width, dtype=torch.float64) for width in teacher.channels]
+    pixels = [0] * len(sums)
+    candidates: list[list[Tensor]] = []  # per image the rows of every view
+    origins: list[int] = []
+    seen = 0
+    for levels in batches:
+        for level, features in enumerate(levels):
+            wide = features.permute(0, 2, 3, 1).flatten(0, 2).double()
             sums[level] += torch.stack([wide.sum(0), wide.square().sum(0)]).cpu()
             pixels[level] += wide.shape[0]
-            share = min(rows.shape[1], -(-CANDIDATES // count))
-            for image in rows if coreset else ():
-                chosen = torch.randperm(image.shape[0], generator=generator)[:share]
-                candidates[level].append(image[chosen.to(image.device)])
-    for level in range(levels):
-        mean, square = (sums[level] / pixels[level]).unbind()
-        deviation = (square - mean.square()).clamp_min(0).sqrt()
-        if config.standardize:
-            model.teacher.set_statistics(level + 1, mean.float(), deviation.float())
         if coreset:
-            features = torch.cat(candidates[level])
-            if config.standardize:
-                features = model.teacher.standardized(features[:, :, None, None], level + 1).flatten(1)
-            memory = model.memories[level]
-            assert isinstance(memory, SparseMemory)
-            items = memory.items
-            chosen = greedy_coreset(features, items.shape[0])
-            # With fewer features than items the remaining items keep their random start.
-            items[: len(chosen)] = features[chosen]
+            for index in range(len(levels[0])):
+                views = model.views([level[index : index + 1] for level in levels])[-len(model.memories) :]
+                candidates.append([_drawn(view, -(-CANDIDATES // count), generator) for view in views])
+                origins.append(seen + index)
+        seen += len(levels[0])
+    for level, total in enumerate(sums, start=1):
+        mean, square = (total / pixels[level - 1]).unbind()
+        std = (square - mean.square()).clamp_min(0).sqrt()
+        if config.scale != "none":
+            teacher.set_statistics(level, mean.float(), std.float() if config.scale == "channel" else _shared(std))
+    if not coreset:
+        return
+    shift, scale = _statistics(model)
+    for index, memory in enumerate(model.memories):
+        assert isinstance(memory, SparseMemory)
+        rows = torch.cat([image[index] for image in candidates])
+        rows = (rows - shift[index].to(rows.device)) / scale[index].to(rows.device)
+        origin = torch.tensor(origins).repeat_interleave(torch.tensor([len(image[index]) for image in candidates]))
+        chosen = greedy_coreset(rows, memory.items.shape[0])
+        # With fewer features than items the remaining items keep their random start.
+        memory.items[: len(chosen)] = rows[chosen]
+        memory.get_buffer("origin")[: len(chosen)] = origin.to(chosen.device)[chosen]
+
+
+def _drawn(view: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """At most ``most`` of the features of a view (1, C, H, W), as rows."""
+    rows = view[0].flatten(1).T
+    chosen = torch.randperm(len(rows), generator=generator)[:most]
+    return rows[chosen.to(rows.device)].half()
+
+
+def _shared(std: Tensor) -> Tensor:
+    """One std for all channels: the root of their mean square."""
+    return std.square().mean().sqrt().float().expand(len(std))
+
+
+def _statistics(model: BKD) -> tuple[list[Tensor], list[Tensor]]:
+    """Mean and std (C,) of the features that each memory holds: views are linear in the levels."""
+    levels = range(1, len(model.teacher.channels) + 1)
+    means = [model.teacher.get_buffer(f"mean_{level}") for level in levels]
+    stds = [model.teacher.get_buffer(f"std_{level}") for level in levels]
+    count = len(model.memories)
+    # A constant image of the smallest size that all levels have.
+    grid = [2 ** (len(means) - 1 - index) for index in range(len(means))]
+    shift = model.views([mean.expand(-1, -1, side, side) for mean, side in zip(means, grid, strict=True)])[-count:]
+    if model.config.levels == "separate":
+        return [view[0, :, 0, 0] for view in shift], [std.flatten() for std in stds]
+    return [view[0, :, 0, 0] for view in shift], [torch.cat([std.flatten() for std in stds])]
 
 
 def greedy_coreset(features: Tensor, count: int) -> Tensor:
@@ -123,36 +155,16 @@ def greedy_coreset(features: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def balance_maps(model: BKD, batches: Iterable[Tensor], prepared: Prepared) -> None:
-    """Sets ``model.map_scale`` and ``model.map_exponent`` from normal images that were not trained on.
-
-    The smoothed distances of each branch and level, of which the map takes the geometric mean, are divided by their own
-    geometric mean and raised to the share of the level that their branch deserves: as its precision there, one over
-    the squared mean distance from normal features, is to the other branch's. Supports come close where parts lie alike,
-    the memory where surfaces do.
-
-    Args:
-        batches: normal images (N, 3, H, W) on the model's device.
-    """
-    sums = {branch: torch.zeros(2, len(scales), dtype=torch.float64) for branch, scales in model.map_scale.items()}
-    pixels = 0
-    for images in batches:
-        found = model.level_maps(model.distill(model.teacher(images), prepared), model.config.image_size)
-        pixels += next(iter(found.values()))[0].numel()
+def scale_maps(model: BKD, results: Iterable[Distillation]) -> None:
+    """Set ``model.map_scale``, the mean distance of each branch and view, from normal images not trained on."""
+    sums = {branch: torch.zeros(len(scales), dtype=torch.float64) for branch, scales in model.map_scale.items()}
+    images = 0
+    for result in results:
+        found = model.level_maps(result, model.config.image_size)
+        images += len(result.teacher[0])
         for branch, maps in found.items():
-            for level, distance in enumerate(maps):
-                logarithm = distance.double().clamp_min(1e-6).log()
-                sums[branch][:, level] += torch.stack([logarithm.sum(), distance.double().sum()]).cpu()
-    precision = {branch: (pixels / total[1].clamp_min(1e-12)).square() for branch, total in sums.items()}
-    shared = -min(len(levels) for levels in precision.values())
-    together = torch.stack([levels[shared:] for levels in precision.values()]).sum(0)
-    for branch, (logarithms, _) in sums.items():
-        share = precision[branch][shared:] / together
-        # A level that the other branch leaves out counts as much as the levels they share do in the mean.
-        alone = share.mean().expand(len(logarithms) + shared)
-        share = torch.cat([alone, share])
-        model.map_scale[branch] = (logarithms / pixels).exp().tolist()
-        model.map_exponent[branch] = share.tolist()
+            sums[branch] += torch.stack([level.double().mean((1, 2)).sum().cpu() for level in maps])
+    model.map_scale = {branch: (total / images).clamp_min(1e-12).tolist() for branch, total in sums.items()}
 
 
 @torch.no_grad()

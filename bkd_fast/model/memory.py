@@ -6,39 +6,67 @@ import torch
 from torch import Tensor, nn
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.model.lifting import lifted
+from bkd_fast.model.regression import regression_weights
 from bkd_fast.ops import sparse_memory_attention
 from bkd_fast.ops.reference.memory_attention import memory_attention_weights
 
 
 class SparseMemory(nn.Module):
-    """I items of C channels; a feature is replaced by its sparse, attention-weighted sum of items.
+    """I items of C channels; a feature is replaced by a sparse combination of items.
+
+    ``memory_read="neighbors"``: the least-squares combination of the few items that are nearest in squared distance.
+    ``"attention"``: the sum of items weighted by a softmax of cosines, small weights pruned (Eq. 7-10).
 
     The items are parameters, drawn from U(-1/sqrt(C), 1/sqrt(C)) (MemAE) until
-    :func:`bkd_fast.model.calibration.calibrate` puts normal features in.
+    :func:`bkd_fast.model.calibration.calibrate` puts normal features in. ``origin`` (I,) int64 then says which training
+    image each comes from (-1: none).
     """
 
     def __init__(self, channels: int, config: BKDConfig) -> None:
         super().__init__()
+        self.read, self.neighbors = config.memory_read, min(config.memory_neighbors, config.memory_items)
         self.threshold = config.memory_threshold
         self.temperature = config.memory_temperature
         self.renormalize = config.memory_renormalize
-        self.lift = config.lift
         bound = channels**-0.5
         items = torch.empty(config.memory_items, channels).uniform_(-bound, bound)
         self.items = nn.Parameter(items, requires_grad=config.memory_learned)
+        self.register_buffer("origin", torch.full((config.memory_items,), -1))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """z of shape (N, C, H, W) -> z' of the same shape."""
-        query, items = self._compared(features)
-        read = sparse_memory_attention(query, items, self.threshold, self.temperature, self.renormalize)
-        return read.permute(0, 3, 1, 2)[:, : features.shape[1]]
+    def forward(self, features: Tensor, exclude: Tensor | None = None) -> Tensor:
+        """Return z' of the shape of z = ``features`` (N, C, H, W).
+
+        Args:
+            exclude: (N, I) bool, items that a query must not be read from (``"neighbors"`` only).
+        """
+        query = features.permute(0, 2, 3, 1)
+        if self.read == "attention":
+            read = sparse_memory_attention(query, self.items, self.threshold, self.temperature, self.renormalize)
+            return read.permute(0, 3, 1, 2)
+        rows = query.flatten(0, 2)
+        nearest, weights = self._nearest(rows, None if exclude is None else _by_pixel(exclude, features))
+        read = (weights.unsqueeze(1) @ self.items[nearest]).squeeze(1)
+        return read.view(query.shape).permute(0, 3, 1, 2)
 
     def attention(self, features: Tensor) -> Tensor:
-        """The weights (N, H, W, I) of every item in what ``features`` are replaced by (Eq. 9-10), to look at."""
-        query, items = self._compared(features)
-        return memory_attention_weights(query, items, self.threshold, self.temperature, self.renormalize)
+        """Return the weights (N, H, W, I) of every item in what ``features`` are replaced by, to look at."""
+        query = features.permute(0, 2, 3, 1)
+        if self.read == "attention":
+            return memory_attention_weights(query, self.items, self.threshold, self.temperature, self.renormalize)
+        nearest, weights = self._nearest(query.flatten(0, 2), None)
+        dense = torch.zeros(len(nearest), len(self.items), device=weights.device).scatter(1, nearest, weights)
+        return dense.view(*query.shape[:3], -1)
 
-    def _compared(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        (query,), (items,) = lifted([features], self.lift), lifted([self.items[:, :, None, None]], self.lift)
-        return query.permute(0, 2, 3, 1), items.flatten(1)
+    def _nearest(self, rows: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Indices and weights (R, k) of the items that features (R, C) are read from."""
+        # Largest where the squared distance is smallest: the query's own square is the same for all items.
+        similarity = rows @ self.items.T - 0.5 * self.items.square().sum(1)
+        if exclude is not None:
+            similarity = similarity.masked_fill(exclude, -torch.inf)
+        nearest = similarity.topk(self.neighbors, dim=1).indices
+        return nearest, regression_weights(rows, self.items[nearest])
+
+
+def _by_pixel(exclude: Tensor, features: Tensor) -> Tensor:
+    """(N, I) -> (N * H * W, I)."""
+    return exclude.repeat_interleave(features.shape[2] * features.shape[3], 0)

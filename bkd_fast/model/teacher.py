@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 
 import timm
 import torch
@@ -21,11 +22,11 @@ STRIDES = (4, 8, 16)
 class Teacher(nn.Module):
     """Any timm CNN with ``features_only``, frozen, batch normalisation folded, followed by pooling and standardisation.
 
-    ``mean_l`` and ``deviation_l`` (per channel, over the training normals), which level l is brought to zero and one
-    by, are zero and one until :func:`bkd_fast.model.calibration.calibrate` sets them.
+    ``mean_l`` and ``std_l`` (over the training normals), by which level l is standardised, are zero and one until
+    :func:`bkd_fast.model.calibration.calibrate` sets them.
 
     Args:
-        config: ``teacher``, ``weights``, ``margin`` and ``pool`` are read.
+        config: ``teacher``, ``weights``, ``pool`` and ``border`` are read.
         load: False builds the architecture only, for a state dict that is loaded afterwards.
 
     Raises:
@@ -34,13 +35,13 @@ class Teacher(nn.Module):
 
     def __init__(self, config: BKDConfig, *, load: bool = True) -> None:
         super().__init__()
-        self.pool, self.margin = config.pool, config.margin
+        self.pool, self.border = config.pool, config.border
         self.network, self.channels, normalization = _build(config, load=load)
         self.register_buffer("image_mean", torch.tensor(normalization[0]).view(1, 3, 1, 1))
-        self.register_buffer("image_deviation", torch.tensor(normalization[1]).view(1, 3, 1, 1))
+        self.register_buffer("image_std", torch.tensor(normalization[1]).view(1, 3, 1, 1))
         for level, channels in enumerate(self.channels, start=1):
             self.register_buffer(f"mean_{level}", torch.zeros(1, channels, 1, 1))
-            self.register_buffer(f"deviation_{level}", torch.ones(1, channels, 1, 1))
+            self.register_buffer(f"std_{level}", torch.ones(1, channels, 1, 1))
         self.requires_grad_(False)
         self.eval()
 
@@ -55,13 +56,10 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def raw(self, images: Tensor) -> list[Tensor]:
-        """The same before they are standardised."""
-        normalized = (images - self.get_buffer("image_mean")) / self.get_buffer("image_deviation")
-        if self.margin:
-            normalized = F.pad(normalized, (self.margin,) * 4, mode="reflect")
+        """Return the pooled levels before :meth:`standardized`."""
+        normalized = (images - self.get_buffer("image_mean")) / self.get_buffer("image_std")
         levels = self.network(normalized.contiguous(memory_format=torch.channels_last))
-        inner = [self._inner(level, stride, images.shape[-2:]) for level, stride in zip(levels, STRIDES, strict=True)]
-        return [self._pooled(level) for level in inner]
+        return [self._pooled(level) for level in levels]
 
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(C_l, H_l, W_l) of the levels of an image of ``size`` (H, W)."""
@@ -71,27 +69,24 @@ class Teacher(nn.Module):
         ]
 
     def standardized(self, features: Tensor, level: int) -> Tensor:
-        """Features (N, C, H, W) of level 1, 2 or 3 with its mean and deviation taken out."""
-        return (features - self.get_buffer(f"mean_{level}")) / self.get_buffer(f"deviation_{level}")
+        """Return raw features (N, C, H, W) of level 1, 2 or 3 less their mean and over their std."""
+        return (features - self.get_buffer(f"mean_{level}")) / self.get_buffer(f"std_{level}")
 
-    def set_statistics(self, level: int, mean: Tensor, deviation: Tensor) -> None:
-        """Sets what a level is standardised by, from a mean and a deviation of each channel (C,)."""
-        # A channel that is constant on every normal image carries no scale: leave it as it is.
-        usable = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
+    def set_statistics(self, level: int, mean: Tensor, std: Tensor) -> None:
+        """Set what a level is standardised by, from the mean (C,) and the std (C,) of its features."""
+        # What is constant on every normal image carries no scale: leave it as it is.
+        usable = torch.where(std > 1e-6, std, torch.ones_like(std))
         self.get_buffer(f"mean_{level}").copy_(mean.view(1, -1, 1, 1))
-        self.get_buffer(f"deviation_{level}").copy_(usable.view(1, -1, 1, 1))
-
-    def _inner(self, features: Tensor, stride: int, size: torch.Size) -> Tensor:
-        """The level without its margin: the features of the image's own pixels."""
-        start = self.margin // stride
-        rows, columns = (-(-length // stride) for length in size)
-        return features[..., start : start + rows, start : start + columns]
+        self.get_buffer(f"std_{level}").copy_(usable.view(1, -1, 1, 1))
 
     def _pooled(self, features: Tensor) -> Tensor:
         if self.pool == 1:
             return features
-        # Border pixels average the neighbours they have; padding zeros in would make every border look odd.
-        return F.avg_pool2d(features, self.pool, stride=1, padding=self.pool // 2, count_include_pad=False)
+        average = partial(F.avg_pool2d, kernel_size=self.pool, stride=1, padding=self.pool // 2)
+        if self.border in (0, 1):
+            return average(features, count_include_pad=self.border == 1)
+        share = average(torch.ones_like(features[:1, :1]))  # of each neighbourhood that lies inside the image
+        return average(features, count_include_pad=False) * share**self.border
 
 
 def _build(
@@ -117,8 +112,8 @@ def _build(
     network.eval().requires_grad_(False)
     fold_batch_norm(network, torch.rand(1, 3, 64, 64))
     pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    mean, deviation = (pretrained.mean, pretrained.std) if pretrained else ((0.5,) * 3, (0.5,) * 3)
-    return network.to(memory_format=torch.channels_last), tuple(_info(network).channels()), (mean, deviation)
+    mean, std = (pretrained.mean, pretrained.std) if pretrained else ((0.5,) * 3, (0.5,) * 3)
+    return network.to(memory_format=torch.channels_last), tuple(_info(network).channels()), (mean, std)
 
 
 def _info(network: nn.Module) -> FeatureInfo:

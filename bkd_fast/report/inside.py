@@ -1,4 +1,4 @@
-"""A picture of what happens inside a model: distances of every level, offsets, aligned support and memory."""
+"""A picture of what happens inside a model: distances of every view, offsets, aligned support and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tile = tuple[Image.Image, str]
 def render_inside(image: np.ndarray, explanation: Explanation) -> np.ndarray:
     """Draws a row of tiles for each part that the model has.
 
-    The rows: the image and the distances of every branch and level; the offsets as arrows, and the distance of the
+    The rows: the image and the distances of every branch and view; the offsets as arrows, and the distance of the
     support before and after alignment; the memory items that each feature is read from: which counts most (a colour
     an item), and how many there are.
 

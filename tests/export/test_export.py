@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bkd_fast.benchmark.model import random_model
+from bkd_fast.benchmark.model import random_model, untrained
 from bkd_fast.cli import main
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import load_image, to_tensor
@@ -16,7 +16,6 @@ from bkd_fast.errors import BKDError
 from bkd_fast.export import export
 from bkd_fast.export.formats import read, write
 from bkd_fast.export.graph import program
-from bkd_fast.run import Calibration, DataSource, Trained
 
 FORMATS = ["pt2", "onnx", "openvino", pytest.param("aoti", marks=pytest.mark.slow)]
 
@@ -33,13 +32,13 @@ def agrees(run, data, format, path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_run, tiny_data, tmp_path, capsys):
+def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_default_run, tiny_data, tmp_path, capsys):
     suffix = {"openvino": "xml", "onnx": "onnx"}.get(format, "pt2")
     path = tmp_path / "exported" / f"parts.{suffix}"
-    assert main(["export", str(tiny_run), "--format", format, "--out", str(path)]) == 0
+    assert main(["export", str(tiny_default_run), "--format", format, "--out", str(path)]) == 0
     assert "differs by" in capsys.readouterr().out
-    agrees(tiny_run, tiny_data, format, path)
-    detector = Detector.load(tiny_run)
+    agrees(tiny_default_run, tiny_data, format, path)
+    detector = Detector.load(tiny_default_run)
     described = json.loads(path.with_suffix(".json").read_text())
     assert (described["threshold"], described["pixel_threshold"]) == (detector.threshold, detector.pixel_threshold)
     assert described["input"]["images"] == ["N", 3, *detector.config.image_size]
@@ -48,20 +47,51 @@ def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_run
 
 
 # What the default model has not, of each part of the network, and whether DeformConv has to do with it.
+FULL = {"alignment_kernel": "full"}
 CHANGES = {
     "masks, the closest of drawn shots, odd sizes": (
-        {"modulated": True, "support_draw": "step", "shot_aggregation": "min", "image_size": (80, 72)},
+        {**FULL, "modulated": True, "support_draw": "step", "shot_aggregation": "min", "image_size": (80, 72)},
         True,
     ),
-    "shots that are looked up and averaged": ({"shots": 2, "shot_aggregation": "mean"}, True),
+    "the closest of shots that are looked up, refined; cosines; memory by attention": (
+        {
+            **FULL,
+            "shots": 3,
+            "shot_aggregation": "min",
+            "distance": "cosine",
+            "memory_read": "attention",
+            "image_weight": 0.0,
+            "top_fraction": 0.0,
+        },
+        True,
+    ),
+    "matched in a wide window, odd sizes": (
+        {"match_radius": 3, "match_neighbors": 2, "memory_neighbors": 3, "image_size": (72, 50)},
+        False,
+    ),
+    "one shot and one item, level by level, every channel by itself": (
+        {"shots": 1, "memory_neighbors": 1, "border": 0.5, "levels": "separate", "scale": "channel"},
+        False,
+    ),
+    "a student behind a match that is refined": (
+        {**FULL, "levels": "separate", "student": True, "memory_learned": True, "memory_read": "attention"},
+        True,
+    ),
     "pure warp of drawn supports": (
         {"alignment_kernel": "identity", "support_draw": "step", "shot_aggregation": "mean"},
         True,
     ),
-    "no alignment": ({"alignment_kernel": "none"}, False),
+    "forward branch alone": ({"reverse_branch": False}, False),
+    "reverse branch alone": ({"forward_branch": False}, False),
     "as printed": (BKDConfig.preset("paper").to_dict(), False),
     "reverse branch alone, no memory": (
-        {"forward_branch": False, "memory_items": 0, "student": True, "student_correction": False},
+        {
+            "forward_branch": False,
+            "memory_items": 0,
+            "student": True,
+            "student_correction": False,
+            "levels": "separate",
+        },
         False,
     ),
 }
@@ -75,10 +105,8 @@ def test_other_models_can_be_exported(name, tmp_path):
     printed = small if name == "as printed" else {}
     config = BKDConfig().with_changes(**{**small, **changes, **printed})
     model, batch = random_model(config, 3, "cpu")
-    calibration = Calibration(1.0, 1.0, 0.5, model.map_scale, model.map_exponent)
     support = model.support_levels(torch.rand(4, 3, *config.image_size))
-    trained = Trained(tmp_path, config, calibration, DataSource("", ""), model, support, batch[:1])
-    detector = Detector(trained, "cpu", pack=False)
+    detector = Detector(untrained(model, support, batch[:1]), "cpu", pack=False)
     batch = 0.9 * batch.flip(-1)  # not what the memory holds: distances of zero are rounding
     for option in (False, True)[: 1 + deform_conv]:
         path = tmp_path / f"{option}.onnx"
@@ -122,8 +150,9 @@ def test_a_missing_package_is_named(format, package, tiny_run, tmp_path, monkeyp
 
 
 def test_a_file_that_does_not_agree_is_an_error(tiny_run, tmp_path, monkeypatch):
-    from bkd_fast.export import plain
+    from bkd_fast.ops import reference
 
-    monkeypatch.setattr(plain, "attention", lambda query, memory, *_: 1.1 * query)
+    original = reference.cosine_anomaly_map
+    monkeypatch.setattr(reference, "cosine_anomaly_map", lambda *arguments: 1.1 * original(*arguments))
     with pytest.raises(BKDError, match="differs from the detector by .* do not use it"):
         export(tiny_run, "pt2", tmp_path / "model.pt2")

@@ -1,5 +1,6 @@
 """BKD inside anomalib: trained by its Engine, and the same scores as our own detector."""
 
+import copy
 import logging
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from bkd_fast.data import load_image
 from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.integrations.anomalib import Bkd
+from bkd_fast.thresholds import measure_normals
 
 SETTINGS = {"weights": "none", "image_size": [64, 64], "memory_items": 16, "holdout": 0.2}
+LEARNS = {**SETTINGS, "alignment_kernel": "full"}
 
 
 @pytest.fixture(autouse=True)
@@ -54,12 +57,12 @@ def engine(folder, epochs):
     )
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_data, tmp_path_factory):
+@pytest.fixture(scope="module", params=[SETTINGS, LEARNS], ids=["default", "learns"])
+def trained(request, tiny_data, tmp_path_factory):
     """A model that the Engine trained, its Engine and the data."""
     data = folder(tiny_data)
     made = engine(tmp_path_factory.mktemp("anomalib"), 3)
-    model = Bkd(teacher="resnet18", settings=SETTINGS, visualizer=False)
+    model = Bkd(teacher="resnet18", settings=request.param, visualizer=False)
     made.fit(model=model, datamodule=data)
     return model, made, data
 
@@ -69,12 +72,47 @@ def test_the_engine_trains_and_measures(trained):
     model, made, data = trained
     assert len(model.held_out) == 2
     assert len(model.place) == 8
-    assert any(bool(kernel.abs().sum(0).max() != 1) for kernel in model.model.network.alignment.kernels)
+    kernels = model.model.network.alignment.kernels
+    assert len(kernels) == (2 if model.config.alignment_kernel == "full" else 0)
+    # Learned: no longer a copy, which has nothing but zeros and ones.
+    assert all(not bool(((kernel == 0) | (kernel == 1)).all()) for kernel in kernels)
     (figures,) = made.test(model=model, datamodule=data, verbose=False)
     assert 0 <= figures["image_AUROC"] <= 1
     assert figures["pixel_AUROC"] > 0.8  # bright squares
-    forward, reverse = (model.model.network.map_exponent[branch] for branch in ("forward", "reverse"))
-    assert torch.tensor(forward) + torch.tensor(reverse[1:]) == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.slow
+def test_scales_are_those_that_training_finds(trained):
+    """Maps by the images that were held out, scores by all of them, each compared with the others alone."""
+    model, _, data = trained
+    network = copy.deepcopy(model.model.network).eval()
+    paths = [str(path) for path in data.train_data.samples.image_path]
+
+    class Images:
+        def __init__(self, held):
+            self.places = [index for index, path in enumerate(paths) if (path in model.held_out) == held]
+            self.image_of = range(len(self.places))
+
+        def __len__(self):
+            return len(self.places)
+
+        def levels(self, indices):
+            images = [data.train_data[self.places[index]].image for index in indices]
+            return network.teacher(torch.stack([model.pre_processor(image) for image in images]))
+
+    scales = copy.deepcopy((network.map_scale, network.score_scale))
+    network.map_scale, network.score_scale = {"forward": [1.0] * 2, "reverse": [1.0]}, {}
+    with torch.no_grad():
+        prepared = network.prepare([level.float().cpu() for level in model.model.support])
+    measured = measure_normals(network, prepared, Images(False), Images(True), list(range(8)))
+    assert measured.scores.source == "leave-one-out"
+    assert len(measured.scores.scores) == 10
+    for found, expected in zip(scales, (network.map_scale, network.score_scale), strict=True):
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            assert found[name] == pytest.approx(values, rel=1e-3)
+    scores = model.model.eval()(torch.stack([model.pre_processor(data.train_data[0].image)])).pred_score
+    assert torch.isfinite(scores).all()
 
 
 @pytest.mark.slow
@@ -82,6 +120,8 @@ def test_a_checkpoint_judges_as_the_model_did(trained, tiny_data):
     model, made, _ = trained
     again = Bkd.load_from_checkpoint(made.best_model_path or made.trainer.checkpoint_callback.last_model_path)
     assert (again.place, again.held_out) == (model.place, model.held_out)
+    for name in ("map_scale", "score_scale"):
+        assert getattr(again.model.network, name) == getattr(model.model.network, name)
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         expected, found = model.model.eval()(images), again.model.eval()(images)
@@ -90,15 +130,15 @@ def test_a_checkpoint_judges_as_the_model_did(trained, tiny_data):
 
 
 @pytest.mark.slow
-def test_a_run_gets_the_detectors_scores_in_anomalib(tiny_run, data, tmp_path):
-    model = Bkd(run=str(tiny_run), post_processor=False, visualizer=False)
+def test_a_run_gets_the_detectors_scores_in_anomalib(any_run, data, tmp_path):
+    model = Bkd(run=str(any_run), post_processor=False, visualizer=False)
     predictions = engine(tmp_path, 1).predict(model=model, datamodule=data)
-    detector = Detector.load(tiny_run, device="cpu")
+    detector = Detector.load(any_run, device="cpu")
     seen = 0
     for batch in predictions:
         for path, score, anomaly_map in zip(batch.image_path, batch.pred_score, batch.anomaly_map, strict=True):
             expected = detector(path)
-            assert float(score) == pytest.approx(expected.score, rel=1e-3)
+            assert float(score) == pytest.approx(expected.score, rel=1e-3, abs=1e-3)
             own = detector.judge(detector.distill(torch.from_numpy(_network_input(path))))[1][0]
             torch.testing.assert_close(anomaly_map.squeeze(), own, rtol=1e-3, atol=1e-5)
             seen += 1

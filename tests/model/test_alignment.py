@@ -7,7 +7,7 @@ from bkd_fast.model.alignment import AlignmentPyramid, groups_of
 from bkd_fast.ops import modulated_deform_conv2d
 
 CHANNELS = (6, 8, 10)
-DRAWN = {"support_draw": "step", "shot_aggregation": "mean", "offset_depth": 1}
+DRAWN = {"alignment_kernel": "full", "support_draw": "step", "shot_aggregation": "mean", "offset_depth": 1}
 SIZES = ((16, 12), (8, 6), (4, 3))
 
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from bkd_fast.config import BKDConfig
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
+from bkd_fast.model.bkd import BRANCHES, Exclude
 from bkd_fast.model.blocks import ResidualBlock
-from bkd_fast.model.calibration import balance_maps, calibrate, choose_pool, greedy_coreset
-from bkd_fast.model.lifting import lifted
+from bkd_fast.model.calibration import calibrate, choose_pool, greedy_coreset, scale_maps
 
 
 def small(**changes) -> BKDConfig:
@@ -17,10 +17,15 @@ def small(**changes) -> BKDConfig:
     return BKDConfig(**{**values, **changes})
 
 
-@pytest.fixture(scope="module")
-def model() -> BKD:
+REFINED = {"alignment_kernel": "full"}
+STUDENT = {"levels": "separate", "student": True, "memory_learned": True, "memory_read": "attention", **REFINED}
+VARIANTS = {"default": {}, "refined": REFINED, "student": STUDENT}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request) -> BKD:
     torch.manual_seed(0)
-    model = BKD(small())
+    model = BKD(small(**VARIANTS[request.param]))
     for parameter in model.parameters():  # zero-initialised parts would hide mistakes
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, 0, 0.02)
@@ -44,19 +49,26 @@ def test_parameter_counts_are_those_of_reverse_distillation():
 
 @pytest.mark.parametrize("size", [(64, 64), (72, 88), (33, 47)])
 @pytest.mark.parametrize("teacher", ["resnet18", "tf_efficientnet_lite0"])
-def test_any_image_size(size, teacher):
-    model = BKD(small(teacher=teacher, image_size=size)).eval()
+@pytest.mark.parametrize("levels", ["joint", "separate"])
+def test_any_image_size(size, teacher, levels):
+    model = BKD(small(teacher=teacher, image_size=size, levels=levels)).eval()
     with torch.no_grad():
         result = model(torch.rand(2, 3, *size), torch.rand(2, 3, *size))
-        for outputs, count in ((result.aligned, 2), (result.student, 3)):
+        views = 2 if levels == "joint" else 3
+        assert len(result.teacher) == views
+        for outputs, count in ((result.aligned, views), (result.student, 1 if levels == "joint" else 3)):
             assert [level.shape for level in outputs] == [level.shape for level in result.teacher[-count:]]
+        assert result.image.shape == (2,)
         assert model.anomaly_map(result, size).shape == (2, *size)
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "rd4ad"])
-def test_a_training_step_reaches_every_parameter(preset):
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [("default", REFINED), ("default", {"memory_learned": True}), ("default", STUDENT), ("paper", {}), ("rd4ad", {})],
+)
+def test_a_training_step_reaches_every_parameter(preset, changes):
     torch.manual_seed(0)
-    config = BKDConfig.preset(preset, teacher="resnet18", weights="none", image_size=(64, 64))
+    config = BKDConfig.preset(preset, teacher="resnet18", weights="none", image_size=(64, 64), **changes)
     model = BKD(config).train()
     optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
     support = SUPPORT.expand(3, -1, -1, -1, -1) if config.support_draw == "query" else SUPPORT
@@ -69,20 +81,24 @@ def test_a_training_step_reaches_every_parameter(preset):
     assert all(p.grad is None for p in model.teacher.parameters())
 
 
-def test_losses_are_equations_11_and_12(model):
+@pytest.mark.parametrize("distance", ["squared", "cosine"])
+@pytest.mark.parametrize("levels", ["joint", "separate"])
+def test_losses_are_equations_11_and_12(distance, levels):
+    torch.manual_seed(0)
+    weights = {"forward": 0.5, "reverse": 2.0}
+    config = small(distance=distance, levels=levels, forward_weight=0.5, reverse_weight=2.0)
+    model = BKD(config).eval()
     with torch.no_grad():
         result = model(IMAGES, SUPPORT)
         losses = model.losses(result)
     for branch, outputs in (("forward", result.aligned), ("reverse", result.student)):
         expected = torch.zeros(())
-        pairs = zip(
-            *(lifted(levels, model.config.lift) for levels in (result.teacher[-len(outputs) :], outputs)), strict=True
-        )
-        for teacher, output in pairs:
+        for teacher, output in zip(result.teacher[-len(outputs) :], outputs, strict=True):
+            value = F.mse_loss(output, teacher)
             direction = (1 - F.cosine_similarity(teacher.flatten(1), output.flatten(1))).mean()
-            expected = expected + direction + model.config.value_weight * F.mse_loss(output, teacher)
+            expected = expected + (value if distance == "squared" else direction + config.value_weight * value)
         torch.testing.assert_close(losses[branch], expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(losses["total"], losses["forward"] + losses["reverse"])
+    torch.testing.assert_close(losses["total"], sum(weights[branch] * losses[branch] for branch in weights))
 
 
 def test_a_fixed_support_is_prepared_once(model):
@@ -128,6 +144,11 @@ def test_a_training_step_compiles_without_graph_breaks(model):
     def loss(images, support):
         return copied.losses(copied(images, support))["total"]
 
+    if not copied.learned_branches():
+        with torch.no_grad():
+            found = torch.compile(loss, fullgraph=True, backend="aot_eager")(IMAGES, SUPPORT)
+            torch.testing.assert_close(found, loss(IMAGES, SUPPORT), rtol=1e-3, atol=1e-5)
+        return
     torch.compile(loss, fullgraph=True, backend="aot_eager")(IMAGES, SUPPORT).backward()
     compiled = {name: p.grad.clone() for name, p in copied.named_parameters() if p.grad is not None}
     copied.zero_grad()
@@ -148,19 +169,47 @@ def test_exports_with_any_batch(model):
             torch.testing.assert_close(program.module()(images, SUPPORT), whole(images, SUPPORT), rtol=1e-3, atol=1e-5)
 
 
-def test_calibration_standardizes_channels_and_fills_the_memory():
+@pytest.mark.parametrize("scale", ["level", "channel", "none"])
+@pytest.mark.parametrize("levels", ["joint", "separate"])
+def test_calibration_scales_levels_and_fills_the_memory(scale, levels):
     torch.manual_seed(0)
-    model = BKD(small()).eval()
+    model = BKD(small(scale=scale, levels=levels)).eval()
     images = torch.rand(12, 3, 64, 64)
+    with torch.no_grad():
+        raw = model.teacher.raw(images)
     calibrate(model, map(model.teacher.raw, images.split(5)), 12, torch.Generator().manual_seed(0))
-    for level, features in enumerate(model.teacher(images)):
-        deviation = features.std((0, 2, 3), unbiased=False)
-        alive = getattr(model.teacher, f"deviation_{level + 1}").flatten() != 1
+    found = model.teacher(images)
+    for features, before in zip(found, raw, strict=True):
+        std = features.std((0, 2, 3), unbiased=False)
+        if scale == "none":
+            torch.testing.assert_close(features, before)
+            continue
         assert features.mean((0, 2, 3)).abs().max() < 1e-2
-        torch.testing.assert_close(deviation[alive], torch.ones(int(alive.sum())), atol=1e-2, rtol=0)
-        rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-        nearest = torch.cdist(model.memories[level].items.detach(), rows).min(1).values
-        assert nearest.max() < 1e-2 * rows.norm(dim=1).mean()
+        if scale == "channel":
+            alive = before.std((0, 2, 3), unbiased=False) > 1e-6
+            torch.testing.assert_close(std[alive], torch.ones(int(alive.sum())), atol=1e-2, rtol=0)
+            continue
+        # One number for all channels: their proportions stay, and the mean variance is one.
+        assert std.square().mean() == pytest.approx(1, abs=1e-2)
+        alive = std > 1e-6
+        proportions = std[alive] / before.std((0, 2, 3), unbiased=False)[alive]
+        torch.testing.assert_close(proportions, proportions.mean().expand_as(proportions), rtol=1e-2, atol=0)
+    views = model.views(found)[-len(model.memories) :]
+    for memory, view in zip(model.memories, views, strict=True):
+        rows = view.permute(0, 2, 3, 1).flatten(1, 2)
+        own = rows[memory.origin]  # (items, pixels, C): all features of the image that an item comes from
+        apart = (own - memory.items.detach().unsqueeze(1)).norm(dim=2).min(1).values
+        assert apart.max() < 1e-2 * rows.norm(dim=2).mean()
+
+
+def test_items_that_no_feature_filled_are_of_no_image():
+    """Two images have fewer features at stride 8 than there are items."""
+    model = BKD(small(memory_items=200)).eval()
+    images = torch.rand(2, 3, 64, 64)
+    calibrate(model, [model.teacher.raw(images)], 2, torch.Generator().manual_seed(0))
+    origin = model.memories[0].origin
+    assert set(origin.tolist()) == {-1, 0, 1}
+    assert (origin == -1).sum() == 200 - 2 * 64
 
 
 def test_coreset_keeps_the_rare():
@@ -186,29 +235,97 @@ def test_the_pool_is_of_images_that_differ():
     assert choose_pool([levels], 100) == list(range(8))
 
 
-def test_balanced_maps_lie_around_one_and_count_by_precision(model):
+def test_scaled_maps_lie_around_one_and_branches_count_the_same(model):
     copied = copy.deepcopy(model)
     with torch.no_grad():
         prepared = copied.prepare(copied.support_levels(SUPPORT))
-        balance_maps(copied, IMAGES.split(2), prepared)
-        for branch in copied.branches():
-            own = copied.anomaly_map(copied.distill(copied.teacher(IMAGES), prepared), (64, 64), [branch])
+        result = copied.distill(copied.teacher(IMAGES), prepared)
+        scale_maps(copied, (copied.distill(copied.teacher(part), prepared) for part in IMAGES.split(2)))
+        for branch, maps in copied.level_maps(result, (64, 64)).items():
+            for level, scale in zip(maps, copied.map_scale[branch], strict=True):
+                assert float(level.mean()) == pytest.approx(scale, rel=1e-3)
+            own = copied.anomaly_map(result, (64, 64), [branch])
             assert 0.8 < own.log().mean().exp() < 1.25
-        forward, reverse = (copied.map_exponent[branch] for branch in ("forward", "reverse"))
-        assert (len(forward), len(reverse)) == (2, 3)
-        assert reverse[0] == pytest.approx(sum(reverse[1:]) / 2)
-        assert torch.tensor(forward) + torch.tensor(reverse[1:]) == pytest.approx([1.0, 1.0])
-        # The farther away a branch is, the less it counts.
-        again = copy.deepcopy(copied)
-        original = again.distill
+        before = copied.anomaly_map(result, (64, 64))
+        # What is squared in one branch is as if it were squared in the other.
+        for farther in ("aligned", "student"):
+            levels = [
+                target + 2 * (output - target)
+                for output, target in zip(
+                    getattr(result, farther), result.teacher[-len(getattr(result, farther)) :], strict=True
+                )
+            ]
+            found = copied.anomaly_map(result._replace(**{farther: levels}), (64, 64))
+            torch.testing.assert_close(found, 2 * before, rtol=1e-3, atol=1e-5)
 
-        def farther(*arguments):
-            result = original(*arguments)
-            return result._replace(aligned=[4 * torch.randn_like(level) for level in result.aligned])
 
-        again.distill = farther
-        balance_maps(again, IMAGES.split(2), prepared)
-        assert all(new < old for new, old in zip(again.map_exponent["forward"], forward, strict=True))
+def test_joint_views_count_for_two_thirds_and_one_third():
+    """The map is (d8 / scale) ** 2/3 (d4 / scale) ** 1/3 of the forward branch, and d8 / scale of the reverse one."""
+    torch.manual_seed(0)
+    model = BKD(small(sigma=0.0)).eval()
+    with torch.no_grad():
+        result = model(IMAGES, SUPPORT)
+        scale_maps(model, [result])
+        # By how much the squared distances of one view grow, and by how much the maps then do.
+        for branch, view, growth, own, both in (
+            ("aligned", 0, 64, 4, 2),
+            ("aligned", 1, 8, 4, 2),
+            ("student", 0, 4, 4, 2),
+        ):
+            outputs = list(getattr(result, branch))
+            target = result.teacher[view - len(outputs)]
+            outputs[view] = target + growth**0.5 * (outputs[view] - target)
+            farther = result._replace(**{branch: outputs})
+            for branches, factor in (([{"aligned": "forward", "student": "reverse"}[branch]], own), (BRANCHES, both)):
+                expected = factor * model.anomaly_map(result, (64, 64), branches)
+                torch.testing.assert_close(
+                    model.anomaly_map(farther, (64, 64), branches), expected, rtol=1e-3, atol=1e-5
+                )
+
+
+def test_scores_combine_the_map_and_the_whole_image():
+    model = BKD(small(image_weight=0.5, top_fraction=0.5))
+    model.score_scale = {"map": [1.0, 2.0], "image": [-1.0, 0.5]}
+    maps = torch.tensor([[[4.0, 8.0], [1.0, 2.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    image = torch.tensor([0.3, 0.2])
+    top = torch.tensor([6.0, 1e-12])
+    expected = ((top.log() - 1) / 2).exp() + 0.5 * ((image.log() + 1) / 0.5).exp()
+    torch.testing.assert_close(model.image_score(maps, image), expected.log())
+    # Without a forward branch there is no such image; and without weight the map's mean is the score.
+    torch.testing.assert_close(model.image_score(maps), (top.log() - 1) / 2)
+    plain = BKD(small(image_weight=0.0, top_fraction=0.0))
+    torch.testing.assert_close(plain.image_score(maps, image), torch.tensor([8.0, 0.0]))
+
+
+@pytest.mark.parametrize("levels", ["joint", "separate"])
+def test_what_is_excluded_is_not_read(levels):
+    """A query that is a support itself, and whose features are items, is far only from what is left."""
+    torch.manual_seed(0)
+    model = BKD(small(levels=levels, memory_items=100, match_neighbors=1, memory_neighbors=2, scale="none")).eval()
+    calibrate(model, [model.teacher.raw(IMAGES)], 3, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        prepared = model.prepare(model.support_levels(IMAGES))
+        query = model.teacher(IMAGES)
+        itself = torch.eye(3, dtype=torch.bool)
+        origin = model.memories[0].origin
+        items = itself[:, origin.clamp_min(0)] & (origin >= 0)
+        free = model.distill(query, prepared)
+        alone = [model.distill([level[row : row + 1] for level in query], prepared) for row in range(3)]
+        hidden = model.distill(query, prepared, Exclude(itself, items if levels == "joint" else None))
+        for level, target in zip(free.aligned, free.teacher, strict=True):
+            assert (level - target).abs().max() < 2e-3 * target.abs().max()  # itself, in half precision
+        for one, other in zip(free.aligned, zip(*(result.aligned for result in alone), strict=True), strict=True):
+            torch.testing.assert_close(one, torch.cat(other))
+        for level, target in zip(hidden.aligned, hidden.teacher, strict=True):
+            assert (level - target).square().mean() > 1e-2 * target.var()
+        others = model.prepare(model.support_levels(IMAGES[1:]))
+        expected = model.distill([level[:1] for level in query], others)
+        for one, other in zip(hidden.aligned, expected.aligned, strict=True):
+            torch.testing.assert_close(one[:1], other)
+        torch.testing.assert_close(hidden.image[:1], expected.image)
+        if levels == "joint":
+            farther = (hidden.student[0] - hidden.teacher[1]).square().mean()
+            assert farther > 1.2 * (free.student[0] - free.teacher[1]).square().mean()
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])

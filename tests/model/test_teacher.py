@@ -11,7 +11,7 @@ from bkd_fast.model.weights import PACKAGES
 
 
 def raw(**changes) -> BKDConfig:
-    return BKDConfig(weights="none", standardize=False, pool=1, **changes)
+    return BKDConfig(**{"weights": "none", "pool": 1, **changes})
 
 
 @pytest.mark.parametrize(
@@ -40,15 +40,13 @@ def test_folded_equals_timm(name, tmp_path):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.1)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    teacher = Teacher(
-        BKDConfig(teacher=name, weights=str(tmp_path / "weights.pth"), margin=0, standardize=False, pool=1)
-    )
+    teacher = Teacher(raw(teacher=name, weights=str(tmp_path / "weights.pth")))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in teacher.modules())
 
     plain = timm.create_model(name, pretrained=False, features_only=True).eval()
     plain.load_state_dict(network.state_dict(), strict=False)
     images = torch.rand(2, 3, 64, 64)
-    normalized = (images - teacher.image_mean) / teacher.image_deviation
+    normalized = (images - teacher.image_mean) / teacher.image_std
     with torch.no_grad():
         wanted = [
             level
@@ -70,7 +68,7 @@ def test_lite0_package_weights_recognise_a_cat():
     image = to_tensor(chelsea[:, 75:375], (224, 224))[None]
     teacher = Teacher(BKDConfig(teacher=name))
     with torch.no_grad():
-        likely = network((image - teacher.image_mean) / teacher.image_deviation).topk(3).indices[0].tolist()
+        likely = network((image - teacher.image_mean) / teacher.image_std).topk(3).indices[0].tolist()
     assert set(likely) & {281, 282, 285}  # tabby, tiger cat, Egyptian cat
 
     loaded = dict(teacher.network.named_parameters())
@@ -85,6 +83,25 @@ def test_stays_frozen_and_in_eval():
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not teacher(torch.rand(1, 3, 64, 64, requires_grad=True))[0].requires_grad
+
+
+@pytest.mark.parametrize("border", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("size", [(64, 96), (50, 70)])
+def test_the_border_is_averaged_with_the_share_inside(border, size):
+    """Against sums over the pixels that there are: divided by how many, times their share of the window to a power."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, *size)
+    plain, pooled = Teacher(raw(teacher="resnet18")), Teacher(raw(teacher="resnet18", pool=3, border=border))
+    pooled.load_state_dict(plain.state_dict())
+    for before, after in zip(plain.raw(images), pooled.raw(images), strict=True):
+        expected = torch.empty_like(before)
+        height, width = before.shape[2:]
+        for row in range(height):
+            for column in range(width):
+                part = before[:, :, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+                share = part.shape[2] * part.shape[3] / 9
+                expected[:, :, row, column] = part.mean((2, 3)) * share**border
+        torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_unknown_model_is_named():
