@@ -1,6 +1,6 @@
-"""Judges images over HTTP: BKD_RUN=runs/parts uvicorn --app-dir examples serve:app, then
+"""Predicts images over HTTP: BKD_RUN=runs/parts uvicorn --app-dir examples serve:app, then
 
-    curl --data-binary @part.png localhost:8000/judge
+    curl --data-binary @part.png localhost:8000/predict
 
 Needs FastAPI and uvicorn (pip install fastapi uvicorn).
 """
@@ -21,7 +21,7 @@ turn = threading.Lock()  # the network uses all cores: one image at a time is fa
 MOST_BYTES = 50_000_000
 
 
-def judge(data: bytes) -> dict[str, float | bool]:
+def predict(data: bytes) -> dict[str, float | bool]:
     """Score, decision and the share of marked pixels of an encoded image."""
     try:
         image = Image.open(io.BytesIO(data))
@@ -37,13 +37,15 @@ def judge(data: bytes) -> dict[str, float | bool]:
         "score": found.score,
         "anomalous": found.label,
         "threshold": detector.threshold,
+        "normalized_score": found.normalized_score,
+        "p_value": found.p_value,
         "marked": float(found.mask.mean()),
     }
 
 
-@app.post("/judge")
-async def judge_body(request: Request) -> dict[str, float | bool]:
+@app.post("/predict")
+async def predict_body(request: Request) -> dict[str, float | bool]:
     data = await request.body()
     if not data or len(data) > MOST_BYTES:
         raise HTTPException(413 if data else 422, f"{len(data)} bytes: expected an image of 1 to {MOST_BYTES} bytes")
-    return await run_in_threadpool(judge, data)
+    return await run_in_threadpool(predict, data)

@@ -1,7 +1,7 @@
-"""Judges every frame of a camera or a video: python examples/video.py RUN [CAMERA OR FILE].
+"""Predicts every frame of a camera or a video: python examples/video.py RUN [CAMERA OR FILE].
 
-Needs OpenCV (pip install opencv-python-headless). A frame is judged as soon as it is there; while one is in the
-network, the next is being taken.
+Needs OpenCV (pip install opencv-python-headless). A frame is predicted as soon as it is there; while one is in
+the network, the next is being taken.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Judges images as they arrive in a folder: python examples/watch_folder.py RUN FOLDER [--seconds 3600].
+"""Predicts images as they arrive in a folder: python examples/watch_folder.py RUN FOLDER [--seconds 3600].
 
-Prints one JSON line an image. A file is judged when it has stopped growing; one that cannot be read is reported, and
-the watch goes on.
+Prints one JSON line an image. A file is predicted when it has stopped growing; one that cannot be read is reported,
+and the watch goes on.
 """
 
 import argparse
@@ -18,14 +18,14 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 def arrivals(folder: Path, seconds: float, interval: float = 0.2) -> Iterator[Path]:
     """Files that were not there before, and whose size is what it was at the last look."""
     sizes: dict[Path, int] = {}
-    judged: set[Path] = set()
+    taken: set[Path] = set()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in SUFFIXES and path not in judged:
+            if path.suffix.lower() in SUFFIXES and path not in taken:
                 size = path.stat().st_size
                 if sizes.get(path) == size:
-                    judged.add(path)
+                    taken.add(path)
                     yield path
                 sizes[path] = size
         time.sleep(interval)
