@@ -60,7 +60,7 @@ class Detector:
         self.threshold = trained.calibration.threshold
         self.pixel_threshold = trained.calibration.pixel_threshold
         self.model = trained.model.to(self.device).eval()
-        # A normal image to try the network with, mirrored: of one that is its own support, distances are rounding alone.
+        # A normal image to try the network with, mirrored: one that is its own support has distances of rounding alone.
         self.sample = trained.sample.flip(-1)
         self._fold(self.sample.to(self.device))
         if dtype != torch.float32:
