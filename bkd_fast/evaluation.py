@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,15 @@ from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_write, write_json
 from bkd_fast.info import describe
-from bkd_fast.metrics import METRIC_NAMES, PixelMetrics, classification_metrics, image_metrics, mean_metrics, percent
+from bkd_fast.metrics import (
+    METRIC_NAMES,
+    PixelMetrics,
+    classification_metrics,
+    image_metrics,
+    mean_metrics,
+    mean_of,
+    percent,
+)
 from bkd_fast.model.bkd import BRANCHES
 from bkd_fast.pictures import heat_scale, inside, record
 from bkd_fast.report import CategoryReport, HeatScale, ImageRecord, write_report
@@ -138,7 +146,7 @@ def table(metrics: Mapping[str, Any]) -> str:
             for branch in branches
             if branch != BOTH and len(branches) > 1
         ]
-    means = [_mean(column) for column in zip(*decided, strict=True)]
+    means = [mean_of(column) for column in zip(*decided, strict=True)]
     rows.append(("mean", [*means, *(metrics["mean"][name] for name in METRIC_NAMES)]))
     width = max(len(label) for label, _ in rows)
     lines = [" " * width + "  " + "  ".join(names)]
@@ -146,11 +154,6 @@ def table(metrics: Mapping[str, Any]) -> str:
         cells = (f"{percent(value):>{len(name)}}" for value, name in zip(values, names, strict=True))
         lines.append(f"{label:<{width}}  " + "  ".join(cells))
     return "\n".join(lines)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
 
 
 def _measure(

@@ -88,8 +88,13 @@ def classification_metrics(labels: ArrayLike, decisions: ArrayLike) -> dict[str,
 def mean_metrics(categories: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:
     """Each figure of :data:`METRIC_NAMES` averaged over the categories that have it; None where none has."""
     rows = list(categories)
-    present = {name: [value for row in rows if (value := row.get(name)) is not None] for name in METRIC_NAMES}
-    return {name: sum(values) / len(values) if values else None for name, values in present.items()}
+    return {name: mean_of(row.get(name) for row in rows) for name in METRIC_NAMES}
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None if there are none."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def percent(value: float | None) -> str:

@@ -44,8 +44,8 @@ class SparseMemory(nn.Module):
             read = sparse_memory_attention(query, self.items, self.threshold, self.temperature, self.renormalize)
             return read.permute(0, 3, 1, 2)
         rows = query.flatten(0, 2)
-        nearest, weights = self._nearest(rows, None if exclude is None else _by_pixel(exclude, features))
-        read = (weights.unsqueeze(1) @ self.items[nearest]).squeeze(1)
+        _, items, weights = self._nearest(rows, None if exclude is None else _by_pixel(exclude, features))
+        read = (weights.unsqueeze(1) @ items).squeeze(1)
         return read.view(query.shape).permute(0, 3, 1, 2)
 
     def attention(self, features: Tensor) -> Tensor:
@@ -53,18 +53,19 @@ class SparseMemory(nn.Module):
         query = features.permute(0, 2, 3, 1)
         if self.read == "attention":
             return memory_attention_weights(query, self.items, self.threshold, self.temperature, self.renormalize)
-        nearest, weights = self._nearest(query.flatten(0, 2), None)
+        nearest, _, weights = self._nearest(query.flatten(0, 2), None)
         dense = torch.zeros(len(nearest), len(self.items), device=weights.device).scatter(1, nearest, weights)
         return dense.view(*query.shape[:3], -1)
 
-    def _nearest(self, rows: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Indices and weights (R, k) of the items that features (R, C) are read from."""
+    def _nearest(self, rows: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices (R, k), items (R, k, C) and weights (R, k) that features (R, C) are read from."""
         # Largest where the squared distance is smallest: the query's own square is the same for all items.
         similarity = rows @ self.items.T - 0.5 * self.items.square().sum(1)
         if exclude is not None:
             similarity = similarity.masked_fill(exclude, -torch.inf)
         nearest = similarity.topk(self.neighbors, dim=1).indices
-        return nearest, regression_weights(rows, self.items[nearest])
+        items = self.items[nearest]
+        return nearest, items, regression_weights(rows, items)
 
 
 def _by_pixel(exclude: Tensor, features: Tensor) -> Tensor:

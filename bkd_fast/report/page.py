@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bkd_fast.files import atomic_write
-from bkd_fast.metrics import FPR_LIMIT, METRIC_NAMES, classification_metrics, image_roc
+from bkd_fast.metrics import FPR_LIMIT, METRIC_NAMES, classification_metrics, image_roc, mean_of
 from bkd_fast.report.gallery import Gallery
 from bkd_fast.report.heat import COLOURS, HeatScale
 from bkd_fast.report.plots import Axis, Series, histogram, line_chart
@@ -125,7 +125,7 @@ def _results(categories: Sequence[CategoryReport], mean: Figures) -> str:
             f"<td>{len(category.images)}</td>{_cells(category.metrics, METRIC_NAMES)}{_cells(decisions, DECISIONS)}"
             f"<td>{_duration(category.seconds)}</td></tr>"
         )
-    averages = {name: _average(row[name] for row in decided) for name in DECISIONS}
+    averages = {name: mean_of(row[name] for row in decided) for name in DECISIONS}
     rows.append(
         f'<tr class="mean"><th>Mean</th><td></td><td></td>{_cells(mean, METRIC_NAMES)}'
         f"{_cells(averages, DECISIONS)}<td></td></tr>"
@@ -229,11 +229,6 @@ def _cells(figures: Figures, names: Sequence[str]) -> str:
 
 def _percent(value: float | None) -> str:
     return ABSENT if value is None else f"{100 * value:.1f}"
-
-
-def _average(values: Iterable[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present else None
 
 
 def _duration(seconds: float | None) -> str:
