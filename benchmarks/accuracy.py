@@ -31,16 +31,16 @@ import torch
 from comparators.common import Judge, Made, Settings
 from torch import Tensor
 
+from bkd_fast.artifact import load_trained
 from bkd_fast.benchmark.results import versions
+from bkd_fast.cli.options import add_options, config_from
 from bkd_fast.config import BKDConfig
-from bkd_fast.config_options import add_options, config_from
 from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, load_mask, resize_mask, split_normals
-from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
+from bkd_fast.evaluation.metrics import METRIC_NAMES, PixelMetrics, image_metrics, mean_metrics, percent
 from bkd_fast.files import atomic_write
-from bkd_fast.metrics import METRIC_NAMES, PixelMetrics, image_metrics, mean_metrics, percent
-from bkd_fast.run import load_trained
-from bkd_fast.training import train
+from bkd_fast.inference.detector import Detector
+from bkd_fast.training.train import train
 
 BKD = "bkd"
 TEACHER = "tf_efficientnet_lite0"

@@ -21,8 +21,8 @@ from comparators.common import Judge, Made, Settings, batches, megabytes
 from torch import Tensor, nn
 
 from bkd_fast.data import ImageDataset, Sample, image_files
+from bkd_fast.data.weights import load_weights
 from bkd_fast.model.teacher import STRIDES, Teacher
-from bkd_fast.model.weights import load_weights
 
 PDN_FILE = "pretrained_teacher_small.pth"
 PDN_ARCHIVE = "anomalib's release efficientad_pretrained_weights"

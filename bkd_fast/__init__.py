@@ -13,27 +13,27 @@ from bkd_fast.version import __version__
 
 if TYPE_CHECKING:
     from bkd_fast.config import BKDConfig
-    from bkd_fast.detector import Detector
     from bkd_fast.errors import BKDError
-    from bkd_fast.evaluation import evaluate
+    from bkd_fast.evaluation.evaluate import evaluate
+    from bkd_fast.inference.detector import Detector
+    from bkd_fast.inference.stages import Prediction
     from bkd_fast.integrations.sklearn import BKDDetector
-    from bkd_fast.judging import Prediction
+    from bkd_fast.integrations.torchvision import patch_torchvision
     from bkd_fast.model import BKD
     from bkd_fast.ops import backend
-    from bkd_fast.torchvision_switch import patch_torchvision
-    from bkd_fast.training import train
+    from bkd_fast.training.train import train
 
 _HOMES = {
     "BKD": "bkd_fast.model",
     "BKDConfig": "bkd_fast.config",
     "BKDDetector": "bkd_fast.integrations.sklearn",
     "BKDError": "bkd_fast.errors",
-    "Detector": "bkd_fast.detector",
-    "Prediction": "bkd_fast.judging",
+    "Detector": "bkd_fast.inference.detector",
+    "Prediction": "bkd_fast.inference.stages",
     "backend": "bkd_fast.ops",
-    "evaluate": "bkd_fast.evaluation",
-    "patch_torchvision": "bkd_fast.torchvision_switch",
-    "train": "bkd_fast.training",
+    "evaluate": "bkd_fast.evaluation.evaluate",
+    "patch_torchvision": "bkd_fast.integrations.torchvision",
+    "train": "bkd_fast.training.train",
 }
 
 __all__ = [

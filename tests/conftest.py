@@ -107,6 +107,6 @@ def any_run(request) -> Path:
 
 
 def _trained(data: Path, tmp_path_factory, config: BKDConfig) -> Path:
-    from bkd_fast.training import train
+    from bkd_fast.training.train import train
 
     return train(data, tmp_path_factory.mktemp("runs") / "tile", config, progress=False)

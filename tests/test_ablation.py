@@ -9,10 +9,10 @@ from bkd_fast.ablation import ablate, grid_variants, table_variants
 from bkd_fast.ablation.results import render, summarize
 from bkd_fast.ablation.variants import Variant
 from bkd_fast.cli import main
+from bkd_fast.cli.options import grid_from
 from bkd_fast.config import BKDConfig
-from bkd_fast.config_options import grid_from
 from bkd_fast.errors import BKDError
-from bkd_fast.metrics import METRIC_NAMES
+from bkd_fast.evaluation.metrics import METRIC_NAMES
 
 PAPER, DEFAULT = BKDConfig.preset("paper"), BKDConfig()
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bkd_fast.artifact import load_trained
 from bkd_fast.cli import main
-from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
-from bkd_fast.run import load_trained
-from bkd_fast.training import train
+from bkd_fast.inference.detector import Detector
+from bkd_fast.training.train import train
 
 
 def test_a_single_training_image(make_category, tiny_config, tmp_path):

@@ -6,10 +6,10 @@ import pytest
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import load_image
 from bkd_fast.data.demo import make_demo
-from bkd_fast.detector import Detector
-from bkd_fast.judging import Prediction
-from bkd_fast.model.weights import PACKAGES
-from bkd_fast.training import train
+from bkd_fast.data.weights import PACKAGES
+from bkd_fast.inference.detector import Detector
+from bkd_fast.inference.stages import Prediction
+from bkd_fast.training.train import train
 
 SIDE, PATCH = 256, 22
 PLACES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bkd_fast.detector import Detector
+from bkd_fast.inference.detector import Detector
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

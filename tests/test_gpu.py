@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from bkd_fast.artifact import load_trained
 from bkd_fast.data import load_image, to_tensor
-from bkd_fast.detector import Detector
 from bkd_fast.export.formats import read, write
 from bkd_fast.export.graph import program
+from bkd_fast.inference.detector import Detector
 from bkd_fast.ops import backend, local_match
-from bkd_fast.run import load_trained
-from bkd_fast.training import train
+from bkd_fast.training.train import train
 
 DEVICE, ACCELERATOR = "cuda", "gpu"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bkd_fast.ablation.variants import Variant
+from bkd_fast.evaluation.metrics import METRIC_NAMES, mean_metrics
 from bkd_fast.files import atomic_path, atomic_write
-from bkd_fast.metrics import METRIC_NAMES, mean_metrics
 
 log = logging.getLogger("bkd_fast")
 BOTH = "both"

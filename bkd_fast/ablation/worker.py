@@ -9,14 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-from bkd_fast.checkpoint import read_log
+from bkd_fast.artifact import LOG, read_manifest
 from bkd_fast.config import BKDConfig
 from bkd_fast.errors import BKDError
-from bkd_fast.evaluation import evaluate
+from bkd_fast.evaluation.environment import describe
+from bkd_fast.evaluation.evaluate import evaluate
 from bkd_fast.files import write_json
-from bkd_fast.info import describe
-from bkd_fast.run import LOG, read_manifest
-from bkd_fast.training import train
+from bkd_fast.training.checkpoint import read_log
+from bkd_fast.training.train import train
 
 SPECIFICATION, RESULT, MODEL = "run.json", "result.json", "model"
 

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from bkd_fast.artifact import Calibration, DataSource, Trained
 from bkd_fast.benchmark.harness import Case, on_backends
 from bkd_fast.config import BKDConfig
 from bkd_fast.decisions import NormalScores
-from bkd_fast.detector import Detector
+from bkd_fast.inference.detector import Detector
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import calibrate
 from bkd_fast.model.retrieval import SupportPool
 from bkd_fast.ops.backend import OPERATORS
-from bkd_fast.run import Calibration, DataSource, Trained
-from bkd_fast.training_step import TrainingStep, make_optimizer, train_step
+from bkd_fast.training.step import TrainingStep, make_optimizer, train_step
 
 TRAINING, INFERENCE = "training_step", "inference"
 TEACHERS = {"Lite0": "tf_efficientnet_lite0", "ResNet18": "resnet18", "WRN50": "wide_resnet50_2"}

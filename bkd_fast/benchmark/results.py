@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from bkd_fast.benchmark.harness import Row
+from bkd_fast.evaluation.environment import installed_version
 from bkd_fast.files import atomic_write
-from bkd_fast.info import installed_version
 
 COLUMNS = ("op", "shape", "dtype", "pass", "provider", "threads", "p20_ms", "p50_ms", "p80_ms", "extra_mb")
 PACKAGES = ("bkd_fast", "torch", "torchvision", "onnxruntime", "openvino", "anomalib")

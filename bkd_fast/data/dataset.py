@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bkd_fast.data.image import ImageError, image_files, load_image, load_mask, to_tensor
+from bkd_fast.data.tiles import Tile, overlap_of, places
 from bkd_fast.errors import BKDError
-from bkd_fast.tiling import Tile, overlap_of, places
 
 log = logging.getLogger("bkd_fast")
 GOOD = "good"

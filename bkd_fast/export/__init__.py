@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bkd_fast.detector import Detector
+from bkd_fast.artifact import load_trained
 from bkd_fast.errors import BKDError
 from bkd_fast.export.formats import INPUT, OUTPUTS, SUFFIXES, read, write
 from bkd_fast.export.graph import program
 from bkd_fast.export.translations import onnx_translations
 from bkd_fast.files import write_json
-from bkd_fast.run import load_trained
+from bkd_fast.inference.detector import Detector
 from bkd_fast.version import __version__
 
 TOLERANCE = 1e-3  # of the largest value of a map, and of a score

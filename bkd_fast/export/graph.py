@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from bkd_fast.detector import Detector
+from bkd_fast.inference.detector import Detector
 
 MOST_IMAGES = 1024  # in a batch of an exported program
 

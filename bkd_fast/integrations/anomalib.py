@@ -24,15 +24,15 @@ from anomalib.visualization import Visualizer
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Resize
 
+from bkd_fast.artifact import load_trained
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import draw_support
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.bkd import Exclude, Prepared
 from bkd_fast.model.calibration import learn_normal
-from bkd_fast.run import load_trained
-from bkd_fast.thresholds import measure_normals
-from bkd_fast.training_step import TrainingStep, make_optimizer
+from bkd_fast.training.step import TrainingStep, make_optimizer
+from bkd_fast.training.thresholds import measure_normals
 
 
 class BkdModel(nn.Module):
@@ -74,7 +74,7 @@ class BkdModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Seen:
-    """Images of the data module by their place in it, as :func:`bkd_fast.thresholds.measure_normals` reads them."""
+    """Images of the data module by index, for :func:`bkd_fast.training.thresholds.measure_normals`."""
 
     places: Sequence[int]
     levels_of: Callable[[int], list[Tensor]]

@@ -14,11 +14,11 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.detector import Detector
+from bkd_fast.data.inputs import Decoded, ImageLike
 from bkd_fast.errors import BKDError
-from bkd_fast.inputs import Decoded, ImageLike
-from bkd_fast.judging import Prediction
-from bkd_fast.training import train
+from bkd_fast.inference.detector import Detector
+from bkd_fast.inference.stages import Prediction
+from bkd_fast.training.train import train
 
 
 class BKDDetector(OutlierMixin, BaseEstimator):

@@ -12,9 +12,9 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from bkd_fast.config import BKDConfig
+from bkd_fast.data.weights import load_weights
 from bkd_fast.errors import BKDError
 from bkd_fast.model.folding import fold_batch_norm
-from bkd_fast.model.weights import load_weights
 
 STRIDES = (4, 8, 16)
 

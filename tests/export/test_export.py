@@ -11,11 +11,11 @@ from bkd_fast.benchmark.model import random_model, untrained
 from bkd_fast.cli import main
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import load_image, to_tensor
-from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
 from bkd_fast.export import export
 from bkd_fast.export.formats import read, write
 from bkd_fast.export.graph import program
+from bkd_fast.inference.detector import Detector
 
 FORMATS = ["pt2", "onnx", "openvino", pytest.param("aoti", marks=pytest.mark.slow)]
 

@@ -16,10 +16,10 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 
 from bkd_fast.data import load_image
-from bkd_fast.detector import Detector
 from bkd_fast.errors import BKDError
+from bkd_fast.inference.detector import Detector
 from bkd_fast.integrations.anomalib import Bkd
-from bkd_fast.thresholds import measure_normals
+from bkd_fast.training.thresholds import measure_normals
 
 SETTINGS = {"weights": "none", "image_size": [64, 64], "memory_items": 16, "holdout": 0.2}
 LEARNS = {**SETTINGS, "alignment_kernel": "full"}

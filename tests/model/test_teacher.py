@@ -3,11 +3,10 @@ import timm
 import torch
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import to_tensor
+from bkd_fast.data import to_tensor, weights
+from bkd_fast.data.weights import PACKAGES
 from bkd_fast.errors import BKDError
-from bkd_fast.model import weights
 from bkd_fast.model.teacher import Teacher
-from bkd_fast.model.weights import PACKAGES
 
 
 def raw(**changes) -> BKDConfig:

@@ -120,12 +120,12 @@ def test_triton_on_the_cpu_is_refused():
 PROGRAM = """
 import sys
 {before}
-import torch, bkd_fast.ops, bkd_fast.info
+import torch, bkd_fast.ops, bkd_fast.evaluation.environment
 assert not sys.modules.get("triton"), "it was imported"
 x = torch.ones(1, 2, 3, 3)
 print(bkd_fast.ops.distillation_loss([x], [x]).item())
 assert not any(name.startswith("bkd_fast.ops.triton") for name in sys.modules), "by the CPU's kernels"
-print(bkd_fast.info.render(bkd_fast.info.describe()))
+print(bkd_fast.evaluation.environment.render(bkd_fast.evaluation.environment.describe()))
 """
 
 

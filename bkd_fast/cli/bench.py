@@ -1,0 +1,34 @@
+"""``bkd-fast bench``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "time operators, a training step and inference on this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some operators, training_step or inference")
+    parser.add_argument(
+        "--seconds", type=float, default=0.2, help="time for each figure, three calls at least (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write the figures there too, with quantiles and memory"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from bkd_fast.benchmark.short import bench
+
+    bench(
+        arguments.device,
+        threads=arguments.threads,
+        only=arguments.only,
+        seconds=arguments.seconds,
+        csv=arguments.csv,
+    )

@@ -1,0 +1,31 @@
+"""``bkd-fast evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "measure a run on test images and write its report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("data", type=Path, nargs="?", help="data set (default: the one the run was trained on)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from bkd_fast.evaluation.evaluate import evaluate, table
+    from bkd_fast.evaluation.published import comparison
+
+    metrics = evaluate(
+        arguments.run_folder, arguments.data, device=arguments.device, skip_unreadable=arguments.skip_unreadable
+    )
+    print(table(metrics))
+    beside = comparison(metrics)
+    if beside:
+        print(f"\n{beside}\n")
+    print(f"report: {arguments.run_folder / 'report.html'}")

@@ -1,0 +1,25 @@
+"""``bkd-fast export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "write a run's model for another run-time"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("--format", required=True, choices=("pt2", "aoti", "onnx", "openvino"), help="which run-time")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: RUN/model.…)")
+    parser.add_argument("--deform-conv", action="store_true", help="onnx: DeformConv (opset 19) instead of GridSample")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from bkd_fast.export import export
+
+    path, difference = export(arguments.run_folder, arguments.format, arguments.out, deform_conv=arguments.deform_conv)
+    agrees = "its run-time is not installed: not checked" if difference is None else f"differs by {difference:.1g}"
+    print(f"{path} ({agrees}); how to use it: {path.with_suffix('.json')}")

@@ -1,0 +1,42 @@
+"""``bkd-fast predict``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "judge images with a trained run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files or folders of images")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for scores.csv, heat maps and masks; new or empty"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
+    parser.add_argument("--precision", default="32", help="32, bf16 or (GPUs) fp16 (default: %(default)s)")
+    parser.add_argument("--tile", type=int, nargs="+", metavar="N", help="judge in tiles: side, or height and width")
+    parser.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring tiles share (default: 0)")
+    parser.add_argument("--threshold", type=float, help="decide with this threshold instead of the run's")
+    parser.add_argument("--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from bkd_fast.evaluation.predict import predict
+
+    tile = arguments.tile and (arguments.tile[0] if len(arguments.tile) == 1 else tuple(arguments.tile))
+    summary = predict(
+        arguments.run_folder,
+        arguments.images,
+        arguments.out,
+        device=arguments.device,
+        precision=arguments.precision,
+        tile=tile,
+        overlap=arguments.overlap,
+        threshold=arguments.threshold,
+        skip_unreadable=arguments.skip_unreadable,
+    )
+    print(summary)

@@ -1,0 +1,82 @@
+"""``bkd-fast calibrate``: thresholds of a run from new good images, or for another rate of false alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from bkd_fast.artifact import CONFIG, Calibration, load_trained, read_manifest
+from bkd_fast.data import image_files
+from bkd_fast.decisions import NormalScores, found_at_rates
+from bkd_fast.errors import BKDError
+from bkd_fast.files import write_json
+from bkd_fast.inference.detector import Detector
+
+
+def calibrate(
+    run: str | Path,
+    good: str | Path | None = None,
+    *,
+    false_alarms: float | None = None,
+    defects: str | Path | None = None,
+    device: str = "auto",
+) -> str:
+    """Set the thresholds of a run, and say what they do.
+
+    Args:
+        run: folder of one trained category; its ``config.json`` is replaced.
+        good: folder of good images that were not trained on, which the thresholds are taken from; None: from the scores
+            that the run has.
+        false_alarms: the rate that the thresholds are for; None: the run's.
+        defects: folder of defective images. How many of them would be found at several rates is reported; nothing is
+            learned from them, and no threshold moves.
+        device: ``auto`` takes CUDA where there is a device.
+
+    Returns:
+        What a user should know, in a few lines.
+
+    Raises:
+        BKDError: an unusable run, no images, an image that cannot be read, or a rate that is not between 0 and 1. The
+            run is then as it was.
+    """
+    run = Path(run)
+    detector = Detector(load_trained(run), device)
+    before = detector.calibration
+    rate = before.false_alarms if false_alarms is None else false_alarms
+    normal, level = before.normal, before.normal_level
+    if good is not None:
+        scores, maxima, medians = _scores(detector, Path(good))
+        normal, level = NormalScores("calibration", scores, maxima), float(np.median(medians))
+    after = Calibration.of(detector.model, normal, level, rate)
+    lines = [after.sentence(), f"image threshold {before.threshold:.4g} -> {after.threshold:.4g}"]
+    if defects is not None:
+        defective, _, _ = _scores(detector, Path(defects))
+        lines += _found(after, defective)
+    manifest = read_manifest(run)
+    write_json(run / CONFIG, {**manifest, "calibration": asdict(after)})
+    return "\n".join(lines)
+
+
+def _scores(detector: Detector, folder: Path) -> tuple[list[float], list[float], list[float]]:
+    """Scores of a folder's images, and the largest and the median pixel of their maps."""
+    files = image_files(folder) if folder.is_dir() else []
+    if not files:
+        raise BKDError(f"there are no images in {folder}: expected a folder of images")
+    scores, maxima, medians = [], [], []
+    for outcome in detector.stream(files):
+        if outcome.result is None:
+            raise outcome.error or BKDError(f"{outcome.item} cannot be read")
+        scores.append(outcome.result.score)
+        maxima.append(float(outcome.result.anomaly_map.max()))
+        medians.append(float(np.median(outcome.result.anomaly_map)))
+    return scores, maxima, medians
+
+
+def _found(calibration: Calibration, defective: Sequence[float]) -> list[str]:
+    lines = [f"of {len(defective)} defective images", "  false alarms   threshold   found"]
+    for rate, threshold, found in found_at_rates(calibration.scores, defective):
+        lines.append(f"  {100 * rate:>10.1f} %   {threshold:>9.4g}   {found}")
+    return lines

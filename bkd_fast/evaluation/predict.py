@@ -1,0 +1,127 @@
+"""``bkd-fast predict``: scores, decisions, heat maps and masks of new images, in files."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bkd_fast.data import ImageError, image_files, load_image
+from bkd_fast.errors import BKDError
+from bkd_fast.evaluation.report import HeatScale, render_panel, write_overlay
+from bkd_fast.files import atomic_path, atomic_write
+from bkd_fast.inference.detector import Detector
+from bkd_fast.inference.streaming import pipeline
+
+log = logging.getLogger("bkd_fast")
+WORKERS = 2  # threads that decode, draw and write, while the network runs
+COLUMNS = ("file", "score", "threshold", "decision", "normalized_score", "p_value")
+
+
+def predict(
+    run: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "32",
+    tile: int | tuple[int, int] | None = None,
+    overlap: int = 0,
+    threshold: float | None = None,
+    skip_unreadable: bool = False,
+) -> str:
+    """Judges images and writes ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
+
+    Args:
+        run: folder of one trained category.
+        images: image files, or folders that are searched for them.
+        out: must be new or empty.
+        precision: ``32``, ``bf16`` or ``fp16``; see :meth:`bkd_fast.Detector.load`.
+        tile, overlap: judge in tiles; see :meth:`bkd_fast.Detector.__call__`.
+        threshold: decides instead of the run's own.
+        skip_unreadable: unreadable images are reported and left out; otherwise the first one stops the work, and
+            what was judged before it is kept.
+
+    Returns:
+        One line for the user: how many images were judged and called anomalous.
+
+    Raises:
+        BKDError: no images, an occupied or unwritable ``out``, an unreadable image, an unusable run.
+    """
+    out = Path(out)
+    named = _names([Path(image) for image in images])
+    detector = Detector.load(run, device=device, precision=precision)
+    stages = detector.stages(tile, overlap)
+    if threshold is not None:
+        detector.threshold = threshold
+    if out.exists() and any(out.iterdir()):
+        raise BKDError(f"the output folder {out} is not empty: choose another --out")
+    reach = detector.pixel_threshold / detector.calibration.normal_level
+    scale = HeatScale(1 / reach, reach, unit="times the pixel threshold")  # heat 1 is the threshold, as in the report
+    rows: list[dict[str, object]] = []
+
+    def read(image: tuple[str, Path]) -> tuple[np.ndarray, Any]:
+        array = load_image(image[1])
+        return array, stages.prepare(array)
+
+    def judge(read_images: list[tuple[np.ndarray, Any]]) -> list[tuple[np.ndarray, Any]]:
+        arrays, prepared = zip(*read_images, strict=True)
+        return list(zip(arrays, stages.judge(list(prepared)), strict=True))
+
+    def write(image: tuple[str, Path], judged: tuple[np.ndarray, Any]) -> dict[str, object]:
+        (name, path), (array, found) = image, judged
+        prediction = stages.finish(found)
+        panel = render_panel(array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale)
+        write_overlay(out / "heatmaps" / f"{name}.jpg", panel)
+        with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:
+            Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
+        decision = "anomalous" if prediction.label else "normal"
+        scores = (prediction.score, detector.threshold, decision, prediction.normalized_score, prediction.p_value)
+        return dict(zip(COLUMNS, (str(path), *scores), strict=True))
+
+    try:
+        for outcome in pipeline(named.items(), read, judge, write, batch=detector.batch, workers=WORKERS):
+            if outcome.result is not None:
+                rows.append(outcome.result)
+            elif skip_unreadable and isinstance(outcome.error, ImageError):
+                log.warning("skipped: %s", outcome.error)
+            elif outcome.error is not None:
+                raise outcome.error
+    finally:
+        if rows:
+            with atomic_write(out / "scores.csv") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+    anomalous = sum(row["decision"] == "anomalous" for row in rows)
+    return f"{len(rows)} images judged, {anomalous} anomalous: {out / 'scores.csv'}"
+
+
+def _names(arguments: Sequence[Path]) -> dict[str, Path]:
+    """Output name -> image file; two files of the same name get numbers."""
+    named: dict[str, Path] = {}
+    for argument in arguments:
+        if argument.is_dir():
+            found = [(str(path.relative_to(argument).with_suffix("")), path) for path in image_files(argument)]
+            if not found:
+                raise BKDError(f"there are no images in the folder {argument}")
+        elif argument.is_file():
+            found = [(argument.stem, argument)]
+        else:
+            raise BKDError(f"there is no image or folder {argument}")
+        for name, path in found:
+            unique, number = name, 2
+            while unique in named:
+                unique, number = f"{name}_{number}", number + 1
+            named[unique] = path
+    return named
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

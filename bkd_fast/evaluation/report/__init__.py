@@ -1,0 +1,19 @@
+"""Pictures and the page that show what a detector found: overlays on one fixed colour scale, and ``report.html``."""
+
+from bkd_fast.evaluation.report.gallery import by_kind
+from bkd_fast.evaluation.report.heat import HeatScale
+from bkd_fast.evaluation.report.inside import render_inside
+from bkd_fast.evaluation.report.overlays import render_panel, write_overlay
+from bkd_fast.evaluation.report.page import write_report
+from bkd_fast.evaluation.report.records import CategoryReport, ImageRecord
+
+__all__ = [
+    "CategoryReport",
+    "HeatScale",
+    "ImageRecord",
+    "by_kind",
+    "render_inside",
+    "render_panel",
+    "write_overlay",
+    "write_report",
+]

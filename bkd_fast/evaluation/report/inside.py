@@ -1,0 +1,134 @@
+"""A picture of what happens inside a model: distances of every view, offsets, aligned support and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
+from bkd_fast.evaluation.report.overlays import GAP, GROUND, LEGEND, TEXT
+from bkd_fast.inference.explain import Explanation
+
+SIDE = 180  # of a tile, in pixels
+CAPTION = 34
+ARROWS = 12  # along the longer side of a tile
+ARROW = (255, 214, 64)
+DISTANCES = HeatScale(1 / 6, 6, unit="times normal")
+Tile = tuple[Image.Image, str]
+
+
+def render_inside(image: np.ndarray, explanation: Explanation) -> np.ndarray:
+    """Draws a row of tiles for each part that the model has.
+
+    The rows: the image and the distances of every branch and view; the offsets as arrows, and the distance of the
+    support before and after alignment; the memory items that each feature is read from: which counts most (a colour
+    an item), and how many there are.
+
+    Args:
+        image: (H, W, 3) uint8, any size.
+
+    Returns:
+        (rows, columns, 3) uint8, the last lines of which are a legend, as in
+        :func:`bkd_fast.evaluation.report.render_panel`.
+    """
+    factor = SIDE / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    rows = [[(picture, "image"), *_distances(explanation, size)]]
+    if explanation.offsets or explanation.unaligned:
+        rows.append([*_offsets(explanation, picture), *_alignment(explanation, size)])
+    if explanation.kept:
+        rows.append(_memory(explanation, size))
+    return _page(rows, size)
+
+
+def _distances(explanation: Explanation, size: tuple[int, int]) -> list[Tile]:
+    return [
+        (_stretched(DISTANCES.colours(level), size), f"{branch}, stride {stride}\nup to {level.max():.1f} times normal")
+        for branch, levels in explanation.distances.items()
+        for stride, level in levels.items()
+    ]
+
+
+def _offsets(explanation: Explanation, picture: Image.Image) -> list[Tile]:
+    tiles = []
+    for stride, offset in explanation.offsets.items():
+        tile = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size), 0.35)
+        draw = ImageDraw.Draw(tile)
+        rows, columns = offset.shape[1:]
+        across, along = picture.width / (columns * stride), picture.height / (rows * stride)  # tile : network's image
+        step = -(-max(rows, columns) // ARROWS)
+        for row in range(step // 2, rows, step):
+            for column in range(step // 2, columns, step):
+                down, right = offset[:, row, column]
+                start = ((column + 0.5) * stride * across, (row + 0.5) * stride * along)
+                draw.line([start, (start[0] + right * across, start[1] + down * along)], fill=ARROW)
+                draw.rectangle([start[0] - 1, start[1] - 1, start[0] + 1, start[1] + 1], fill=ARROW)
+        length = np.hypot(*offset)
+        tiles.append((tile, f"offsets, stride {stride}\nmean {length.mean():.1f}, up to {length.max():.1f} pixels"))
+    return tiles
+
+
+def _alignment(explanation: Explanation, size: tuple[int, int]) -> list[Tile]:
+    tiles = []
+    for stride, before in explanation.unaligned.items():
+        after = explanation.aligned[stride]
+        top = max(float(before.max()), float(after.max()), 1e-6)
+        scale = HeatScale(0, top, log=False)
+        tiles += [
+            (_stretched(scale.colours(before), size), f"support, stride {stride}\nmean distance {before.mean():.3f}"),
+            (_stretched(scale.colours(after), size), f"aligned, stride {stride}\nmean distance {after.mean():.3f}"),
+        ]
+    return tiles
+
+
+def _memory(explanation: Explanation, size: tuple[int, int]) -> list[Tile]:
+    tiles = []
+    for stride, kept in explanation.kept.items():
+        item, weight = explanation.strongest[stride], explanation.weight[stride]
+        used = len(np.unique(item[item >= 0]))
+        tiles += [
+            (
+                _stretched(_colour_of(item), size, Image.Resampling.NEAREST),
+                f"memory, stride {stride}\n{used} items first, weight {np.median(weight):.2f}",
+            ),
+            (
+                _stretched(HeatScale(0, max(float(kept.max()), 1), log=False).colours(kept), size),
+                f"items read, stride {stride}\nmedian {np.median(kept):.0f}, up to {kept.max()}",
+            ),
+        ]
+    return tiles
+
+
+def _colour_of(item: np.ndarray) -> np.ndarray:
+    """A colour for each item (h, w, 3) uint8, the same in every picture; black where there is none."""
+    mixed = (item.astype(np.uint64) + 1) * np.uint64(2_654_435_761)  # Knuth's multiplicative hash
+    channels = [(mixed >> np.uint64(shift)).astype(np.uint8) // 2 + 96 for shift in (6, 13, 20)]
+    return np.where((item >= 0)[..., None], np.stack(channels, -1), 0).astype(np.uint8)
+
+
+def _stretched(
+    colours: np.ndarray, size: tuple[int, int], how: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
+    return Image.fromarray(colours).resize(size, how)
+
+
+def _page(rows: Sequence[Sequence[Tile]], size: tuple[int, int]) -> np.ndarray:
+    font = ImageFont.load_default(size=12)
+    longest = max(font.getlength(line) for row in rows for _, text in row for line in text.split("\n"))
+    width, height = max(size[0], round(longest) + 6) + GAP, size[1] + CAPTION
+    columns = max(len(row) for row in rows)
+    page = Image.new("RGB", (columns * width, len(rows) * height + LEGEND), GROUND)
+    draw = ImageDraw.Draw(page)
+    for top, row in enumerate(rows):
+        for left, (tile, text) in enumerate(row):
+            page.paste(tile, (left * width, top * height))
+            draw.multiline_text((left * width + 2, top * height + size[1] + 2), text, fill=TEXT, font=font, spacing=2)
+    bar = Image.fromarray(COLOURS[None, ::2].repeat(10, axis=0))
+    line = len(rows) * height + LEGEND // 2
+    draw.text((8, line), f"distances {DISTANCES.low:.2g}", fill=TEXT, font=font, anchor="lm")
+    page.paste(bar, (110, line - 5))
+    draw.text((118 + bar.width, line), f"{DISTANCES.high:.2g} times normal", fill=TEXT, font=font, anchor="lm")
+    return np.asarray(page).copy()

@@ -1,0 +1,136 @@
+"""One picture per image: the image, its heat map on the run's scale, outlines of the predicted and the true mask."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from bkd_fast.errors import BKDError
+from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
+from bkd_fast.files import atomic_path
+
+PREDICTED, TRUTH = (255, 64, 64), (0, 230, 255)
+SIDE = 384
+LEGEND = 24  # rows of the legend below the tiles
+GAP = 4
+HEAT_SHARE = 0.62  # constant, so that the tint depends on the value alone
+GROUND, TEXT = (24, 26, 32), (222, 226, 234)
+
+
+def render_panel(
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    mask: np.ndarray | None,
+    truth: np.ndarray | None,
+    scale: HeatScale,
+    *,
+    side: int = SIDE,
+) -> np.ndarray:
+    """Draws image | heat map over the grey image | image with outlines, and a legend line.
+
+    Args:
+        image: (H, W, 3) uint8, any size.
+        anomaly_map: (h, w) float, stretched over the image if of another size.
+        mask: (h', w') bool, what is predicted to be defective: its inner edge is drawn red. None: not drawn.
+        truth: the same of the ground truth, outer edge, cyan.
+        scale: the run's colour scale.
+        side: longer side of each of the three tiles, in pixels.
+
+    Returns:
+        The panel (rows, columns, 3) uint8.
+
+    Raises:
+        BKDError: an array of another shape or dtype.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise BKDError(f"expected an image (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
+    if anomaly_map.ndim != 2 or not np.issubdtype(anomaly_map.dtype, np.floating):
+        raise BKDError(f"expected an anomaly map (h, w) of floats, not {anomaly_map.shape} of {anomaly_map.dtype}")
+    height, width = image.shape[:2]
+    factor = side / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    tile = np.asarray(picture)
+    stretched = np.asarray(Image.fromarray(anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
+    heat = ((1 - HEAT_SHARE) * grey + HEAT_SHARE * scale.colours(stretched)).round().astype(np.uint8)
+    outlined = tile.copy()
+    if truth is not None:
+        outlined[_outer_edge(_resized("truth", truth, size))] = TRUTH
+    if mask is not None:
+        outlined[_inner_edge(_resized("mask", mask, size))] = PREDICTED
+    tiles = Image.new("RGB", (3 * size[0] + 2 * GAP, size[1]), GROUND)
+    for index, part in enumerate((tile, heat, outlined)):
+        tiles.paste(Image.fromarray(part), (index * (size[0] + GAP), 0))
+    legend = _legend(scale, mask is not None, truth is not None, tiles.width)
+    panel = Image.new("RGB", (legend.width, size[1] + LEGEND), GROUND)
+    panel.paste(tiles, (0, 0))
+    panel.paste(legend, (0, size[1]))
+    return np.asarray(panel).copy()
+
+
+def write_overlay(path: str | Path, panel: np.ndarray) -> None:
+    """Writes a panel (rows, columns, 3) uint8, whole or not at all; folders are made.
+
+    Args:
+        path: PNG, or where it ends in ``.jpg`` JPEG, in a twentieth of the time and a third of the room.
+    """
+    jpeg = Path(path).suffix == ".jpg"
+    with atomic_path(path) as temporary:
+        if jpeg:  # with colours at every pixel: outlines are thin
+            Image.fromarray(panel).save(temporary, format="JPEG", quality=90, subsampling=0)
+        else:
+            Image.fromarray(panel).save(temporary, format="PNG", compress_level=3)  # half the time of 6, 7 % larger
+
+
+def thumbnail(path: str | Path, width: int) -> bytes:
+    """A written panel without its legend, at most ``width`` pixels wide, as JPEG."""
+    with Image.open(path) as panel:
+        tiles = panel.convert("RGB").crop((0, 0, panel.width, max(1, panel.height - LEGEND)))
+    tiles.thumbnail((width, width), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    tiles.save(buffer, format="JPEG", quality=80, optimize=True)
+    return buffer.getvalue()
+
+
+def _resized(name: str, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise BKDError(f"{name}: expected (h, w) of bool, not {mask.shape} of {mask.dtype}")
+    return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+
+
+def _inner_edge(mask: np.ndarray) -> np.ndarray:
+    return mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=2)
+
+
+def _outer_edge(mask: np.ndarray) -> np.ndarray:
+    """Two pixels around the mask, and inside it at the image's border: a mask over the whole image has an edge too."""
+    frame = np.ones_like(mask)
+    frame[2:-2, 2:-2] = False
+    return (ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=2) & ~mask) | (mask & frame)
+
+
+def _legend(scale: HeatScale, mask: bool, truth: bool, width: int) -> Image.Image:
+    """The legend line, at least ``width`` wide and as wide as its text needs."""
+    font = ImageFont.load_default(size=13)
+    bar = Image.fromarray(COLOURS[None, ::2].repeat(10, axis=0))
+    parts: list[str | Image.Image] = [f"heat {scale.low:.2g}", bar, f"{scale.high:.2g}"]
+    for shown, name, colour in ((mask, "predicted", PREDICTED), (truth, "ground truth", TRUTH)):
+        if shown:
+            parts += [Image.new("RGB", (18, 3), colour), name]
+    x, places = 8, []
+    for part in parts:
+        places.append(x)
+        x += (round(font.getlength(part)) if isinstance(part, str) else part.width) + 8
+    line = Image.new("RGB", (max(width, x), LEGEND), GROUND)
+    draw = ImageDraw.Draw(line)
+    for place, part in zip(places, parts, strict=True):
+        if isinstance(part, str):
+            draw.text((place, LEGEND // 2), part, fill=TEXT, font=font, anchor="lm")
+        else:
+            line.paste(part, (place, (LEGEND - part.height) // 2 + 1))
+    return line

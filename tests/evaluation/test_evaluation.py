@@ -1,0 +1,152 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from bkd_fast.cli import main
+from bkd_fast.errors import BKDError
+from bkd_fast.evaluation.evaluate import evaluate, table
+from bkd_fast.evaluation.metrics import METRIC_NAMES
+from bkd_fast.inference.detector import Detector
+from bkd_fast.training.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluated") / "run")
+
+
+@pytest.fixture(scope="module")
+def metrics(run):
+    return evaluate(run, progress=False)
+
+
+def scores_of(folder):
+    with (folder / "scores.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_files_say_what_the_function_says(run, metrics):
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+    assert set(METRIC_NAMES) <= metrics["mean"].keys()
+    assert set(metrics["categories"]) == {"tile"}
+    assert set(metrics["categories"]["tile"]["branches"]) == {"both", "forward", "reverse"}
+    assert {path.name for path in run.iterdir()} >= {"metrics.json", "scores.csv", "report.html", "overlays"}
+
+
+def test_scores_are_the_detectors_and_give_the_metrics(run, metrics, tiny_data):
+    rows = scores_of(run)
+    assert len(rows) == 6
+    detector = Detector.load(run)
+    for row in rows:
+        score = detector(tiny_data / "test" / row["file"]).score
+        assert float(row["score"]) == pytest.approx(score, rel=1e-3)
+        assert int(row["decision"]) == int(float(row["score"]) > float(row["threshold"]))
+    labels, scores = [int(row["label"]) for row in rows], [float(row["score"]) for row in rows]
+    assert metrics["mean"]["image_auroc"] == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_every_image_has_an_overlay_and_the_report_names_it(run, metrics):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for row in scores_of(run):
+        assert (run / "overlays" / "tile" / row["defect"] / f"{row['file'].split('/')[1]}.png").is_file()
+        assert row["file"] in page
+
+
+def test_the_report_looks_inside_the_model(run, metrics):
+    pictures = list((run / "overlays").rglob("*.inside.png"))
+    assert 1 <= len(pictures) <= 4
+    page = (run / "report.html").read_text()
+    assert "Inside the model" in page
+    assert all(picture.name in page for picture in pictures)
+
+
+def test_the_table_shows_every_figure(metrics):
+    text = table(metrics)
+    for label in ("tile", "forward only", "reverse only", "mean", "image auroc", "aupro"):
+        assert label in text
+    assert f"{100 * metrics['mean']['pixel_auroc']:.1f}" in text
+
+
+def test_figures_that_do_not_exist_are_absent(run, make_category, tmp_path):
+    data = make_category(tmp_path / "tile", bad=0)
+    copied = shutil.copytree(run, tmp_path / "run")
+    found = evaluate(copied, data, progress=False)
+    assert all(found["mean"][name] is None for name in METRIC_NAMES)
+    assert json.loads((copied / "metrics.json").read_text())["mean"]["aupro"] is None
+    assert "–" in table(found)
+
+
+def test_defective_images_without_masks_count_for_image_figures(run, make_category, tmp_path):
+    data = make_category(tmp_path / "tile")
+    shutil.rmtree(data / "ground_truth")
+    found = evaluate(shutil.copytree(run, tmp_path / "run"), data, progress=False)["mean"]
+    assert found["image_auroc"] is not None
+    assert found["pixel_auroc"] is None
+    assert "have no mask" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_several_categories_have_a_model_each_and_a_mean(make_category, tiny_config, tmp_path):
+    for name in ("nut", "bolt"):
+        make_category(tmp_path / "data" / name, train=8)
+    run = train(tmp_path / "data", tmp_path / "run", tiny_config.with_changes(epochs=1), progress=False)
+    found = evaluate(run, progress=False)
+    assert list(found["categories"]) == ["bolt", "nut"]
+    expected = np.mean([figures["pixel_auroc"] for figures in found["categories"].values()])
+    assert found["mean"]["pixel_auroc"] == pytest.approx(expected)
+    assert (run / "nut" / "model.safetensors").is_file()
+    with pytest.raises(BKDError, match="holds several categories"):
+        Detector.load(run)
+    nut = Detector.load(run / "nut")
+    assert nut(tmp_path / "data/nut/test/hole/000.png").score > nut.threshold
+
+
+def test_a_plain_folder_can_be_trained_and_evaluated(make_category, tiny_config, tmp_path):
+    data = make_category(tmp_path / "parts")
+    plain = tmp_path / "plain"
+    shutil.copytree(data / "train/good", plain)
+    extra = {"anomalous": data / "test/hole", "masks": data / "ground_truth/hole"}
+    run = train(plain, tmp_path / "run", tiny_config.with_changes(epochs=1), progress=False, **extra)
+    found = evaluate(run, progress=False)["categories"]["plain"]
+    assert found["aupro"] is not None
+    without = train(plain, tmp_path / "other", tiny_config.with_changes(epochs=1), progress=False)
+    with pytest.raises(BKDError, match="no test images"):
+        evaluate(without)
+
+
+def test_a_run_without_its_data_asks_for_it(run, tiny_data, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "run")
+    manifest = json.loads((moved / "config.json").read_text())
+    manifest["source"]["root"] = str(tmp_path / "gone")
+    (moved / "config.json").write_text(json.dumps(manifest))
+    with pytest.raises(BKDError, match="name its place"):
+        evaluate(moved)
+    assert evaluate(moved, tiny_data, progress=False)["mean"]["image_auroc"] is not None
+
+
+def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, capsys):
+    arguments = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert "6 images judged" in capsys.readouterr().out
+    rows = scores_of(tmp_path / "out")
+    assert len(rows) == 6
+    assert {row["decision"] for row in rows} <= {"normal", "anomalous"}
+    mask = np.asarray(Image.open(tmp_path / "out/masks/hole/000.png"))
+    assert mask.shape == (72, 80)
+    assert set(np.unique(mask)) <= {0, 255}
+    with Image.open(tmp_path / "out/heatmaps/hole/000.jpg") as panel:
+        assert panel.format == "JPEG"
+    tiled = [*arguments[:-1], str(tmp_path / "tiled"), "--tile", "40", "60", "--overlap", "10"]
+    assert main(tiled) == 0
+    path = tiny_data / "test/hole/000.png"
+    judged = {row["file"]: float(row["score"]) for row in scores_of(tmp_path / "tiled")}
+    expected = Detector.load(run)(path, tile=(40, 60), overlap=10).score
+    assert judged[str(path)] == pytest.approx(expected, rel=1e-4)
+    # Scores are logarithms: none is as low.
+    again = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "low"), "--threshold=-1000"]
+    assert main(again) == 0
+    assert {row["decision"] for row in scores_of(tmp_path / "low")} == {"anomalous"}
