@@ -34,7 +34,7 @@ from torch import Tensor
 from bkd_fast.artifact import load_trained
 from bkd_fast.benchmark.results import versions
 from bkd_fast.cli.options import add_options, config_from
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import BKDConfig, TeacherConfig
 from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, load_mask, resize_mask, split_normals
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import METRIC_NAMES, PixelMetrics, image_metrics, mean_metrics, percent
@@ -82,13 +82,19 @@ class Case(NamedTuple):
         """What tells its row apart."""
         config = self.settings.config
         named = [f"{name}={value}" for name, value in self.options.items()]
-        if config.image_size != BKDConfig.image_size:
-            named.append("image_size={}x{}".format(*config.image_size))
-        if config.weights == "none":
+        if config.teacher.image_size != TeacherConfig.image_size:
+            named.append("image_size={}x{}".format(*config.teacher.image_size))
+        if config.teacher.weights == "none":
             named.append("random weights")
         if self.method == "efficientad" and self.settings.imagenet is None:
             named.append("without penalty")
-        values = METHODS[self.method].name, self.category, str(config.seed), config.teacher, "; ".join(named)
+        values = (
+            METHODS[self.method].name,
+            self.category,
+            str(config.training.seed),
+            config.teacher.name,
+            "; ".join(named),
+        )
         return dict(zip(FIELDS, values, strict=True))
 
 
@@ -111,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         judge, megabytes = made
         seconds = time.monotonic() - started
-        figures, milliseconds = _measure(judge, test, case.settings.config.image_size)
+        figures, milliseconds = _measure(judge, test, case.settings.config.teacher.image_size)
         costs = dict(zip(COSTS, (f"{seconds:.0f}", f"{milliseconds:.1f}", f"{megabytes:.1f}"), strict=True))
         lines.append({**key, **_written(figures), **costs, **where})
         print(_shown(lines[-1]), flush=True)
@@ -154,7 +160,7 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, list[Sample], 
     """Every case with its normal images to train on and its test images."""
     config, asked = config_from(arguments), _options(arguments.option)
     for seed in range(arguments.seeds):
-        own = config.with_changes(seed=seed)
+        own = config.with_changes({"training.seed": seed})
         for category in find_categories(arguments.data, arguments.category):
             test = check_samples(category.test)
             if not test:
@@ -163,8 +169,8 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, list[Sample], 
             masked = sum(sample.mask is not None for sample in defective)
             if seed == 0 and masked < len(defective):
                 print(f"{category.name}: {masked} of {len(defective)} defective images have a mask for pixel figures")
-            normals, held_out = split_normals(check_samples(category.train), own.holdout, seed)
-            validation = ImageDataset(held_out, own.image_size)
+            normals, held_out = split_normals(check_samples(category.train), own.training.validation_share, seed)
+            validation = ImageDataset(held_out, own.teacher.image_size)
             settings = Settings(own, validation, arguments.efficientad_weights, arguments.imagenet_folder)
             for method in arguments.only or METHODS:
                 options = _changed(arguments, own) if method == BKD else _chosen(method, arguments, asked)
@@ -173,9 +179,9 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, list[Sample], 
 
 def _changed(arguments: argparse.Namespace, config: BKDConfig) -> dict[str, Any]:
     """BKD's preset if it is another than the default, and the fields that differ from it."""
-    base, preset = BKDConfig.preset(arguments.preset).to_dict(), {"preset": arguments.preset}
-    elsewhere = ("teacher", "weights", "image_size", "seed")
-    changed = {name: value for name, value in config.to_dict().items() if value != base[name]}
+    base, preset = BKDConfig.preset(arguments.preset).flat(), {"preset": arguments.preset}
+    elsewhere = ("teacher.name", "teacher.weights", "teacher.image_size", "training.seed")
+    changed = {name: value for name, value in config.flat().items() if name not in base or value != base[name]}
     return {
         **(preset if arguments.preset != "default" else {}),
         **{name: value for name, value in changed.items() if name not in elsewhere},
@@ -199,7 +205,7 @@ def _bkd(data: Path, case: Case) -> tuple[Judge, float]:
     teacher = sum(value.nbytes for value in detector.model.teacher.state_dict().values())
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor]:
-        return detector.judge(detector.distill(images))
+        return detector.score_features(detector.distill(images))
 
     return judge, (files - teacher) / 1e6
 
@@ -208,9 +214,9 @@ def _peer(case: Case, normals: Sequence[Sample]) -> Made:
     make = METHODS[case.method].make
     assert make is not None
     config = case.settings.config
-    np.random.seed(config.seed)  # anomalib's coreset draws its projection from it
-    torch.manual_seed(config.seed)
-    return make(ImageDataset(normals, config.image_size), case.settings, **case.options)
+    np.random.seed(config.training.seed)  # anomalib's coreset draws its projection from it
+    torch.manual_seed(config.training.seed)
+    return make(ImageDataset(normals, config.teacher.image_size), case.settings, **case.options)
 
 
 @torch.inference_mode()

@@ -21,8 +21,8 @@ from comparators.common import Judge, Made, Settings, batches, megabytes
 from torch import Tensor, nn
 
 from bkd_fast.data import ImageDataset, Sample, image_files
-from bkd_fast.data.weights import load_weights
-from bkd_fast.model.teacher import STRIDES, Teacher
+from bkd_fast.model.teacher import STRIDES, Teacher, assign_weights
+from bkd_fast.training.weights import load_weights
 
 PDN_FILE = "pretrained_teacher_small.pth"
 PDN_ARCHIVE = "anomalib's release efficientad_pretrained_weights"
@@ -38,7 +38,7 @@ def patchcore(data: ImageDataset, settings: Settings, *, coreset: float = 0.01) 
 
     layers, normalize = _layers(settings)
     with _without_downloads():
-        model = PatchcoreModel(layers=layers[1:], backbone=settings.config.teacher, pre_trained=False)
+        model = PatchcoreModel(layers=layers[1:], backbone=settings.config.teacher.name, pre_trained=False)
     _load(model.feature_extractor.feature_extractor, settings)
     model.train()
     model.feature_extractor.eval()
@@ -59,11 +59,11 @@ def padim(data: ImageDataset, settings: Settings, *, features: int = 100) -> Mad
     from anomalib.models.image.padim.torch_model import PadimModel
 
     layers, normalize = _layers(settings)
-    available = sum(Teacher(settings.config.with_changes(weights="none")).channels)
+    available = sum(Teacher(settings.config.teacher).channels)
     with _without_downloads():
         model = PadimModel(
             layers=layers,
-            backbone=settings.config.teacher,
+            backbone=settings.config.teacher.name,
             pre_trained=False,
             n_features=min(features, available),
         )
@@ -89,7 +89,7 @@ def stfpm(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> Made:
 
     layers, normalize = _layers(settings)
     with _without_downloads():
-        model = STFPMModel(layers=layers, backbone=settings.config.teacher)
+        model = STFPMModel(layers=layers, backbone=settings.config.teacher.name)
     _load(model.teacher_model.feature_extractor, settings)
     parameters = list(model.student_model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.4, momentum=0.9, weight_decay=0.001)
@@ -108,14 +108,18 @@ def reverse_distillation(data: ImageDataset, settings: Settings, *, epochs: int 
     from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 
     layers, normalize = _layers(settings)
-    size = settings.config.image_size
+    size = settings.config.teacher.image_size
     try:
         with _without_downloads():
             model = ReverseDistillationModel(
-                settings.config.teacher.split(".")[0], size, layers, AnomalyMapGenerationMode.ADD, pre_trained=False
+                settings.config.teacher.name.split(".")[0],
+                size,
+                layers,
+                AnomalyMapGenerationMode.ADD,
+                pre_trained=False,
             )
     except (ValueError, RuntimeError, AssertionError, KeyError) as error:
-        return f"anomalib builds no decoder for {settings.config.teacher} ({error})"
+        return f"anomalib builds no decoder for {settings.config.teacher.name} ({error})"
     _load(model.encoder.feature_extractor, settings)
     learned = [*model.bottleneck.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.Adam(learned, lr=0.005, betas=(0.5, 0.99))
@@ -140,7 +144,7 @@ def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> 
     if path is None or not path.is_file():
         missing = "no weights of its teacher were given" if path is None else f"there is no file {path}"
         return f"{missing}: bring {PDN_FILE} of {PDN_ARCHIVE} and pass --efficientad-weights FILE"
-    if min(settings.config.image_size) < SMALLEST:
+    if min(settings.config.teacher.image_size) < SMALLEST:
         return f"its autoencoder needs images of at least {SMALLEST} x {SMALLEST} pixels"
     model = EfficientAdModel()
     try:
@@ -148,7 +152,7 @@ def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> 
     except (RuntimeError, TypeError, AttributeError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         return f"{path} does not hold its teacher ({reason}): bring {PDN_FILE} of {PDN_ARCHIVE}"
-    others = None if settings.imagenet is None else _others(settings.imagenet, settings.config.image_size)
+    others = None if settings.imagenet is None else _others(settings.imagenet, settings.config.teacher.image_size)
     model.teacher.requires_grad_(False)
     model.mean_std.update(_channel_statistics(model.teacher, data))
     steps = epochs * len(data)
@@ -212,16 +216,18 @@ def _others(folder: Path, size: tuple[int, int]) -> Iterator[Tensor]:
 
 def _layers(settings: Settings) -> tuple[list[str], Callable[[Tensor], Tensor]]:
     """timm's names of the levels at strides 4, 8 and 16, and the teacher's normalisation of images."""
-    info: Any = timm.create_model(settings.config.teacher, pretrained=False, features_only=True).feature_info
+    info: Any = timm.create_model(settings.config.teacher.name, pretrained=False, features_only=True).feature_info
     names = dict(zip(info.reduction(), info.module_name(), strict=True))
-    teacher = Teacher(settings.config.with_changes(weights="none"))
+    teacher = Teacher(settings.config.teacher)
     mean, std = teacher.get_buffer("image_mean"), teacher.get_buffer("image_std")
     return [names[stride] for stride in STRIDES], lambda images: (images - mean) / std
 
 
 def _load(network: nn.Module, settings: Settings) -> None:
     """The teacher's ImageNet weights into a features_only network, whichever levels it was built for."""
-    load_weights(network, settings.config.teacher, settings.config.weights)
+    weights = load_weights(settings.config.teacher)
+    if weights is not None:
+        assign_weights(network, settings.config.teacher.name, weights)
 
 
 def _without_downloads() -> AbstractContextManager[object]:

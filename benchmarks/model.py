@@ -102,7 +102,7 @@ def _exported(label: str, images: Tensor, folder: Path) -> dict[str, Call]:
 
 def _with_torchvision(training: Training) -> Case:
     case = training.case()
-    if training.model.config.alignment_kernel == "identity":
+    if training.model.alignment.config.kernel == "identity":
         return case  # a warp: there is no convolution in it
     # torchvision's convolution shares no products between queries, so each has supports of its own.
     call = torchvision_inside(partial(training, each=True))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bkd_fast.errors import BKDError
     from bkd_fast.evaluation.evaluate import evaluate
     from bkd_fast.inference.detector import Detector
-    from bkd_fast.inference.stages import Prediction
+    from bkd_fast.inference.prediction import Prediction
     from bkd_fast.integrations.sklearn import BKDDetector
     from bkd_fast.integrations.torchvision import patch_torchvision
     from bkd_fast.model import BKD
@@ -29,7 +29,7 @@ _HOMES = {
     "BKDDetector": "bkd_fast.integrations.sklearn",
     "BKDError": "bkd_fast.errors",
     "Detector": "bkd_fast.inference.detector",
-    "Prediction": "bkd_fast.inference.stages",
+    "Prediction": "bkd_fast.inference.prediction",
     "backend": "bkd_fast.ops",
     "evaluate": "bkd_fast.evaluation.evaluate",
     "patch_torchvision": "bkd_fast.integrations.torchvision",

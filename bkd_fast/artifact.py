@@ -1,8 +1,8 @@
 """The run folder: everything a trained model needs, checked when it is read.
 
-One category is one folder with ``config.json``, ``model.safetensors``, ``support/`` and ``support.safetensors``.
-``config.json`` is written last and holds the checksums of the others, so a folder with it is whole. A run over several
-categories holds one such folder each.
+One category is one folder with ``manifest.json``, ``config.toml``, ``model.safetensors``, ``support/`` and
+``support.safetensors``. ``manifest.json`` is written last and holds the checksums of the others, so a folder with it is
+whole. A run over several categories holds one such folder each.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from bkd_fast.config import BKDConfig
 from bkd_fast.data import load_support, save_support
 from bkd_fast.decisions import NormalScores, sentence, threshold_for
 from bkd_fast.errors import BKDError
-from bkd_fast.files import atomic_path, write_json
+from bkd_fast.files import atomic_path, atomic_write, write_json
 from bkd_fast.model import BKD
 
-FORMAT = 3
-CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
-    "config.json",
+FORMAT = 4
+MANIFEST, CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
+    "manifest.json",
+    "config.toml",
     "model.safetensors",
     "support",
     "support.safetensors",
@@ -43,7 +44,7 @@ class Calibration:
 
     ``false_alarms``: the rate that thresholds are for. ``threshold``: an image whose score is above it is anomalous.
     ``pixel_threshold``: the same for pixels of the map. ``normal_level``: median pixel of the maps, where heat maps
-    begin. ``map_scale``, ``score_scale``: see :class:`bkd_fast.model.BKD`. ``source``, ``scores``, ``maxima``: see
+    begin. ``source``, ``scores``, ``maxima``: see
     :class:`bkd_fast.decisions.NormalScores`; ascending.
     """
 
@@ -51,14 +52,12 @@ class Calibration:
     threshold: float
     pixel_threshold: float
     normal_level: float
-    map_scale: dict[str, list[float]]
-    score_scale: dict[str, list[float]]
     source: str
     scores: list[float]
     maxima: list[float]
 
     @classmethod
-    def of(cls, model: BKD, normal: NormalScores, normal_level: float, false_alarms: float) -> Calibration:
+    def of(cls, normal: NormalScores, normal_level: float, false_alarms: float) -> Calibration:
         """Return the thresholds for a rate of ``false_alarms``, from the scores of normal images."""
         pixel = threshold_for(normal.maxima, false_alarms).value
         return cls(
@@ -67,8 +66,6 @@ class Calibration:
             pixel,
             # Positive and below the threshold, as a logarithmic colour scale needs it.
             min(max(normal_level, 1e-30), 0.5 * pixel),
-            {branch: list(scales) for branch, scales in model.map_scale.items()},
-            {name: list(scale) for name, scale in model.score_scale.items()},
             normal.source,
             sorted(normal.scores),
             sorted(normal.maxima),
@@ -98,15 +95,15 @@ class DataSource:
     anomalous: str | None = None
     masks: str | None = None
     train_files: list[str] = field(default_factory=list)
-    held_out_files: list[str] = field(default_factory=list)
+    validation_files: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Trained:
     """One category's trained model as read from its folder.
 
-    ``support``: the teacher's levels of the support images, (1, k, C_l, H_l, W_l), as :meth:`BKD.prepare` takes
-    them. ``sample``: the first of their images, (1, 3, H, W) in [0, 1].
+    ``support``: the teacher's levels of the support images, (1, k, C_l, H_l, W_l), as :meth:`BKD.make_support`
+    takes them. ``sample``: the first of their images, (1, 3, H, W) in [0, 1].
     """
 
     folder: Path
@@ -127,7 +124,7 @@ def save_trained(
     support: Sequence[Tensor],
     version: str,
 ) -> None:
-    """Writes a category's folder, ``config.json`` last.
+    """Write a category's folder, ``manifest.json`` last.
 
     Args:
         images: the support, (H, W, 3) uint8 each.
@@ -137,17 +134,19 @@ def save_trained(
     if support:  # nothing can be kept of nothing, which is what the reverse branch alone has
         save_tensors(folder / FEATURES, {str(index): level for index, level in enumerate(support)}, {})
     save_tensors(folder / MODEL, model.state_dict(), {})
+    with atomic_write(folder / CONFIG) as file:
+        file.write(model.config.to_toml())
     files = [
+        CONFIG,
         MODEL,
         *([FEATURES] if support else []),
         *sorted(f"{SUPPORT}/{path.name}" for path in (folder / SUPPORT).iterdir()),
     ]
     write_json(
-        folder / CONFIG,
+        folder / MANIFEST,
         {
             "format": FORMAT,
             "bkd_fast": version,
-            "config": model.config.to_dict(),
             "calibration": asdict(calibration),
             "source": asdict(source),
             "files": {name: _checksum(folder / name) for name in files},
@@ -174,26 +173,31 @@ def load_trained(folder: str | Path) -> Trained:
             raise BKDError(
                 f"{path} was altered since the run was saved (its SHA-256 differs). Restore it or train again."
             )
-    config = BKDConfig.from_dict(manifest["config"])
-    model = BKD(config, load_teacher=False)
+    config = BKDConfig.from_toml((folder / CONFIG).read_text(encoding="utf-8"))
+    model = BKD(config, weights=None)
     load_state(model, load_file(folder / MODEL), folder / MODEL)
     calibration = Calibration(**manifest["calibration"])
-    model.map_scale, model.score_scale = calibration.map_scale, calibration.score_scale
     features = load_file(folder / FEATURES) if FEATURES in manifest["files"] else {}
     support = [features[str(index)] for index in range(len(features))]
-    sample = load_support(folder / SUPPORT, config.image_size, 1)
+    sample = load_support(folder / SUPPORT, config.teacher.image_size, 1)
     return Trained(folder, config, calibration, DataSource(**manifest["source"]), model.eval(), support, sample)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a run folder, its format checked."""
-    path = folder / CONFIG
+    """Return ``manifest.json`` of a run folder, its format checked.
+
+    Raises:
+        BKDError: see :func:`load_trained`.
+    """
+    path = folder / MANIFEST
     if not folder.is_dir():
         raise BKDError(f"there is no run folder {folder}: expected one written by `bkd-fast train … --out {folder}`")
     if not path.is_file():
         unfinished = any(folder.rglob(CHECKPOINT))
-        hint = "its training did not finish: go on with `bkd-fast train … --resume`" if unfinished else "not a run"
-        raise BKDError(f"{folder} has no {CONFIG}: {hint}")
+        hint = "its training did not finish: resume with `bkd-fast train … --resume`" if unfinished else "not a run"
+        if (folder / "config.json").is_file():
+            hint = "it was written by an earlier bkd_fast, which this one does not read; train again"
+        raise BKDError(f"{folder} has no {MANIFEST}: {hint}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -204,7 +208,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has run format {found!r}, and this bkd_fast reads format {FORMAT}: train again, or install "
             f"the bkd_fast that wrote it ({manifest.get('bkd_fast') if isinstance(manifest, dict) else None})"
         )
-    needed = {"categories"} if "categories" in manifest else {"config", "calibration", "source", "files"}
+    needed = {"categories"} if "categories" in manifest else {"calibration", "source", "files"}
     missing = sorted(needed - manifest.keys())
     if missing:
         raise BKDError(f"{path} lacks {', '.join(missing)}: the run was altered")

@@ -1,14 +1,14 @@
-"""Every choice that the BKD paper makes or leaves open, in one frozen dataclass, and its presets.
+"""The configuration: what a BKD model is and how it is trained, in one frozen dataclass a part, and its presets.
 
-docs/equations.md says for each field what the paper states, what is ambiguous and why the default is what it is.
+docs/equations.md says for each option what the paper states, what is ambiguous and why the default is what it is.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from bkd_fast.errors import BKDError
 
@@ -26,297 +26,507 @@ Augmentation = Literal[
 ]
 
 
-@dataclass(frozen=True)
-class BKDConfig:
-    """What a BKD model is and how it is trained. Immutable; derive variants with :meth:`with_changes`.
-
-    Raises:
-        BKDError: a value outside its range or list of choices; the message names the field.
-    """
-
-    # Teacher: any timm CNN with ``features_only``; levels are its outputs at strides 4, 8 and 16.
-    teacher: str = "wide_resnet50_2.tv_in1k"
-    weights: str = "auto"  # auto (package, then hub) | none (random, for tests) | path of a local file
-    image_size: tuple[int, int] = (256, 256)  # (H, W) in pixels; images or tiles are resized to it
-    # Side of the square tiles, in pixels of the image, in which images are learned and predicted; neighbours share a
-    # quarter. 0 = images are taken whole.
-    tile: int = 0
-    # Features are centred on the mean of the training normals and divided by their std: one for each level, or one for
-    # each channel (which blows up nearly dead channels). none: the teacher's own features.
-    scale: Literal["level", "channel", "none"] = "level"
-    pool: int = 3  # side of the average over each feature's neighbourhood, 1 = none
-    # Exponent of the share of this neighbourhood inside the image, by which the average is multiplied: 1 counts zeros
-    # beyond the border, so that a teacher's padding makes no false peaks there; 0 averages what lies inside.
-    border: float = 1.0
-    # joint: all levels side by side at stride 8, one search instead of three; forward distillation also takes stride 4
-    # by itself. separate: each level by itself.
-    levels: Literal["joint", "separate"] = "joint"
-
-    # Forward distillation (Eq. 1-5).
-    forward_branch: bool = True  # whether there is forward distillation
-    shots: int = 16  # k, the number of support images
-    # nearest: each query's k most similar of support_pool normals, matched to it pixel by pixel. step, query: drawn at
-    # random for each training step or query, and once for all for testing.
-    support_draw: Literal["nearest", "step", "query"] = "nearest"
-    support_pool: int = 200  # normal images that supports are looked up among, those that differ most
-    support_augmentation: Augmentation = "none"  # of drawn training supports, Table 5
-    match_radius: int = 1  # of the window in which the nearest supports are matched, in feature pixels
-    # regression: per pixel the least-squares combination of the match_neighbors shots that match best. min: per pixel
-    # the closest shot. mean: the mean of drawn shots.
-    shot_aggregation: Literal["regression", "min", "mean"] = "regression"
-    match_neighbors: int = 5  # shots that "regression" combines
-    offset_depth: int = 2  # convolutions in f of Eq. 1
-    offset_width: int = 64  # channels between them
-    offset_activation: Literal["tanh", "softmax", "none"] = "tanh"  # Eq. 3: from features to offsets
-    max_offset: float = 1.0  # bound of tanh offsets (beyond the match, where there is one), in feature pixels
-    offset_init: Literal["zero", "default"] = "zero"  # of the last convolution of f: no motion, or torch's default
-    cascade: Literal["add", "product", "concat"] = "add"  # Eq. 4: how the coarser level's offsets come in
-    modulated: bool = False  # the mask of Eq. 2; the query leaks through it
-    # w_m of Eq. 2: learned C x C x 3 x 3, a pure warp, or no alignment.
-    alignment_kernel: Literal["full", "identity", "none"] = "none"
-    alignment_group: int = 128  # channels that learned w_m mix: wider levels fall into groups; 0 = all channels
-    kernel_init: Literal["dirac", "default"] = "dirac"  # of w_m: a copy of the support, or torch's default
-
-    # Reverse distillation (Eq. 6-10, Fig. 4).
-    reverse_branch: bool = True  # whether there is reverse distillation
-    memory_items: int = 2000  # I; 0 = no memory
-    # neighbors: least-squares combination of the nearest items. attention: sparse softmax over all, Eq. 7-10.
-    memory_read: Literal["neighbors", "attention"] = "neighbors"
-    memory_neighbors: int = 5  # items that a feature is read from by "neighbors"
-    memory_threshold: float = 0.0005  # xi of Eq. 8-9 for "attention": one over the items
-    memory_temperature: float = 0.02  # divides the cosine of Eq. 7 for "attention"; 1 = as printed
-    memory_renormalize: bool = True  # sparse weights of "attention" sum to one again
-    memory_init: Literal["coreset", "uniform"] = "coreset"  # greedy coreset of normal features, or MemAE's uniform
-    memory_learned: bool = False  # items follow the loss, or stay the normal features that they start as
-    memory_merge: Literal["replace", "residual"] = "replace"  # z' alone goes on, or z + z'
-    student: bool = False  # bottleneck and decoder; without them the memory's read-out rebuilds the query
-    bottleneck_reduce: bool = False  # the 1x1 reduction of the paper's text before the embedding
-    block: Literal["auto", "basic", "bottleneck"] = "auto"  # residual blocks of bottleneck and student
-    student_output: Literal["linear", "relu"] = "linear"  # relu suits teachers whose levels end in ReLU
-    student_correction: bool = True  # the student predicts what the memory's read-out lacks
-
-    # Losses (Eq. 11-12) and anomaly map (Eq. 13).
-    distance: Literal["squared", "cosine"] = "squared"  # mean squared difference, or as printed (Eq. 11 and 13)
-    direction: Literal["flat", "pixel"] = "flat"  # "cosine", Eq. 11: one cosine of all of a level, or one a pixel
-    value_weight: float = 0.5  # "cosine": of the squared difference in Eq. 11
-    forward_weight: float = 1.0  # of the forward branch in the loss, Eq. 12
-    reverse_weight: float = 1.0  # of the reverse branch
-    # geometric: mean of both branches, and of the levels of each. product, sum: over the levels, the branches added.
-    fusion: Literal["geometric", "product", "sum"] = "geometric"
-    sigma: float = 3.0  # of the smoothing, in pixels of a 256-pixel-high image; scaled with the height
-    align_corners: bool = False  # of the enlargement of levels in the map
-    top_fraction: float = 0.003  # image score: mean of this share of the map's largest pixels; 0 = the maximum
-    image_weight: float = 0.15  # image score: of the whole image's distance from its supports; 0 = the map's mean alone
-
-    # Training.
-    epochs: int = 40  # passes over the training images, at most
-    batch_size: int = 16  # images a step, over all processes
-    learning_rate: float = 0.005  # of Adam, where it starts
-    betas: tuple[float, float] = (0.5, 0.999)  # of Adam
-    offset_lr_scale: float = 0.1  # the offset predictors' learning rate, as a share of it
-    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate: to zero over the epochs, or none
-    clip_norm: float = 0.0  # largest norm of the gradient, 0 = no limit
-    patience: int = 5  # training ends after so many epochs without a lower loss of held-out normals; 0 = never
-    holdout: float = 0.1  # share of the training normals that are kept for validation
-    false_alarms: float = 0.01  # share of good images that thresholds may call anomalous
-    seed: int = 0  # of everything random
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            object.__setattr__(self, name, _checked(name, value, hint))
-        if not (self.forward_branch or self.reverse_branch):
-            raise BKDError("forward_branch and reverse_branch are both off: keep at least one of them on")
-        if min(self.image_size) < 32:
-            raise BKDError(
-                f"image_size is {self.image_size}: both sides must be at least 32 pixels, "
-                "since the deepest teacher level has stride 16 and the bottleneck halves it once more"
-            )
-        if 0 < self.tile < 32:
-            raise BKDError(f"tile is {self.tile}: expected 0 (whole images), or at least 32 pixels")
-        if self.pool < 1 or self.pool % 2 == 0:
-            raise BKDError(f"pool is {self.pool}: expected an odd number of at least 1")
-        if self.reverse_branch and not self.student and not self.memory_items:
-            raise BKDError("memory_items is 0 and student is off: the reverse branch needs one of them")
-        if self.memory_init == "uniform" and not self.memory_learned and self.memory_items and self.reverse_branch:
-            raise BKDError("memory_init='uniform' and memory_learned off: the items would stay noise; choose one")
-        if self.student and self.student_correction and not self.memory_items and self.reverse_branch:
-            raise BKDError("student_correction needs a memory to correct: set memory_items, or turn it off")
-        unsuited = "mean" if self.support_draw == "nearest" else "regression"
-        if self.forward_branch and self.shot_aggregation == unsuited:
-            raise BKDError(
-                f"shot_aggregation is {unsuited!r} and support_draw {self.support_draw!r}: choose 'regression' or "
-                "'min' for supports that are looked up (nearest), 'mean' or 'min' for drawn ones (step, query)"
-            )
-        if self.student and self.levels == "joint":
-            raise BKDError("the student rebuilds each level by itself: set levels='separate', or student off")
-        if self.forward_branch and self.reverse_branch and self.levels == "joint" and self.fusion != "geometric":
-            raise BKDError(
-                f"fusion={self.fusion!r} adds the branches level by level, and with levels='joint' they have not the "
-                "same ones: choose levels='separate', or fusion='geometric'"
-            )
-        if self.looks_up and self.support_augmentation != "none":
-            raise BKDError(
-                f"support_augmentation is {self.support_augmentation!r}, and supports that are looked up "
-                "are not augmented: choose 'none', or support_draw='step' or 'query'"
-            )
-        if self.student and self.student_correction and self.student_output == "relu":
-            raise BKDError("student_correction adds to a read-out and needs student_output='linear'")
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            for part in value if isinstance(value, tuple) else (value,):
-                if not low <= part <= high:
-                    raise BKDError(f"{name} is {value}: expected a value from {low:g} to {high:g}")
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether there is a forward branch whose queries look their supports up."""
-        return self.forward_branch and self.support_draw == "nearest"
-
-    def with_changes(self, **changes: Any) -> BKDConfig:
-        """A copy with some fields changed; an unknown field is an error that suggests the closest name."""
-        _reject_unknown(changes)
-        return replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values (tuples become lists)."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> BKDConfig:
-        """The inverse of :meth:`to_dict`; every unknown or ill-typed field is an error."""
-        _reject_unknown(values)
-        return cls(**values)
-
-    @classmethod
-    def preset(cls, name: str = "default", **changes: Any) -> BKDConfig:
-        """``default``, ``paper`` (the equations to the letter) or ``rd4ad`` (reverse distillation alone)."""
-        if name not in PRESETS:
-            raise BKDError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
-        _reject_unknown(changes)
-        return cls(**{**PRESETS[name], **changes})
+def option(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
+    """Return a field with its default, documentation, and range (both ends included)."""
+    return field(default=default, metadata={"text": text, "range": None if low is None else (low, high)})
 
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("tile", 0, 100_000),
-    ("border", 0, 1),
-    ("shots", 1, 1024),
-    ("support_pool", 2, 100_000),
-    ("match_radius", 0, 8),
-    ("match_neighbors", 1, 64),
-    ("offset_depth", 1, 4),
-    ("offset_width", 1, 4096),
-    ("max_offset", 0, 1024),
-    ("alignment_group", 0, 65_536),
-    ("memory_items", 0, 100_000),
-    ("memory_neighbors", 1, 64),
-    ("memory_threshold", 0, 1),
-    ("memory_temperature", 1e-4, 1e4),
-    ("value_weight", 0, 1e6),
-    ("forward_weight", 0, 1e6),
-    ("reverse_weight", 0, 1e6),
-    ("sigma", 0, 256),
-    ("top_fraction", 0, 1),
-    ("image_weight", 0, 100),
-    ("epochs", 1, 100_000),
-    ("batch_size", 1, 65_536),
-    ("learning_rate", 0, 10),
-    ("betas", 0, 0.999999),
-    ("offset_lr_scale", 0, 100),
-    ("clip_norm", 0, 1e9),
-    ("patience", 0, 100_000),
-    ("holdout", 0.01, 0.9),
-    ("false_alarms", 1e-5, 0.5),
-    ("seed", 0, 2**31 - 1),
-)
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "scale": "none",
-        "pool": 1,
-        "border": 0.0,
-        "levels": "separate",
-        "shots": 2,
-        "support_draw": "query",
-        "support_augmentation": "rotation_scale",
-        "shot_aggregation": "mean",
-        "offset_depth": 1,
-        "offset_activation": "softmax",
-        "offset_init": "default",
-        "cascade": "product",
-        "alignment_kernel": "full",
-        "alignment_group": 0,
-        "kernel_init": "default",
-        "max_offset": 2.0,
-        "memory_items": 200,
-        "memory_read": "attention",
-        "memory_threshold": 0.002,
-        "memory_temperature": 1.0,
-        "memory_renormalize": False,
-        "memory_init": "uniform",
-        "memory_learned": True,
-        "student": True,
-        "bottleneck_reduce": True,
-        "student_output": "relu",
-        "student_correction": False,
-        "distance": "cosine",
-        "fusion": "product",
-        "top_fraction": 0.0,
-        "image_weight": 0.0,
-        "sigma": 0.0,
-        "epochs": 200,
-        "patience": 0,
-        "offset_lr_scale": 1.0,
-        "schedule": "constant",
-    },
-    "rd4ad": {
-        "scale": "none",
-        "pool": 1,
-        "border": 0.0,
-        "levels": "separate",
-        "forward_branch": False,
-        "memory_items": 0,
-        "student": True,
-        "student_output": "relu",
-        "student_correction": False,
-        "distance": "cosine",
-        "value_weight": 0.0,
-        "fusion": "sum",
-        "sigma": 4.0,
-        "align_corners": True,
-        "top_fraction": 0.0,
-        "image_weight": 0.0,
-        "epochs": 200,
-        "patience": 0,
-        "schedule": "constant",
-    },
-}
-
-
-def _reject_unknown(values: Mapping[str, Any]) -> None:
-    known = [field.name for field in fields(BKDConfig)]
-    for name in values:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(known)}"
-            raise BKDError(f"there is no configuration field {name!r}: {hint}")
+def options(group: type[Group]) -> tuple[Field[Any], ...]:
+    """Return the options of a group; their ``metadata`` has ``text`` and ``range``."""
+    return fields(group)  # type: ignore[arg-type]  # every group is a dataclass
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
-    """``value`` as the type that the field declares (JSON gives lists for tuples), or an error naming it."""
+    """Return ``value`` as the type that the option declares (TOML and JSON give lists for tuples)."""
+    kinds = get_args(hint)
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            choices = ", ".join(map(repr, get_args(hint)))
-            raise BKDError(f"{name} is {value!r}: expected one of {choices}")
+        if value not in kinds:
+            raise BKDError(f"{name} is {value!r}: expected one of {', '.join(map(repr, kinds))}")
         return value
+    if type(None) in kinds:  # an option that can be off
+        return None if value is None or value == "none" else _checked(name, value, kinds[0])
     if get_origin(hint) is tuple:
-        parts = get_args(hint)
-        if not isinstance(value, (list, tuple)) or len(value) != len(parts):
-            raise BKDError(f"{name} is {value!r}: expected {len(parts)} values")
-        return tuple(_checked(name, part, kind) for part, kind in zip(value, parts, strict=True))
+        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
+            raise BKDError(f"{name} is {value!r}: expected {len(kinds)} values")
+        return tuple(_checked(name, part, kind) for part, kind in zip(value, kinds, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise BKDError(f"{name} is {value!r}: expected a value of type {hint.__name__}")
     return value
+
+
+class Group:
+    """A group of options, checked when it is made.
+
+    Raises:
+        BKDError: a value of another type, outside its range or not one of its choices; the message names the option.
+    """
+
+    group: ClassVar[str]  # its field of BKDConfig
+    kind: ClassVar[str | None] = None  # tells the alternatives of one field apart
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for each in options(type(self)):
+            name = f"{self.group}.{each.name}"
+            value = _checked(name, getattr(self, each.name), hints[each.name])
+            object.__setattr__(self, each.name, value)
+            if each.metadata["range"] is None or value is None:
+                continue
+            low, high = each.metadata["range"]
+            for part in value if isinstance(value, tuple) else (value,):
+                if not low <= part <= high:
+                    raise BKDError(f"{name} is {value}: expected a value from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True)
+class TeacherConfig(Group):
+    """The frozen teacher, and what is made of its features."""
+
+    group = "teacher"
+    name: str = option("wide_resnet50_2.tv_in1k", "any timm CNN with features_only; its strides 4, 8 and 16 are used")
+    weights: str = option("auto", "auto (package, then hub), none (random, for tests), or the path of a local file")
+    image_size: tuple[int, int] = option((256, 256), "(H, W) in pixels that images or tiles are resized to", 32, 65_536)
+    tile: int | None = option(
+        None,
+        "side of the square tiles, in pixels of the image, in which images are learned and predicted; neighbours share "
+        "a quarter. None takes images whole",
+        32,
+        100_000,
+    )
+    scale: Literal["level", "channel", "none"] = option(
+        "level",
+        "features are centred on the mean of the training normals and divided by their std: one a level, or one a "
+        "channel (which blows up nearly dead channels). none keeps the teacher's own features",
+    )
+    patch_size: int = option(3, "side of the average over each feature's neighbourhood; 1 = none", 1, 255)
+    border: float = option(
+        1.0,
+        "exponent of the share of this neighbourhood inside the image, by which the average is multiplied. 1 counts "
+        "zeros beyond the border, so that a teacher's padding makes no false peaks there; 0 averages what is inside",
+        0,
+        1,
+    )
+    levels: Literal["joint", "separate"] = option(
+        "joint",
+        "joint compares all levels side by side at stride 8, and forward distillation also compares stride 4 alone. "
+        "separate compares each level alone",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch_size % 2 == 0:
+            raise BKDError(f"teacher.patch_size is {self.patch_size}: expected an odd number")
+
+
+@dataclass(frozen=True)
+class RetrievedSupport(Group):
+    """Supports that each query retrieves: its most similar normals, matched to it pixel by pixel."""
+
+    group, kind = "support", "retrieved"
+    shots: int = option(16, "k, the number of support images of a query", 1, 1024)
+    bank_size: int = option(200, "normal images to retrieve from, those that differ most", 2, 100_000)
+    match_radius: int = option(1, "of the window in which supports are matched, in feature pixels", 0, 8)
+    neighbors: int = option(5, 'shots that "regression" combines, those that match best', 1, 64)
+    aggregation: Literal["regression", "min"] = option(
+        "regression",
+        "regression: per pixel the least-squares combination of neighbors. min: per pixel the closest shot",
+    )
+
+
+@dataclass(frozen=True)
+class SampledSupport(Group):
+    """Supports drawn at random: for training anew each time, for testing once."""
+
+    group, kind = "support", "sampled"
+    shots: int = option(2, "k, the number of support images", 1, 1024)
+    per: Literal["step", "query"] = option("query", "draw supports for each training step, or for each query")
+    augmentation: Augmentation = option("none", "of training supports, Table 5")
+    aggregation: Literal["mean", "min"] = option("mean", "mean of the shots, or per pixel the closest shot")
+
+
+@dataclass(frozen=True)
+class AlignmentConfig(Group):
+    """Learned alignment of supports by deformable convolutions (Eq. 1-5)."""
+
+    group = "alignment"
+    kernel: Literal["full", "identity"] = option("full", "w_m of Eq. 2: learned C x C x 3 x 3, or a pure warp")
+    max_group_channels: int | None = option(
+        128, "channels that learned w_m mix: wider levels fall into groups. None mixes all channels", 1, 65_536
+    )
+    kernel_init: Literal["dirac", "default"] = option("dirac", "of w_m: a copy of the support, or torch's default")
+    depth: int = option(2, "convolutions in f of Eq. 1", 1, 4)
+    width: int = option(64, "channels between them", 1, 4096)
+    activation: Literal["tanh", "softmax", "none"] = option("tanh", "Eq. 3: from features to offsets")
+    max_offset: float = option(
+        1.0, "bound of tanh offsets (beyond the match of retrieved supports), in feature pixels", 0, 1024
+    )
+    offset_init: Literal["zero", "default"] = option(
+        "zero", "of the last convolution of f: no motion, or torch's default"
+    )
+    cascade: Literal["add", "product", "concat"] = option("add", "Eq. 4: how the coarser level's offsets come in")
+    modulated: bool = option(False, "the mask of Eq. 2; the query leaks through it")
+
+
+@dataclass(frozen=True)
+class MemoryConfig(Group):
+    """The memory of normal features that the query is rebuilt from (Eq. 6-10)."""
+
+    group = "memory"
+    items: int = option(2000, "I, the number of items", 1, 100_000)
+    read: Literal["neighbors", "attention"] = option(
+        "neighbors",
+        "neighbors: least-squares combination of the nearest items. attention: sparse softmax over all, Eq. 7-10",
+    )
+    neighbors: int = option(5, "items that a feature is read from by neighbors", 1, 64)
+    threshold: float = option(1.0, "xi of Eq. 8-9 for attention, in units of the uniform weight 1 / items", 0, 100_000)
+    temperature: float = option(0.02, "divides the cosine of Eq. 7 for attention; 1 = as printed", 1e-4, 1e4)
+    renormalize: bool = option(True, "sparse weights of attention sum to one again")
+    init: Literal["coreset", "uniform"] = option("coreset", "greedy coreset of normal features, or MemAE's uniform")
+    learned: bool = option(False, "items follow the loss, or stay the normal features that they start as")
+    merge: Literal["replace", "residual"] = option("replace", "pass on the read-out z' alone, or z + z'")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init == "uniform" and not self.learned:
+            raise BKDError("memory.init is 'uniform' and memory.learned off: the items would stay noise; choose one")
+
+
+@dataclass(frozen=True)
+class StudentConfig(Group):
+    """Bottleneck and student decoder (Fig. 4). Without them the memory's read-out rebuilds the query."""
+
+    group = "student"
+    correction: bool = option(True, "the student predicts what the memory's read-out lacks")
+    output: Literal["linear", "relu"] = option("linear", "relu suits teachers whose levels end in ReLU")
+    reduce: bool = option(False, "the 1x1 reduction of the paper's text before the embedding")
+    block: Literal["auto", "basic", "bottleneck"] = option("auto", "residual blocks of bottleneck and student")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.correction and self.output == "relu":
+            raise BKDError("student.correction adds to a read-out and needs student.output 'linear'")
+
+
+@dataclass(frozen=True)
+class MapConfig(Group):
+    """Distances, anomaly map and image score (Eq. 13)."""
+
+    group = "anomaly_map"
+    distance: Literal["squared", "cosine"] = option(
+        "squared", "of losses and map: mean squared difference, or as printed (Eq. 11 and 13)"
+    )
+    fusion: Literal["geometric", "product", "sum"] = option(
+        "geometric",
+        "geometric: mean of both branches, and of the levels of each. product, sum: over the levels, branches added",
+    )
+    sigma: float = option(3.0, "of the smoothing, in pixels of a 256-pixel-high image; scaled with the height", 0, 256)
+    align_corners: bool = option(False, "of the upsampling of levels")
+    top_fraction: float = option(
+        0.003, "image score: mean of this share of the map's largest pixels; 0 = the maximum", 0, 1
+    )
+    image_weight: float = option(
+        0.15, "image score: of the whole image's distance from its supports; 0 = the map's mean alone", 0, 100
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Group):
+    """Losses (Eq. 11-12), optimiser, validation and thresholds."""
+
+    group = "training"
+    epochs: int = option(40, "passes over the training images, at most", 1, 100_000)
+    batch_size: int = option(16, "images a step, over all processes", 1, 65_536)
+    learning_rate: float = option(0.005, "of Adam, where it starts", 0, 10)
+    betas: tuple[float, float] = option((0.5, 0.999), "of Adam", 0, 0.999999)
+    offset_lr_scale: float = option(0.1, "the offset predictors' learning rate, as a share of it", 0, 100)
+    schedule: Literal["cosine", "constant"] = option("cosine", "of the learning rate: to zero over the epochs, or none")
+    clip_norm: float | None = option(None, "largest norm of the gradient; None = no limit", 1e-9, 1e9)
+    direction: Literal["flat", "pixel"] = option(
+        "flat", 'distance "cosine", Eq. 11: one cosine of all of a level, or one a pixel'
+    )
+    value_weight: float = option(0.5, 'distance "cosine": of the squared difference in Eq. 11', 0, 1e6)
+    forward_weight: float = option(1.0, "of the forward branch in the loss, Eq. 12", 0, 1e6)
+    reverse_weight: float = option(1.0, "of the reverse branch", 0, 1e6)
+    patience: int | None = option(
+        5, "epochs without a lower validation loss after which training ends; None = never", 1, 100_000
+    )
+    validation_share: float = option(0.1, "share of the training normals that are kept for validation", 0.01, 0.9)
+    false_alarms: float = option(0.01, "share of good images that thresholds may call anomalous", 1e-5, 0.5)
+    seed: int = option(0, "of everything random", 0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class BKDConfig:
+    """What a BKD model is and how it is trained. Immutable; derive variants with :meth:`with_changes`.
+
+    A part that is off is None: ``support`` (no forward distillation), ``alignment`` (supports are compared as they are
+    matched or sampled), ``memory`` and ``student`` (no reverse distillation where both are off).
+
+    Raises:
+        BKDError: parts that do not fit each other; the message says which and what to choose.
+    """
+
+    teacher: TeacherConfig = TeacherConfig()
+    support: RetrievedSupport | SampledSupport | None = RetrievedSupport()
+    alignment: AlignmentConfig | None = None
+    memory: MemoryConfig | None = MemoryConfig()
+    student: StudentConfig | None = None
+    anomaly_map: MapConfig = MapConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def __post_init__(self) -> None:
+        for name, kinds in GROUPS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) and not (value is None and name in OPTIONAL):
+                expected = " or ".join([kind.__name__ for kind in kinds] + ["None"] * (name in OPTIONAL))
+                raise BKDError(f"{name} is {value!r}: expected {expected}")
+        joint = self.teacher.levels == "joint"
+        if not (self.forward_branch or self.reverse_branch):
+            raise BKDError("support, memory and student are all None: keep at least one of them")
+        if self.alignment is not None and self.support is None:
+            raise BKDError("alignment warps supports, and support is None: set support, or alignment to None")
+        if self.student is not None and self.student.correction and self.memory is None:
+            raise BKDError("student.correction needs a memory to correct: set memory, or turn it off")
+        if self.student is not None and joint:
+            raise BKDError("the student rebuilds each level alone: set teacher.levels='separate', or student to None")
+        if self.forward_branch and self.reverse_branch and joint and self.anomaly_map.fusion != "geometric":
+            raise BKDError(
+                f"anomaly_map.fusion is {self.anomaly_map.fusion!r} and adds the branches level by level; with "
+                "teacher.levels='joint' they have different ones: choose 'separate', or fusion 'geometric'"
+            )
+
+    @property
+    def forward_branch(self) -> bool:
+        """Whether there is forward distillation."""
+        return self.support is not None
+
+    @property
+    def reverse_branch(self) -> bool:
+        """Whether there is reverse distillation."""
+        return self.memory is not None or self.student is not None
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether queries retrieve their supports."""
+        return isinstance(self.support, RetrievedSupport)
+
+    def with_changes(self, changes: Mapping[str, Any] | None = None, **groups: Any) -> BKDConfig:
+        """Return a copy with some options or parts changed.
+
+        Args:
+            changes: option -> value, ``{"memory.items": 500, "student": None}``. An option of a part that is off turns
+                the part on. A part is None, ``"none"``, ``"on"`` (its defaults), a kind of it (``"sampled"``), a
+                mapping of the options to change, or a group.
+            groups: parts by keyword.
+
+        Raises:
+            BKDError: an unknown option (the message suggests the closest name), an option of a part turned off in
+                the same call, or a value that is not usable.
+        """
+        given = {**(changes or {}), **groups}
+        parts = {name: getattr(self, name) for name in GROUPS}
+        for name in sorted(given, key=lambda name: "." in name):  # parts first, then their options
+            group, dot, key = name.partition(".")
+            if group not in GROUPS:
+                raise BKDError(f"there is no option {name!r}: {_hint(name)}")
+            if not dot:
+                parts[group] = _part(group, given[name], parts[group])
+                continue
+            if group in given and parts[group] is None:
+                raise BKDError(f"{group} is None and {name} is set: choose one")
+            part: Any = GROUPS[group][0]() if parts[group] is None else parts[group]
+            if key not in {each.name for each in fields(part)}:
+                raise BKDError(_unknown(part, key))
+            parts[group] = replace(part, **{key: given[name]})
+        return BKDConfig(**parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values: group -> option -> value (tuples become lists), None for a part that is off."""
+        return {name: _plain(getattr(self, name)) for name in GROUPS}
+
+    def flat(self) -> dict[str, Any]:
+        """Return option -> value, ``{"memory.items": 2000, …}``; a part that is off is one entry, None."""
+        found: dict[str, Any] = {}
+        for name, values in self.to_dict().items():
+            found.update({name: None} if values is None else {f"{name}.{key}": value for key, value in values.items()})
+        return found
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BKDConfig:
+        """Return the configuration that :meth:`to_dict` or :meth:`to_toml` wrote; what is left out has its default.
+
+        Raises:
+            BKDError: an unknown or ill-typed option.
+        """
+        return cls().with_changes(values)
+
+    def to_toml(self) -> str:
+        """Return the whole configuration as TOML: a table a part, ``"none"`` for a part or an option that is off."""
+        import tomlkit  # here, since prediction needs none of it
+
+        document = tomlkit.document()
+        for name, values in self.to_dict().items():
+            document[name] = "none" if values is None else {key: _or_none(value) for key, value in values.items()}
+        return tomlkit.dumps(document)
+
+    @classmethod
+    def from_toml(cls, text: str) -> BKDConfig:
+        """Return the inverse of :meth:`to_toml`.
+
+        Raises:
+            BKDError: not TOML, or an unknown or ill-typed option.
+        """
+        return cls.from_dict(read_toml(text))
+
+    @classmethod
+    def preset(cls, name: str = "default", changes: Mapping[str, Any] | None = None) -> BKDConfig:
+        """Return ``default``, ``paper`` (the equations to the letter) or ``rd4ad`` (reverse distillation alone).
+
+        Args:
+            changes: see :meth:`with_changes`.
+
+        Raises:
+            BKDError: an unknown preset, or changes that are not usable.
+        """
+        if name not in PRESETS:
+            raise BKDError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        return cls().with_changes(PRESETS[name]).with_changes(changes)
+
+
+GROUPS: dict[str, tuple[type[Group], ...]] = {
+    "teacher": (TeacherConfig,),
+    "support": (RetrievedSupport, SampledSupport),
+    "alignment": (AlignmentConfig,),
+    "memory": (MemoryConfig,),
+    "student": (StudentConfig,),
+    "anomaly_map": (MapConfig,),
+    "training": (TrainingConfig,),
+}
+OPTIONAL = ("support", "alignment", "memory", "student")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "teacher.scale": "none",
+        "teacher.patch_size": 1,
+        "teacher.border": 0.0,
+        "teacher.levels": "separate",
+        "support": SampledSupport(shots=2, per="query", augmentation="rotation_scale", aggregation="mean"),
+        "alignment": AlignmentConfig(
+            kernel="full",
+            max_group_channels=None,
+            kernel_init="default",
+            depth=1,
+            activation="softmax",
+            max_offset=2.0,
+            offset_init="default",
+            cascade="product",
+        ),
+        "memory": MemoryConfig(
+            items=200,
+            read="attention",
+            threshold=0.4,
+            temperature=1.0,
+            renormalize=False,
+            init="uniform",
+            learned=True,
+        ),
+        "student": StudentConfig(correction=False, output="relu", reduce=True),
+        "anomaly_map": MapConfig(distance="cosine", fusion="product", sigma=0.0, top_fraction=0.0, image_weight=0.0),
+        "training": TrainingConfig(epochs=200, patience=None, offset_lr_scale=1.0, schedule="constant"),
+    },
+    "rd4ad": {
+        "teacher.scale": "none",
+        "teacher.patch_size": 1,
+        "teacher.border": 0.0,
+        "teacher.levels": "separate",
+        "support": None,
+        "memory": None,
+        "student": StudentConfig(correction=False, output="relu"),
+        "anomaly_map": MapConfig(
+            distance="cosine", fusion="sum", sigma=4.0, align_corners=True, top_fraction=0.0, image_weight=0.0
+        ),
+        "training": TrainingConfig(epochs=200, patience=None, schedule="constant", value_weight=0.0),
+    },
+}
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Return what TOML says.
+
+    Raises:
+        BKDError: not TOML.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        return tomlkit.parse(text).unwrap()
+    except TOMLKitError as error:
+        raise BKDError(f"the configuration is not valid TOML: {error}") from error
+
+
+def _plain(group: Group | None) -> dict[str, Any] | None:
+    if group is None:
+        return None
+    found: dict[str, Any] = {} if group.kind is None else {"kind": group.kind}
+    for each in options(type(group)):
+        value = getattr(group, each.name)
+        found[each.name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _or_none(value: Any) -> Any:
+    return "none" if value is None else value
+
+
+def _part(name: str, value: Any, current: Group | None) -> Group | None:
+    """Return a part of the configuration from what stands for it; see :meth:`BKDConfig.with_changes`."""
+    kinds = {kind.kind or "on": kind for kind in GROUPS[name]}
+    if value is None or value == "none":
+        if name not in OPTIONAL:
+            raise BKDError(f"{name} cannot be off")
+        return None
+    if isinstance(value, Group):
+        return value
+    if value == "on":
+        return GROUPS[name][0]()
+    if isinstance(value, str) and value in kinds:
+        return kinds[value]()
+    if isinstance(value, Mapping):
+        given = dict(value)
+        kind = given.pop("kind", None) or ((current or GROUPS[name][0]).kind or "on")
+        if kind not in kinds:
+            raise BKDError(f"{name}.kind is {kind!r}: expected one of {', '.join(map(repr, kinds))}")
+        base = current if type(current) is kinds[kind] else kinds[kind]()
+        for key in given:
+            if key not in {each.name for each in options(kinds[kind])}:
+                raise BKDError(_unknown(base, key))
+        return replace(base, **given)  # type: ignore[type-var]  # every group is a dataclass
+    off = ["none"] * (name in OPTIONAL)
+    raise BKDError(f"{name} is {value!r}: expected one of {', '.join([*off, 'on', *(k for k in kinds if k != 'on')])}")
+
+
+def _all_options() -> Iterator[str]:
+    for name, kinds in GROUPS.items():
+        yield name
+        for kind in kinds:
+            yield from (f"{name}.{each.name}" for each in options(kind))
+
+
+def _hint(name: str) -> str:
+    known = sorted(set(_all_options()))
+    tails = {one.partition(".")[2]: one for one in known if "." in one}
+    close = difflib.get_close_matches(name, known, n=1) or [
+        tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)
+    ]
+    return f"did you mean {close[0]!r}?" if close else f"the options are {', '.join(known)}"
+
+
+def _unknown(part: Group, key: str) -> str:
+    for other in GROUPS[part.group]:
+        if key in {each.name for each in options(other)}:
+            return f"{part.group} is {part.kind!r} and has no option {key!r}: set {part.group}={other.kind} first"
+    return f"there is no option '{part.group}.{key}': {_hint(f'{part.group}.{key}')}"

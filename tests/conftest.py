@@ -12,32 +12,34 @@ from PIL import Image
 from bkd_fast.config import BKDConfig
 
 TINY: dict[str, Any] = {
-    "teacher": "resnet18",
-    "weights": "none",
-    "image_size": (64, 64),
-    "memory_items": 16,
-    "epochs": 2,
-    "batch_size": 4,
-    "holdout": 0.2,
+    "teacher.name": "resnet18",
+    "teacher.weights": "none",
+    "teacher.image_size": (64, 64),
+    "memory.items": 16,
+    "training.epochs": 2,
+    "training.batch_size": 4,
+    "training.validation_share": 0.2,
 }
 
 
 @pytest.fixture(scope="session")
 def tiny_config() -> BKDConfig:
     """ResNet-18 with random weights at 64 x 64: the default model, its match refined by an alignment that learns."""
-    return BKDConfig(alignment_kernel="full", **TINY)
+    return BKDConfig().with_changes({"alignment.kernel": "full", **TINY})
 
 
 @pytest.fixture(scope="session")
 def tiny_default() -> BKDConfig:
     """The same as it is by default: nothing is learned."""
-    return BKDConfig(**TINY)
+    return BKDConfig().with_changes(TINY)
 
 
 @pytest.fixture(scope="session")
 def tiny_student(tiny_config) -> BKDConfig:
     """The same with what else can be learned: memory items, read by attention, and a student; level by level."""
-    return tiny_config.with_changes(levels="separate", memory_read="attention", memory_learned=True, student=True)
+    return tiny_config.with_changes(
+        {"teacher.levels": "separate", "memory.read": "attention", "memory.learned": True, "student": "on"}
+    )
 
 
 def _make_category(

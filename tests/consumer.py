@@ -35,7 +35,7 @@ def judge(run: Path, images: list[np.ndarray]) -> Iterator[Prediction]:
 
 def learn(data: Path, out: Path) -> None:
     try:
-        run = train(data, out, BKDConfig(teacher="resnet18", shots=2))
+        run = train(data, out, BKDConfig().with_changes({"teacher.name": "resnet18", "support.shots": 2}))
     except BKDError as error:
         raise SystemExit(str(error)) from error
     assert_type(run, Path)

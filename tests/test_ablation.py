@@ -17,8 +17,13 @@ from bkd_fast.evaluation.metrics import METRIC_NAMES
 PAPER, DEFAULT = BKDConfig.preset("paper"), BKDConfig()
 
 
+def kernel(variant: Variant) -> str | None:
+    alignment = variant.config.alignment
+    return None if alignment is None else alignment.kernel
+
+
 def test_table_2_varies_the_shots():
-    assert [variant.config.shots for variant in table_variants(2, PAPER)] == [2, 4, 8]
+    assert [variant.config.support.shots for variant in table_variants(2, PAPER)] == [2, 4, 8]
 
 
 def test_table_4_has_the_papers_rows():
@@ -26,8 +31,8 @@ def test_table_4_has_the_papers_rows():
     assert len(variants) == 6 * 3
     assert len({variant.name for variant in variants}) == len(variants)
     bare, whole = variants[0].config, variants[-1].config
-    assert (bare.support_augmentation, bare.memory_items, bare.alignment_kernel, bare.shots) == ("none", 0, "none", 2)
-    assert whole == PAPER.with_changes(shots=8)
+    assert (bare.support.augmentation, bare.memory, bare.alignment, bare.support.shots) == ("none", None, None, 2)
+    assert whole == PAPER.with_changes({"support.shots": 8})
 
 
 def test_table_4_of_looked_up_supports_compares_memory_and_alignment():
@@ -38,44 +43,46 @@ def test_table_4_of_looked_up_supports_compares_memory_and_alignment():
     bare, whole = variants[0].config, variants[3].config
     assert whole == DEFAULT
     # The memory is the whole reverse branch: without it what is matched judges alone.
-    assert bare == DEFAULT.with_changes(reverse_branch=False)
-    assert [variant.config.alignment_kernel for variant in variants] == ["none", "identity", "full"] * 2
-    student = DEFAULT.with_changes(levels="separate", student=True)
+    assert bare == DEFAULT.with_changes({"memory": None, "student": None})
+    assert [kernel(variant) for variant in variants] == [None, "identity", "full"] * 2
+    student = DEFAULT.with_changes({"teacher.levels": "separate", "student": "on"})
     without = table_variants(4, student)[0].config
-    assert without == student.with_changes(memory_items=0, student_correction=False, alignment_kernel="none")
-    for lacking in ({"reverse_branch": False}, {"memory_items": 0, "reverse_branch": False}):
-        with pytest.raises(BKDError, match="there is none: set memory_items"):
-            table_variants(4, DEFAULT.with_changes(**lacking))
+    assert without == student.with_changes({"memory": None, "student.correction": False, "alignment": None})
+    for lacking in ({"memory": None}, {"memory": "none", "student": "none"}):
+        with pytest.raises(BKDError, match="there is none: set memory=on"):
+            table_variants(4, DEFAULT.with_changes(lacking))
 
 
 def test_table_5_has_every_transformation_and_needs_drawn_supports():
     variants = table_variants(5, PAPER)
-    assert [variant.config.support_augmentation for variant in variants][4:6] == ["shear", "rotation_scale"]
-    assert variants[0].config.alignment_kernel == "none"
+    assert [variant.config.support.augmentation for variant in variants][4:6] == ["shear", "rotation_scale"]
+    assert variants[0].config.alignment is None
     assert len(variants) == 10
     # Something has to learn from what is augmented.
-    drawn = table_variants(5, DEFAULT.with_changes(support_draw="query", shot_aggregation="mean"))
-    assert [variant.config.alignment_kernel for variant in drawn] == ["none"] + ["full"] * 9
-    with pytest.raises(BKDError, match="support_draw='nearest'.*--preset paper"):
+    drawn = table_variants(
+        5, DEFAULT.with_changes({"support": "sampled", "support.per": "query", "support.aggregation": "mean"})
+    )
+    assert [kernel(variant) for variant in drawn] == [None] + ["full"] * 9
+    with pytest.raises(BKDError, match="retrieved supports have none: use --preset paper"):
         table_variants(5, DEFAULT)
 
 
 def test_a_grid_is_every_combination():
-    fields = grid_from(["shots=4,8", "fusion=sum,geometric", "betas=[0.5,0.999]"])
+    fields = grid_from(["support.shots=4,8", "anomaly_map.fusion=sum,geometric", "training.betas=[0.5,0.999]"])
     variants = grid_variants(fields, PAPER)
-    assert [(variant.config.shots, variant.config.fusion) for variant in variants] == [
+    assert [(variant.config.support.shots, variant.config.anomaly_map.fusion) for variant in variants] == [
         (4, "sum"), (4, "geometric"), (8, "sum"), (8, "geometric"),
     ]  # fmt: skip
-    assert variants[0].config.betas == (0.5, 0.999)
+    assert variants[0].config.training.betas == (0.5, 0.999)
 
 
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        (["seed=1,2"], "--seeds N"),
-        (["shotz=1"], "did you mean 'shots'"),
-        (["shots=0"], "shots is 0"),
-        (["shots"], "FIELD=VALUE"),
+        (["training.seed=1,2"], "--seeds N"),
+        (["shotz=1"], "did you mean 'support.shots'"),
+        (["support.shots=0"], "shots is 0"),
+        (["shots"], "OPTION=VALUE"),
         ([], "needs fields"),
     ],
 )
@@ -102,7 +109,7 @@ def test_the_mean_is_over_categories_and_the_spread_over_seeds():
 @pytest.fixture(scope="module")
 def finished(tiny_data, tiny_config, tmp_path_factory):
     out = tmp_path_factory.mktemp("ablation")
-    variants = grid_variants({"shots": [1, 2]}, tiny_config.with_changes(epochs=1))
+    variants = grid_variants({"support.shots": [1, 2]}, tiny_config.with_changes({"training.epochs": 1}))
     return out, variants, ablate(tiny_data, out, variants, seeds=2, jobs=2)
 
 
@@ -111,7 +118,7 @@ def test_every_run_is_a_row_and_the_page_says_how(finished):
     out, _, page = finished
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {(row["shots"], row["seed"], row["branch"]) for row in rows} == {
+    assert {(row["support.shots"], row["seed"], row["branch"]) for row in rows} == {
         (shots, seed, branch) for shots in "12" for seed in "01" for branch in ("both", "forward", "reverse")
     }
     assert all(0 <= float(row["image_auroc"]) <= 1 for row in rows)
@@ -134,7 +141,7 @@ def test_what_is_done_is_not_done_again(finished, tiny_data, monkeypatch):
 
 @pytest.mark.slow
 def test_each_of_several_processes_takes_its_part(tiny_data, tiny_config, tmp_path, monkeypatch):
-    variants = grid_variants({"shots": [1, 2]}, tiny_config.with_changes(epochs=1))
+    variants = grid_variants({"support.shots": [1, 2]}, tiny_config.with_changes({"training.epochs": 1}))
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
@@ -146,7 +153,10 @@ def test_each_of_several_processes_takes_its_part(tiny_data, tiny_config, tmp_pa
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_stand(make_category, tiny_config, tmp_path):
     data = make_category(tmp_path / "tile")
-    variants = grid_variants({"learning_rate": [0.001, 10.0]}, tiny_config.with_changes(epochs=1, clip_norm=0.0))
+    variants = grid_variants(
+        {"training.learning_rate": [0.001, 10.0]},
+        tiny_config.with_changes({"training.epochs": 1, "training.clip_norm": None}),
+    )
     (next((data / "test" / "good").iterdir())).write_bytes(b"no image")
     with pytest.raises(BKDError, match=r"2 of 2 runs failed.*no image|2 of 2 runs failed.*cannot be"):
         ablate(data, tmp_path / "out", variants, seeds=1)

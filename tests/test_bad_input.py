@@ -28,7 +28,9 @@ def test_fewer_normals_than_shots(make_category, tiny_config, tmp_path):
         train(
             tmp_path / "data",
             tmp_path / "run",
-            tiny_config.with_changes(shots=8, support_draw="step", shot_aggregation="mean"),
+            tiny_config.with_changes(
+                {"support.shots": 8, "support": "sampled", "support.per": "step", "support.aggregation": "mean"}
+            ),
         )
     assert not (tmp_path / "run").exists()
 
@@ -40,9 +42,9 @@ def test_a_broken_training_image_is_named_and_skipped_when_asked(make_category, 
     with pytest.raises(BKDError, match=r"001\.png"):
         train(data, tmp_path / "run", tiny_config)
     assert not (tmp_path / "run").exists()
-    run = train(data, tmp_path / "run", tiny_config.with_changes(epochs=1), skip_unreadable=True)
-    source = json.loads((run / "config.json").read_text())["source"]
-    assert "001.png" not in source["train_files"] + source["held_out_files"]
+    run = train(data, tmp_path / "run", tiny_config.with_changes({"training.epochs": 1}), skip_unreadable=True)
+    source = json.loads((run / "manifest.json").read_text())["source"]
+    assert "001.png" not in source["train_files"] + source["validation_files"]
 
 
 def test_an_occupied_output_folder(tiny_data, tiny_config, tmp_path):
@@ -71,8 +73,8 @@ def test_an_output_folder_that_is_a_file(tiny_data, tiny_config, tmp_path):
         (["train", "nowhere", "--out", "run"], "nowhere"),
         (["train", "{data}", "--out", "run", "--teacher", "resnet_18"], "did you mean|close names|no model"),
         (["train", "{data}", "--out", "run", "--preset", "best"], "default, paper, rd4ad"),
-        (["train", "{data}", "--out", "run", "--set", "fussion=sum"], "did you mean 'fusion'"),
-        (["train", "{data}", "--out", "run", "--image-size", "24"], "at least 32"),
+        (["train", "{data}", "--out", "run", "--set", "fussion=sum"], "did you mean 'anomaly_map.fusion'"),
+        (["train", "{data}", "--out", "run", "--image-size", "24"], "from 32"),
         (["train", "{data}", "--out", "run", "--category", "tyle"], "tile"),
         (["evaluate", "nowhere"], "no run folder"),
         (["predict", "{run}", "nowhere.png", "--out", "out"], "nowhere.png"),
@@ -96,20 +98,20 @@ def copied_run(tiny_run, tmp_path):
 
 
 def change_config(run, change):
-    manifest = json.loads((run / "config.json").read_text())
+    manifest = json.loads((run / "manifest.json").read_text())
     change(manifest)
-    (run / "config.json").write_text(json.dumps(manifest))
+    (run / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda run: (run / "config.json").unlink(), "has no config.json"),
-        (lambda run: (run / "config.json").write_text("{"), "not valid JSON"),
-        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 3"),
+        (lambda run: (run / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda run: (run / "manifest.json").write_text("{"), "not valid JSON"),
+        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 4"),
         (lambda run: change_config(run, lambda m: m.pop("calibration")), "lacks calibration"),
-        (lambda run: change_config(run, lambda m: m["config"].update(shotz=2)), "did you mean 'shots'"),
-        (lambda run: change_config(run, lambda m: m["config"].update(memory_items=17)), "does not fit"),
+        (lambda run: (run / "config.toml").write_text("[memory]"), "config.toml was altered"),
+        (lambda run: (run / "manifest.json").rename(run / "config.json"), "written by an earlier bkd_fast"),
         (lambda run: (run / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda run: next((run / "support").iterdir()).unlink(), "support/.* is missing"),
         (lambda run: (run / "model.safetensors").write_bytes(b"0" * 64), "was altered"),

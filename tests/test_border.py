@@ -6,10 +6,10 @@ import pytest
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import load_image
 from bkd_fast.data.demo import make_demo
-from bkd_fast.data.weights import PACKAGES
 from bkd_fast.inference.detector import Detector
-from bkd_fast.inference.stages import Prediction
+from bkd_fast.inference.prediction import Prediction
 from bkd_fast.training.train import train
+from bkd_fast.training.weights import PACKAGES
 
 SIDE, PATCH = 256, 22
 PLACES = {
@@ -29,7 +29,7 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module", params=["brick", "gravel"])
 def trained(request, demo, tmp_path_factory):
     """A detector, good images that it has not seen, and what it says of them."""
-    config = BKDConfig(teacher="tf_efficientnet_lite0", memory_items=500)
+    config = BKDConfig().with_changes({"teacher.name": "tf_efficientnet_lite0", "memory.items": 500})
     run = train(demo / request.param, tmp_path_factory.mktemp("border") / "run", config, progress=False)
     detector = Detector.load(run, device="cpu")
     images = [load_image(path) for path in sorted((demo / request.param / "test/good").iterdir())]

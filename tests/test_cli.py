@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from bkd_fast.cli import main
+from bkd_fast.config import BKDConfig
 from bkd_fast.ops.backend import OPERATORS
 from bkd_fast.version import __version__
 
@@ -43,11 +44,21 @@ def test_info_says_what_runs_where(capsys):
 def test_training_from_the_command_line(tiny_data, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["train", str(tiny_data), "--out", str(out), "--teacher", "resnet18", "--weights", "none"]
-    small = ["--image-size", "64", "--epochs", "1", "--batch-size", "4", "--set", "memory_items=16", "sigma=2"]
+    small = [
+        "--image-size",
+        "64",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "4",
+        "--set",
+        "memory.items=16",
+        "anomaly_map.sigma=2",
+    ]
     assert main([*arguments, *small]) == 0
     assert f"bkd-fast evaluate {out}" in capsys.readouterr().out
-    config = json.loads((out / "config.json").read_text())["config"]
-    assert (config["image_size"], config["sigma"], config["memory_items"]) == ([64, 64], 2.0, 16)
+    config = BKDConfig.from_toml((out / "config.toml").read_text())
+    assert (config.teacher.image_size, config.anomaly_map.sigma, config.memory.items) == ((64, 64), 2.0, 16)
     # Silent where nobody watches: no bar in a captured stream.
     assert "images/s" not in capsys.readouterr().err
     assert main([*arguments, *small]) == 1

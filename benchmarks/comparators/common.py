@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import ImageDataset
 from bkd_fast.model.teacher import Teacher
+from bkd_fast.training.weights import load_weights
 
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (1, 3, H, W) in [0, 1] -> score (1,), map of H * W values
 Made = tuple[Judge, float] | str  # and megabytes kept beside the teacher; or why there is none
@@ -36,7 +38,7 @@ class FrozenLevels(nn.Module):
 
     def __init__(self, config: BKDConfig) -> None:
         super().__init__()
-        self.teacher = Teacher(config.with_changes(pool=1))
+        self.teacher = Teacher(replace(config.teacher, patch_size=1), load_weights(config.teacher))
         self.channels = self.teacher.channels
 
     def forward(self, images: Tensor) -> list[Tensor]:

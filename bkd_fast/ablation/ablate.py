@@ -24,6 +24,7 @@ from bkd_fast.data import find_categories
 from bkd_fast.errors import BKDError
 from bkd_fast.files import write_json
 from bkd_fast.model.teacher import Teacher
+from bkd_fast.training.weights import load_weights
 from bkd_fast.version import __version__
 
 log = logging.getLogger("bkd_fast")
@@ -89,8 +90,8 @@ def ablate(
         "variants": {variant.name: variant.config.to_dict() for variant in variants},
     }
     _check_place(out, plan)
-    for config in {variant.config.teacher: variant.config for variant in variants}.values():
-        Teacher(config)  # its errors before anything is written
+    for config in {variant.config.teacher.name: variant.config for variant in variants}.values():
+        Teacher(config.teacher, load_weights(config.teacher))  # its errors before anything is written
     write_json(out / PLAN, plan)
     runs = [
         Run(variant, category.name, seed, out / "runs" / variant.name / category.name / f"seed-{seed}")
@@ -190,7 +191,7 @@ def _check_place(out: Path, plan: dict[str, Any]) -> None:
 
 
 def _seeded(run: Run) -> Any:
-    return run.variant.config.with_changes(seed=run.seed)
+    return run.variant.config.with_changes({"training.seed": run.seed})
 
 
 def _finished(run: Run) -> bool:

@@ -90,6 +90,7 @@ def render(title: str, finished: Sequence[Finished]) -> str:
 def _protocol(finished: Sequence[Finished]) -> list[str]:
     categories = sorted({category for _, category, _, _ in finished})
     config = finished[0][0].config
+    size = config.teacher.image_size
     first = finished[0][3]
     environment = first["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
@@ -99,12 +100,12 @@ def _protocol(finished: Sequence[Finished]) -> list[str]:
         f"Percent; mean ± standard deviation over the seeds, each the mean over the categories "
         f"{', '.join(categories)}. Runs: {len(finished)}.",
         "",
-        f"- Protocol: {first['train_images']} normal images to train on and {first['held_out_images']} held out for "
+        f"- Protocol: {first['train_images']} training normals and {first['validation_images']} held out for "
         f"thresholds in {finished[0][1]}; test images for measuring only, F1-max over all thresholds, the last epoch's "
-        f"weights; {config.image_size[0]} × {config.image_size[1]} pixels, teacher {config.teacher}, "
-        f"{config.epochs} epochs at most, batch size {config.batch_size}.",
+        f"weights; {size[0]} × {size[1]} pixels, teacher {config.teacher.name}, "
+        f"{config.training.epochs} epochs at most, batch size {config.training.batch_size}.",
         f"- Seeds: {', '.join(map(str, sorted({seed for _, _, seed, _ in finished})))}; each sets which normals are "
-        "held out, initial weights and the order of the images.",
+        "kept for validation, initial weights and the order of the images.",
         f"- Time: {seconds:.0f} s of training and preparation a run, mean.",
         f"- Versions: bkd_fast {environment['bkd_fast']}, Python {environment['python']}, {packages}.",
         f"- Hardware: {', '.join(hardware)}, {environment['platform']}.",

@@ -44,7 +44,7 @@ def work(folder: Path) -> None:
     result = {
         "metrics": metrics["categories"][given["category"]],
         "train_images": len(source["train_files"]),
-        "held_out_images": len(source["held_out_files"]),
+        "validation_images": len(source["validation_files"]),
         "epochs": len(rows),
         "epoch_seconds": sum(row["seconds"] for row in rows),
         "seconds": round(seconds, 1),

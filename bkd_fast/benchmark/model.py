@@ -13,12 +13,12 @@ from torch import Tensor
 
 from bkd_fast.artifact import Calibration, DataSource, Trained
 from bkd_fast.benchmark.harness import Case, on_backends
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import BKDConfig, RetrievedSupport, SampledSupport
 from bkd_fast.decisions import NormalScores
 from bkd_fast.inference.detector import Detector
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import calibrate
-from bkd_fast.model.retrieval import SupportPool
+from bkd_fast.model.support import Support
 from bkd_fast.ops.backend import OPERATORS
 from bkd_fast.training.step import TrainingStep, make_optimizer, train_step
 
@@ -27,12 +27,17 @@ TEACHERS = {"Lite0": "tf_efficientnet_lite0", "ResNet18": "resnet18", "WRN50": "
 # What is trained; by default nothing is. What aligns: a deformable convolution of each query's own matched support; the
 # gather of one support that all queries share, and a student decoder; the deformable convolution again, since the paper
 # draws other supports for every query.
-DRAWN: dict[str, Any] = {"support_draw": "step", "shots": 2, "shot_aggregation": "mean"}
-STUDENT: dict[str, Any] = {"levels": "separate", "student": True, "memory_learned": True, "memory_read": "attention"}
+SAMPLED: dict[str, Any] = {"support": "sampled", "support.per": "step"}
+STUDENT: dict[str, Any] = {
+    "teacher.levels": "separate",
+    "student": "on",
+    "memory.learned": True,
+    "memory.read": "attention",
+}
 MATCHED = "refined match"
 CONFIGS = {
-    MATCHED: BKDConfig(alignment_kernel="full"),
-    "shared support, student": BKDConfig(alignment_kernel="full", **DRAWN, **STUDENT),
+    MATCHED: BKDConfig().with_changes(alignment="on"),
+    "shared support, student": BKDConfig().with_changes({"alignment": "on", **SAMPLED, **STUDENT}),
     "paper": BKDConfig.preset("paper"),
 }
 
@@ -52,10 +57,11 @@ class Training:
     ) -> None:
         config = _config(label, CONFIGS[setting], changes)
         self.model, self.images = random_model(config, batch, device)
-        self.support = _images(config.shots, config).to(device)
-        self.each = config.support_draw == "query"
+        assert config.support is not None
+        self.support = _images(config.support.shots, config).to(device)
+        self.each = isinstance(config.support, SampledSupport) and config.support.per == "query"
         # Where supports are looked up nothing is augmented, and training computes the teacher's features but once.
-        self.frozen = self._features() if config.looks_up else None
+        self.frozen = self._features() if config.retrieves else None
         self.shape, self.device = f"{label} N={batch} {setting}", device
         self.fabric = Fabric(accelerator=device, devices=1)
         optimizer = make_optimizer(self.model, config)
@@ -71,18 +77,17 @@ class Training:
             each: True gives every query supports of its own, though they are equal; None is as the configuration says,
                 and where queries look theirs up it changes nothing.
         """
-        query, support = self.frozen or self._features()
-        if not isinstance(support, SupportPool) and (self.each if each is None else each):
-            support = [level.expand(len(self.images), -1, -1, -1, -1) for level in support]
+        query, support = self.frozen or self._features(self.each if each is None else each)
         losses, _ = train_step(
-            self.fabric, self.step, self.optimizer, query, support, clip_norm=self.model.config.clip_norm
+            self.fabric, self.step, self.optimizer, query, support, clip_norm=self.model.config.training.clip_norm
         )
         return torch.tensor(list(losses.values()))
 
-    def _features(self) -> tuple[list[Tensor], list[Tensor] | SupportPool]:
-        support = self.model.support_levels(self.support)
-        prepared = self.model.prepare(support) if self.model.config.looks_up else None
-        return self.model.teacher(self.images), prepared if isinstance(prepared, SupportPool) else support
+    def _features(self, each: bool = False) -> tuple[list[Tensor], Support]:
+        levels = self.model.support_levels(self.support)
+        if each and not self.model.config.retrieves:
+            levels = [level.expand(len(self.images), -1, -1, -1, -1) for level in levels]
+        return self.model.teacher(self.images), self.model.make_support(levels, frozen=False)
 
     def case(self) -> Case:
         """The step on every backend."""
@@ -105,9 +110,9 @@ def random_detector(
     config = _config(label, BKDConfig(), changes)
     model, images = random_model(config, 1, device)
     support = model.support_levels(_images(4, config).to(device))
-    if config.looks_up:
+    if isinstance(config.support, RetrievedSupport):
         # As many as are kept of a large training set; what they are does not matter for how long a query takes.
-        support = [level.half().repeat(1, config.support_pool // 4, 1, 1, 1) for level in support]
+        support = [level.half().repeat(1, config.support.bank_size // 4, 1, 1, 1) for level in support]
     return Detector(untrained(model, support, images[:1].cpu()), device, **options), images
 
 
@@ -118,7 +123,7 @@ def untrained(model: BKD, support: list[Tensor], sample: Tensor) -> Trained:
         support: the teacher's levels (1, k, C_l, H_l, W_l) of the support images.
         sample: one of them, (1, 3, H, W) in [0, 1].
     """
-    calibration = Calibration.of(model, NormalScores("validation", [1.0], [1.0]), 0.5, model.config.false_alarms)
+    calibration = Calibration.of(NormalScores("validation", [1.0], [1.0]), 0.5, model.config.training.false_alarms)
     return Trained(Path(), model.config, calibration, DataSource("", ""), model, support, sample)
 
 
@@ -134,7 +139,7 @@ def trainings(
 def random_model(config: BKDConfig, batch: int, device: str) -> tuple[BKD, Tensor]:
     """A calibrated model of random weights, whose memory holds features of the images, and images (N, 3, H, W)."""
     torch.manual_seed(0)
-    model = BKD(config).to(device)
+    model = BKD(config, weights=None).to(device)
     images = _images(batch, config).to(device)
     calibrate(model, [model.teacher.raw(images)], batch, torch.Generator().manual_seed(0))
     return model, images
@@ -142,11 +147,12 @@ def random_model(config: BKDConfig, batch: int, device: str) -> tuple[BKD, Tenso
 
 def _config(label: str, config: BKDConfig, changes: Mapping[str, Any] | None) -> BKDConfig:
     # Offsets that start from zero would be all zero here: no trained model samples at the pixels themselves.
+    offsets = {} if config.alignment is None else {"alignment.offset_init": "default"}
     return config.with_changes(
-        **{"teacher": TEACHERS[label], "weights": "none", "offset_init": "default", **(changes or {})}
+        {"teacher.name": TEACHERS[label], "teacher.weights": "none", **offsets, **(changes or {})}
     )
 
 
 def _images(count: int, config: BKDConfig) -> Tensor:
     """Random blots."""
-    return F.interpolate(torch.rand(count, 3, 32, 32), size=config.image_size, mode="bilinear")
+    return F.interpolate(torch.rand(count, 3, 32, 32), size=config.teacher.image_size, mode="bilinear")

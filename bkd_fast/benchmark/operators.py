@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from bkd_fast.benchmark.harness import REFERENCE, Call, Case, on_backends
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import MemoryConfig
 from bkd_fast.ops import (
     cosine_anomaly_map,
     distillation_loss,
@@ -95,8 +95,8 @@ def deform_gather(scope: Scope, device: str) -> Iterator[Case]:
 
 def memory_attention(scope: Scope, device: str) -> Iterator[Case]:
     """``dense``: temperature 1 and a threshold that most weights pass. ``sparse``: the default model's settings."""
-    op, config = "sparse_memory_attention", BKDConfig()
-    sparse = (config.memory_threshold, config.memory_temperature, config.memory_renormalize)
+    op, config = "sparse_memory_attention", MemoryConfig()
+    sparse = (config.threshold / config.items, config.temperature, config.renormalize)
     for regime, counts in zip(("dense", "sparse"), scope.items, strict=True):
         for place, batch, channels, size in _levels(scope):
             for items in counts[:1] if batch > 1 else counts:

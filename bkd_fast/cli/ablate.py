@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results; the same one goes on")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=int, choices=(2, 4, 5), help="of the paper: shots, parts, or transformations")
-    what.add_argument("--grid", nargs="+", metavar="FIELD=A,B", help="every combination of these fields' values")
+    what.add_argument("--grid", nargs="+", metavar="OPTION=A,B", help="every combination of these options' values")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of each variant (default: %(default)s)")
     parser.add_argument("--category", nargs="+", help="categories to take (default: all)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one a GPU, or one for two cores)")

@@ -31,18 +31,18 @@ def demo(out: str | Path = "runs/demo", *, data: str | Path | None = None) -> Pa
     Returns:
         The path of the report.
     """
-    from bkd_fast.artifact import CONFIG
+    from bkd_fast.artifact import MANIFEST
     from bkd_fast.config import BKDConfig
     from bkd_fast.data.demo import make_demo
     from bkd_fast.evaluation.evaluate import evaluate, table
     from bkd_fast.training.train import train
 
     # One good image in twenty may be called anomalous: 60 images are too few for one in a hundred.
-    config = BKDConfig(teacher=TEACHER, false_alarms=0.05)
+    config = BKDConfig().with_changes({"teacher.name": TEACHER, "training.false_alarms": 0.05})
     out = Path(out)
     started = time.monotonic()
     folder = make_demo(Path(data) if data is not None else out / "data")
-    if (out / CONFIG).is_file():
+    if (out / MANIFEST).is_file():
         print(f"{out} is trained already: delete it to train again")
     else:
         print(f"training on {folder} with {TEACHER} …", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bkd_fast.errors import BKDError
@@ -12,13 +13,24 @@ from bkd_fast.errors import BKDError
 if TYPE_CHECKING:
     from bkd_fast.config import BKDConfig
 
-FIELDS = ("teacher", "weights", "epochs", "batch_size", "shots", "seed", "false_alarms", "tile")
+# Command-line option -> option of the configuration.
+SHORTCUTS = {
+    "teacher": "teacher.name",
+    "weights": "teacher.weights",
+    "tile": "teacher.tile",
+    "shots": "support.shots",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "false_alarms": "training.false_alarms",
+    "seed": "training.seed",
+}
 
 
 def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = ()) -> None:
-    """Adds ``--preset``, ``--set`` and the fields most often changed; ``leave_out`` names those that are not added."""
+    """Add ``--preset``, ``--config``, ``--set`` and shortcuts; ``leave_out`` names shortcuts that are not added."""
     skipped = set(leave_out)
     parser.add_argument("--preset", default="default", help="default, paper or rd4ad (default: %(default)s)")
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options on top of the preset, a table a part")
     parser.add_argument("--teacher", help="any timm CNN, e.g. resnet18 or tf_efficientnet_lite0")
     parser.add_argument("--weights", help="auto, or a local file with the teacher's ImageNet weights")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="height and width, or one for both")
@@ -36,33 +48,55 @@ def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = (
     )
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="learn and predict in square tiles of this side")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="any other field of BKDConfig, e.g. fusion=sum"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="any other option of the configuration, e.g. memory.items=500 or student=none",
     )
 
 
 def config_from(arguments: argparse.Namespace) -> BKDConfig:
-    """The configuration that the options of :func:`add_options` ask for."""
-    from bkd_fast.config import BKDConfig
+    """Return the configuration that the options of :func:`add_options` ask for.
 
-    changes = {name: value for name in FIELDS if (value := getattr(arguments, name, None)) is not None}
+    The preset comes first, then ``--config``, the shortcuts, and ``--set``.
+
+    Raises:
+        BKDError: an unreadable file, an unknown option, or a value that is not usable.
+    """
+    from bkd_fast.config import BKDConfig, read_toml
+
+    config = BKDConfig.preset(arguments.preset)
+    if arguments.config is not None:
+        try:
+            text = arguments.config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BKDError(f"--config: {arguments.config} cannot be read ({error})") from error
+        config = config.with_changes(read_toml(text))
+    changes: dict[str, Any] = {
+        option: value for name, option in SHORTCUTS.items() if (value := getattr(arguments, name, None)) is not None
+    }
     if arguments.image_size:
         if len(arguments.image_size) > 2:
             raise BKDError(f"--image-size takes one number or two, not {len(arguments.image_size)}")
-        changes["image_size"] = (arguments.image_size * 2)[:2]
+        changes["teacher.image_size"] = (arguments.image_size * 2)[:2]
     for item in arguments.set:
-        name, text = _parts("--set", "FIELD=VALUE", item)
+        name, text = _parts("--set", "OPTION=VALUE", item)
         changes[name] = _value(text)
-    return BKDConfig.preset(arguments.preset, **changes)
+    return config.with_changes(changes)
 
 
 def grid_from(items: Iterable[str]) -> dict[str, list[Any]]:
-    """``["shots=4,8", "fusion=sum,geometric"]`` -> field -> values; a comma inside brackets separates no values."""
-    fields = {}
+    """Return option -> values of ``["support.shots=4,8", "anomaly_map.fusion=sum,geometric"]``.
+
+    A comma inside brackets separates no values.
+    """
+    options = {}
     for item in items:
-        name, text = _parts("--grid", "FIELD=VALUE,VALUE…", item)
+        name, text = _parts("--grid", "OPTION=VALUE,VALUE…", item)
         whole = _value(f"[{text}]")
-        fields[name] = whole if isinstance(whole, list) else [_value(part) for part in text.split(",")]
-    return fields
+        options[name] = whole if isinstance(whole, list) else [_value(part) for part in text.split(",")]
+    return options
 
 
 def _parts(option: str, form: str, item: str) -> tuple[str, str]:
@@ -76,4 +110,4 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return {"True": True, "False": False}.get(text, text)
+        return {"True": True, "False": False, "None": None}.get(text, text)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bkd_fast.artifact import CONFIG, Calibration, load_trained, read_manifest
+from bkd_fast.artifact import MANIFEST, Calibration, load_trained, read_manifest
 from bkd_fast.data import image_files
 from bkd_fast.decisions import NormalScores, found_at_rates
 from bkd_fast.errors import BKDError
@@ -27,7 +27,7 @@ def calibrate(
     """Set the thresholds of a run, and say what they do.
 
     Args:
-        run: folder of one trained category; its ``config.json`` is replaced.
+        run: folder of one trained category; its ``manifest.json`` is replaced.
         good: folder of good images that were not trained on, which the thresholds are taken from; None: from the scores
             that the run has.
         false_alarms: the rate that the thresholds are for; None: the run's.
@@ -50,13 +50,13 @@ def calibrate(
     if good is not None:
         scores, maxima, medians = _scores(detector, Path(good))
         normal, level = NormalScores("calibration", scores, maxima), float(np.median(medians))
-    after = Calibration.of(detector.model, normal, level, rate)
+    after = Calibration.of(normal, level, rate)
     lines = [after.sentence(), f"image threshold {before.threshold:.4g} -> {after.threshold:.4g}"]
     if defects is not None:
         defective, _, _ = _scores(detector, Path(defects))
         lines += _found(after, defective)
     manifest = read_manifest(run)
-    write_json(run / CONFIG, {**manifest, "calibration": asdict(after)})
+    write_json(run / MANIFEST, {**manifest, "calibration": asdict(after)})
     return "\n".join(lines)
 
 

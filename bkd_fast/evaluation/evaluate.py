@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bkd_fast.artifact import LOG, category_folders, load_trained
+from bkd_fast.artifact import LOG, MANIFEST, category_folders, load_trained
 from bkd_fast.data import (
     Category,
     ImageDataset,
@@ -165,7 +165,7 @@ def _measure(
     scale: HeatScale | None,
     progress: bool | None,
 ) -> tuple[CategoryReport, dict[str, Any]]:
-    each = len(detector.model.branches()) > 1 and not detector.config.tile
+    each = len(detector.model.branches()) > 1 and not detector.config.teacher.tile
     branches = {BOTH: BRANCHES, **({branch: (branch,) for branch in BRANCHES} if each else {})}
     gathered = {branch: _Branch(PixelMetrics()) for branch in branches}
     records: list[ImageRecord] = []
@@ -209,7 +209,7 @@ def _measure(
     for held in gathered.values():
         held.pixels.close()
     decisions = classification_metrics(labels, [record.decision for record in records])
-    counts = {"train": len(source["train_files"]), "held_out": len(source["held_out_files"]), "test": len(samples)}
+    counts = {"train": len(source["train_files"]), "validation": len(source["validation_files"]), "test": len(samples)}
     return report, {**figures[BOTH], "branches": figures, "decisions": decisions, "images": counts}
 
 
@@ -217,16 +217,16 @@ def _judged(
     detector: Detector, samples: list[Sample], branches: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[list[Sample], dict[str, tuple[list[float], np.ndarray]]]]:
     """Some samples at a time with each branch's scores and maps, at the network's size; of tiles at the image's own."""
-    if detector.config.tile:
+    if detector.config.teacher.tile:
         for sample in samples:
             prediction = detector(sample.path)
             yield [sample], {BOTH: ([prediction.score], prediction.anomaly_map[None])}
         return
-    dataset = ImageDataset(samples, detector.config.image_size)
+    dataset = ImageDataset(samples, detector.config.teacher.image_size)
     for start in range(0, len(samples), detector.batch):
         stop = min(start + detector.batch, len(samples))
         result = detector.distill(torch.stack([dataset[index][0] for index in range(start, stop)]))
-        found = {branch: detector.judge(result, members) for branch, members in branches.items()}
+        found = {branch: detector.score_features(result, members) for branch, members in branches.items()}
         yield samples[start:stop], {branch: (s.tolist(), m.cpu().numpy()) for branch, (s, m) in found.items()}
 
 
@@ -238,8 +238,8 @@ def _truth(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
 
 
 def load_source(folder: Path) -> dict[str, Any]:
-    """Where a category's images came from, as its ``config.json`` says."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["source"]
+    """Where a category's images came from, as its manifest says."""
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["source"]
 
 
 def _test_samples(folder: Path, data: str | Path | None, name: str, skip_unreadable: bool) -> list[Sample]:

@@ -56,7 +56,7 @@ def predict(
     out = Path(out)
     named = _names([Path(image) for image in images])
     detector = Detector.load(run, device=device, precision=precision)
-    stages = detector.stages(tile, overlap)
+    predictor = detector.predictor(tile, overlap)
     if threshold is not None:
         detector.threshold = threshold
     if out.exists() and any(out.iterdir()):
@@ -67,15 +67,15 @@ def predict(
 
     def read(image: tuple[str, Path]) -> tuple[np.ndarray, Any]:
         array = load_image(image[1])
-        return array, stages.prepare(array)
+        return array, predictor.preprocess(array)
 
     def judge(read_images: list[tuple[np.ndarray, Any]]) -> list[tuple[np.ndarray, Any]]:
         arrays, prepared = zip(*read_images, strict=True)
-        return list(zip(arrays, stages.judge(list(prepared)), strict=True))
+        return list(zip(arrays, predictor.predict(list(prepared)), strict=True))
 
     def write(image: tuple[str, Path], judged: tuple[np.ndarray, Any]) -> dict[str, object]:
         (name, path), (array, found) = image, judged
-        prediction = stages.finish(found)
+        prediction = predictor.postprocess(found)
         panel = render_panel(array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale)
         write_overlay(out / "heatmaps" / f"{name}.jpg", panel)
         with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:

@@ -123,7 +123,7 @@ def comparison(metrics: Mapping[str, Any]) -> str:
     """The figures of :func:`bkd_fast.evaluation.evaluate` beside published ones; empty for any other data set."""
     categories = metrics["categories"]
     counts = {
-        name: (figures["images"]["train"] + figures["images"]["held_out"], figures["images"]["test"])
+        name: (figures["images"]["train"] + figures["images"]["validation"], figures["images"]["test"])
         for name, figures in categories.items()
     }
     data_set = recognize(counts)

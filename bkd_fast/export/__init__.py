@@ -23,7 +23,7 @@ __all__ = ["export", "onnx_translations"]
 def export(
     run: str | Path, format: str, out: str | Path | None = None, *, deform_conv: bool = False
 ) -> tuple[Path, float | None]:
-    """Writes a run's model for another run-time, and beside it ``<name>.json``, which says how it is used.
+    """Write a run's model for another run-time, and beside it ``<name>.json``, which says how it is used.
 
     The graph takes float32 images (N, 3, H, W) in [0, 1] of the run's size, for any N, and gives scores (N,) and
     anomaly maps (N, H, W), both raw: thresholds are in the description, and can be changed without a new export.
@@ -58,7 +58,7 @@ def export(
             f"{path} was written, and in its run-time it differs from the detector by {difference:.2g} of the largest "
             f"value, more than {TOLERANCE:g}: do not use it, and please report this"
         )
-    rows, columns = detector.config.image_size
+    rows, columns = detector.config.teacher.image_size
     write_json(
         path.with_suffix(".json"),
         {
@@ -75,16 +75,16 @@ def export(
 
 
 def _difference(detector: Detector, format: str, path: Path) -> float | None:
-    judge = read(format, path)
-    if judge is None:
+    run = read(format, path)
+    if run is None:
         return None
     # Normal images, the second with a mark: on noise, far from what it was trained on, a model is all rounding.
     images = detector.sample.repeat(3, 1, 1, 1)
-    rows, columns = detector.config.image_size
+    rows, columns = detector.config.teacher.image_size
     images[1, :, rows // 4 : rows // 2, columns // 4 : columns // 2] = 0.9
     images[2] = images[2].flip(-1)
     expected = [value.numpy() for value in detector.score(images)]
-    found = judge(images.numpy())
+    outputs = run(images.numpy())
     return max(
-        float(np.abs(own - other).max() / np.abs(other).max()) for own, other in zip(found, expected, strict=True)
+        float(np.abs(own - other).max() / np.abs(other).max()) for own, other in zip(outputs, expected, strict=True)
     )

@@ -28,7 +28,7 @@ NEEDS = {"onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "ope
 RUNS = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}  # to read
 OPSET = 18  # the first with resizing as PyTorch has it
 
-Judge = Callable[[np.ndarray], Sequence[np.ndarray]]
+Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
 def write(program: ExportedProgram, format: str, path: Path, *, deform_conv: bool = False) -> None:
@@ -67,7 +67,7 @@ def write(program: ExportedProgram, format: str, path: Path, *, deform_conv: boo
             shutil.move(file, path.parent / file.name)
 
 
-def read(format: str, path: Path, threads: int | None = None) -> Judge | None:
+def read(format: str, path: Path, threads: int | None = None) -> Runner | None:
     """The written file in its run-time, on the CPU; None where that is not installed.
 
     Args:
@@ -113,7 +113,7 @@ def _write_onnx(program: ExportedProgram, path: Path, deform_conv: bool) -> None
     made.save(path)
 
 
-def _torch(module: Callable[..., Sequence[Tensor]]) -> Judge:
+def _torch(module: Callable[..., Sequence[Tensor]]) -> Runner:
     def run(images: np.ndarray) -> Sequence[np.ndarray]:
         with torch.no_grad():
             return [found.numpy() for found in module(torch.from_numpy(images))]

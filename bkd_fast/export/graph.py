@@ -9,34 +9,34 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bkd_fast.inference.detector import Detector
 
-MOST_IMAGES = 1024  # in a batch of an exported program
+MAX_IMAGES = 1024  # in a batch of an exported program
 
 
-class Judge(nn.Module):
+class ExportedModel(nn.Module):
     """What a detector computes of images (N, 3, H, W) in [0, 1] of its configured size.
 
-    Normalisation, both branches, what was prepared of the support, and the memory are inside; thresholds are not.
+    Normalisation, both branches, the support and the memory are inside; thresholds are not.
     """
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.model = detector.model
-        tensors, self.structure = tree_flatten(detector.prepared)
+        tensors, self.structure = tree_flatten(detector.support)
         self.count = len(tensors)
         for index, tensor in enumerate(tensors):
             self.register_buffer(f"support_{index}", tensor)
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (N,) and maps (N, H, W), float32."""
-        prepared = tree_unflatten([getattr(self, f"support_{index}") for index in range(self.count)], self.structure)
-        return self.model.judge(images, prepared)
+        """Return scores (N,) and maps (N, H, W), float32."""
+        support = tree_unflatten([getattr(self, f"support_{index}") for index in range(self.count)], self.structure)
+        return self.model.predict(images, support)
 
 
 def program(detector: Detector) -> ExportedProgram:
-    """The graph for any number of images, made of PyTorch's operators and this package's."""
-    judge = Judge(detector).eval()
-    images = torch.rand(2, 3, *detector.config.image_size, device=detector.device)
-    batch = Dim("batch", min=1, max=MOST_IMAGES)
+    """Return the graph for any number of images, made of PyTorch's operators and this package's."""
+    model = ExportedModel(detector).eval()
+    images = torch.rand(2, 3, *detector.config.teacher.image_size, device=detector.device)
+    batch = Dim("batch", min=1, max=MAX_IMAGES)
     with torch.no_grad():
-        return torch.export.export(judge, (images,), dynamic_shapes=({0: batch},))
+        return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))

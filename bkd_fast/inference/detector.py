@@ -12,24 +12,25 @@ from PIL import Image
 from torch import Tensor
 
 from bkd_fast.artifact import Trained, load_trained
-from bkd_fast.data.inputs import Decoded, ImageLike, no_image
-from bkd_fast.data.tiles import overlap_of
+from bkd_fast.data.inputs import Decoded, ImageLike
+from bkd_fast.data.tiles import Size, overlap_of
 from bkd_fast.decisions import normalized, p_value
 from bkd_fast.errors import BKDError
-from bkd_fast.inference.compilation import CompiledJudge, check_mode
-from bkd_fast.inference.cuda_graphs import GraphedJudge
+from bkd_fast.inference.compilation import CompiledModel, check_mode
+from bkd_fast.inference.cuda_graphs import GraphedModel
 from bkd_fast.inference.packing import can_pack, pack_convolutions, same
 from bkd_fast.inference.precision import InPrecision, check_precision
-from bkd_fast.inference.stages import Prediction, Stages, tiled, whole
-from bkd_fast.inference.streaming import Outcome, pipeline
+from bkd_fast.inference.prediction import Prediction, Predictor, Preprocessed, RawPrediction, resize_map
+from bkd_fast.inference.streaming import Outcome
+from bkd_fast.inference.tiling import TiledDetector
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.folding import fold_batch_norm
 
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
 
-class Detector:
-    """A trained category, ready to judge images. Make one with :meth:`load`.
+class Detector(Predictor[Preprocessed, RawPrediction]):
+    """A trained category, ready to predict. Make one with :meth:`load`.
 
     ``threshold`` and ``pixel_threshold`` come from normal images and may be set to other values at any time.
     """
@@ -65,13 +66,13 @@ class Detector:
         self._fold(self.sample.to(self.device))
         if dtype != torch.float32:
             self._narrow(dtype)
-        self._prepare(trained.support)
+        self._set_support(trained.support)
         tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-        self._program: CompiledJudge | GraphedJudge | None = None
+        self._program: CompiledModel | GraphedModel | None = None
         if compile is not None:
-            self._take(CompiledJudge(self.model, compile), f"compile={compile!r}", tolerance)
+            self._take(CompiledModel(self.model, compile), f"compile={compile!r}", tolerance)
         elif pack and self.device.type == "cuda":
-            self._take(GraphedJudge(self.model, self.device, GPU_BATCH), "the CUDA graph", tolerance)
+            self._take(GraphedModel(self.model, self.device, GPU_BATCH), "the CUDA graph", tolerance)
         elif pack and self.device.type == "cpu" and can_pack():
             self._pack(self.sample, tolerance)
 
@@ -110,59 +111,77 @@ class Detector:
         """
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
-        size = self.config.image_size
+        size = self.config.teacher.image_size
         stacked = torch.stack([Decoded(image).fitted(size) for image in images]).to(self.device)
         with torch.inference_mode():
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
-        self._prepare([torch.cat(level, 1) for level in zip(*parts, strict=True)])
+        self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
+
+    def preprocess(self, image: ImageLike) -> Preprocessed:
+        """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
+        decoded = Decoded(image)
+        return Preprocessed(decoded.fitted(self.config.teacher.image_size), decoded.size)
+
+    def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
+        """Return raw scores, and maps at the network's size."""
+        inputs, sizes = zip(*batch, strict=True)
+        scores, maps = self.score(torch.stack(inputs))
+        return [RawPrediction(*each) for each in zip(scores.tolist(), maps, sizes, strict=True)]
+
+    def postprocess(self, raw: RawPrediction) -> Prediction:
+        """Return the prediction: above ``threshold`` an image is anomalous, above ``pixel_threshold`` a pixel."""
+        anomaly_map = resize_map(raw.anomaly_map, raw.size).numpy()
+        return Prediction(
+            raw.score,
+            raw.score > self.threshold,
+            anomaly_map,
+            anomaly_map > self.pixel_threshold,
+            normalized(raw.score, self.threshold, self.calibration.spread),
+            p_value(raw.score, self.calibration.scores),
+        )
+
+    def predictor(self, tile: int | Size | None = None, overlap: int = 0) -> Detector | TiledDetector:
+        """Return what predicts whole images or tiles: as asked, or else as the run was trained.
+
+        Args:
+            tile: (height, width) of tiles in pixels of the image, or one number for both.
+            overlap: pixels that neighbouring tiles share, at least; without ``tile`` the run's own.
+
+        Raises:
+            BKDError: see :func:`bkd_fast.data.tiles.check_tiles`.
+        """
+        trained = self.config.teacher.tile
+        if tile is None and trained is not None:
+            return TiledDetector(self, trained, overlap_of(trained))
+        return self if tile is None else TiledDetector(self, tile, overlap)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence too: of the two, it is the path
-        self,
-        images: str | Path | Image.Image | np.ndarray,
-        *,
-        tile: int | tuple[int, int] | None = ...,
-        overlap: int = ...,
+        self, images: str | Path | Image.Image | np.ndarray, *, tile: int | Size | None = ..., overlap: int = ...
     ) -> Prediction: ...
 
     @overload
     def __call__(
-        self, images: Tensor, *, tile: int | tuple[int, int] | None = ..., overlap: int = ...
+        self, images: Tensor, *, tile: int | Size | None = ..., overlap: int = ...
     ) -> Prediction | list[Prediction]: ...
 
     @overload
     def __call__(
-        self, images: Sequence[ImageLike], *, tile: int | tuple[int, int] | None = ..., overlap: int = ...
+        self, images: Sequence[ImageLike], *, tile: int | Size | None = ..., overlap: int = ...
     ) -> list[Prediction]: ...
 
     def __call__(
-        self, images: ImageLike | Sequence[ImageLike], *, tile: int | tuple[int, int] | None = None, overlap: int = 0
+        self, images: ImageLike | Sequence[ImageLike], *, tile: int | Size | None = None, overlap: int = 0
     ) -> Prediction | list[Prediction]:
-        """Judges one image, or each of a batch.
+        """Predict one image, or each of a batch; see :meth:`Predictor.__call__`.
 
         Args:
-            images: a path, a PIL image, an array ((H, W) grey or (H, W, 3) RGB, uint8), a tensor ((3, H, W) or
-                (N, 3, H, W), uint8 or float in [0, 1]), or a sequence of these.
-            tile: predict in tiles of this (height, width) in pixels of the image, each as an image of its own, for
-                details that would be lost in an image that is resized whole. The map is blended from theirs, and the
-                score is the highest of a tile. None: as the run was trained (``tile`` of its configuration).
-            overlap: pixels that neighbouring tiles have in common, at least; without ``tile`` the run's own.
-
-        Returns:
-            A :class:`Prediction`, or a list of them for a sequence or a 4-dimensional tensor.
-
-        Raises:
-            BKDError: something that is not an image, or is smaller than a tile; the message says what it was.
+            images: an image or several.
+            tile, overlap: predict in tiles, for details that would be lost in an image that is resized whole; see
+                :meth:`predictor`.
         """
-        stages = self.stages(tile, overlap)
-        if isinstance(images, (str, Path, Image.Image, np.ndarray)) or (
-            isinstance(images, Tensor) and images.ndim != 4
-        ):
-            return stages.run([images], 1)[0]
-        if not isinstance(images, (Sequence, Tensor)):
-            raise no_image(images)
-        # Of images in tiles each is a batch of its own.
-        return stages.run(list(images), self.batch if tile is None and not self.config.tile else 1)
+        predictor = self.predictor(tile, overlap)
+        return super().__call__(images) if predictor is self else predictor(images)
 
     def stream(
         self,
@@ -170,65 +189,20 @@ class Detector:
         *,
         batch: int | None = None,
         workers: int = 2,
-        tile: int | tuple[int, int] | None = None,
+        tile: int | Size | None = None,
         overlap: int = 0,
     ) -> Iterator[Outcome[ImageLike, Prediction]]:
-        """Judges images as they come, in order: decoding, the network and what follows it work at the same time.
-
-        Args:
-            images: anything that can be iterated over, of any length; see :meth:`__call__` for what an image is. It is
-                iterated in a thread of its own, at most a few batches ahead of what has been received.
-            batch: images that go through the network together, where that many are there (default: 1 on a CPU, else 8).
-            workers: threads that decode and finish.
-            tile, overlap: see :meth:`__call__`.
-
-        Yields:
-            For each image an outcome: ``item``, the image as it was given, and ``result``, a :class:`Prediction`, or
-            ``error``, where the image cannot be read; the stream goes on. What the iterable itself raises is raised.
-
-        Raises:
-            BKDError: ``batch`` or ``workers`` below one.
-        """
-        batch = self.batch if batch is None else batch
-        if batch < 1 or workers < 1:
-            raise BKDError(f"stream: batch is {batch} and workers {workers}, expected at least 1 of each")
-        stages = self.stages(tile, overlap)
-        return pipeline(
-            images,
-            stages.prepare,
-            stages.judge,
-            lambda _, judged: stages.finish(judged),
-            batch=batch,
-            workers=workers,
-        )
-
-    def stages(self, tile: int | tuple[int, int] | None = None, overlap: int = 0) -> Stages:
-        """What becomes of an image, for a pipeline of one's own; see :meth:`__call__` for ``tile`` and ``overlap``."""
-
-        normal, spread = self.calibration.scores, self.calibration.spread
-
-        def decide(score: float, anomaly_map: np.ndarray) -> Prediction:
-            return Prediction(
-                score,
-                score > self.threshold,
-                anomaly_map,
-                anomaly_map > self.pixel_threshold,
-                normalized(score, self.threshold, spread),
-                p_value(score, normal),
-            )
-
-        if tile is None and self.config.tile:
-            tile, overlap = self.config.tile, overlap_of(self.config.tile)
-        if tile is None:
-            return whole(self.config.image_size, self.score, decide)
-        return tiled(self.config.image_size, self.score, decide, self.batch, tile, overlap)
+        """Predict images as they arrive; see :meth:`Predictor.stream`, and :meth:`predictor` for tiles."""
+        predictor = self.predictor(tile, overlap)
+        stream = super().stream if predictor is self else predictor.stream
+        return stream(images, batch=batch, workers=workers)
 
     @torch.inference_mode()
     def score(self, images: Tensor, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
-        """Scores (N,) and raw anomaly maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size."""
+        """Return scores (N,) and raw maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size."""
         if self._program is not None and tuple(branches) == BRANCHES:
-            return self._program(images.to(self.device), self.prepared)
-        return self.judge(self.distill(images), branches)
+            return self._program(images.to(self.device), self.support)
+        return self.score_features(self.distill(images), branches)
 
     @torch.inference_mode()
     def levels(self, images: Tensor) -> list[Tensor]:
@@ -237,18 +211,18 @@ class Detector:
 
     @torch.inference_mode()
     def distill(self, images: Tensor) -> Distillation:
-        """Return both branches' features, for :meth:`judge`."""
-        return self.model.distill(self.levels(images), self.prepared)
+        """Return both branches' features, for :meth:`score_features`."""
+        return self.model.distill(self.levels(images), self.support)
 
     @torch.inference_mode()
-    def judge(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
-        """Scores (N,) and maps (N, H, W) that the given branches make of ``result``."""
-        maps = self.model.anomaly_map(result, self.config.image_size, branches)
+    def score_features(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
+        """Return scores (N,) and maps (N, H, W) of the given branches."""
+        maps = self.model.anomaly_map(result, self.config.teacher.image_size, branches)
         return self.model.image_score(maps, result.image if "forward" in branches else None), maps
 
     @torch.no_grad()
     def _fold(self, image: Tensor) -> None:
-        if self.config.reverse_branch and self.config.student:
+        if self.config.student is not None:
             levels = self.model.teacher(image)
             fold_batch_norm(self.model.bottleneck, levels)
             sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
@@ -256,33 +230,31 @@ class Detector:
 
     def _narrow(self, dtype: torch.dtype) -> None:
         self.model.teacher.network = InPrecision(self.model.teacher.network, dtype)
-        if self.config.reverse_branch and self.config.student:
+        if self.config.student is not None:
             for name in ("bottleneck", "student"):
                 self.model.set_submodule(name, InPrecision(self.model.get_submodule(name), dtype))
 
     @torch.no_grad()
     def _pack(self, image: Tensor, tolerance: float) -> None:
-        # What follows the teacher starts from the same features before and after: which supports are the most similar
-        # may hang on their last digit.
+        # Compare on teacher features computed once: rounding could change which supports are retrieved.
         levels = self.model.teacher(image)
 
         def run() -> list[Tensor]:
-            result = self.model.distill(levels, self.prepared)
-            return [*self.model.teacher(image), *result.aligned, *result.student]
+            result = self.model.distill(levels, self.support)
+            return [*self.model.teacher(image), *result.aligned, *result.reconstruction]
 
         pack_convolutions(self.model, run, tolerance)
 
-    def _take(self, judge: CompiledJudge | GraphedJudge, what: str, tolerance: float) -> None:
+    def _take(self, program: CompiledModel | GraphedModel, what: str, tolerance: float) -> None:
         image = self.sample.to(self.device)
         expected = self.score(image)
-        if not same(expected, judge(image, self.prepared), tolerance):
+        if not same(expected, program(image, self.support), tolerance):
             raise RuntimeError(f"{what} changed what the network computes")
-        self._program = judge
+        self._program = program
 
-    def _prepare(self, support: list[Tensor]) -> None:
-        # Whatever depends on the support alone is computed once, here.
-        with torch.no_grad():
-            self.prepared = self.model.prepare([level.to(self.device) for level in support])
+    @torch.no_grad()
+    def _set_support(self, levels: list[Tensor]) -> None:
+        self.support = self.model.make_support([level.to(self.device) for level in levels])
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -1,4 +1,4 @@
-"""Why a detector judges an image as it does: what each view, branch and part makes of it."""
+"""Why a detector predicts what it does: what each view, branch and part makes of an image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bkd_fast.model.memory import SparseMemory
 class Explanation:
     """What happens to one image inside a model; per view from fine to coarse, each at its own size (h, w).
 
-    Views are what the branches compare, by their stride: with ``levels="joint"`` the one at stride 8 is all levels side
+    Views are what the branches compare, by their stride: with joint levels the one at stride 8 is all levels side
     by side.
 
     Attributes:
@@ -26,11 +26,11 @@ class Explanation:
             mean over validation normals.
         offsets: stride -> (2, h, w), the mean over shots and taps of how far the support is fetched from, down and to
             the right, in pixels of the network's image.
-        unaligned, aligned: stride -> (h, w), squared distance of the support from the query as it is matched or drawn,
-            and as it is warped.
+        unaligned, aligned: stride -> (h, w), squared distance from the query of the support as matched or sampled, and
+            as warped.
         kept: stride -> (h, w), how many memory items each feature is read from.
         strongest: stride -> (h, w), the index of the item of the largest weight; -1 where none counts.
-        weight: stride -> (h, w), that item's weight; of ``memory_read="neighbors"`` others may be negative.
+        weight: stride -> (h, w), that item's weight; read from neighbors, others may be negative.
     """
 
     distances: Mapping[str, Mapping[int, np.ndarray]]
@@ -44,7 +44,7 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(detector: Detector, image: ImageLike) -> Explanation:
-    """Looks into ``detector`` while it judges ``image``; parts that its model lacks are empty mappings.
+    """Return what happens to ``image`` inside ``detector``; parts that its model lacks are empty mappings.
 
     Args:
         image: see :meth:`bkd_fast.Detector.__call__`.
@@ -52,9 +52,9 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
     Raises:
         BKDError: not an image.
     """
-    model, size = detector.model, detector.config.image_size
+    model, size = detector.model, detector.config.teacher.image_size
     levels = detector.levels(Decoded(image).fitted(size).unsqueeze(0))
-    result = model.distill(levels, detector.prepared)
+    result = model.distill(levels, detector.support)
     distances = {
         branch: {
             stride: _array(level[0]) / scale
@@ -63,9 +63,9 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
         for branch, maps in model.level_maps(result, size).items()
     }
     strides = model.strides if result.aligned else ()
-    unaligned = model.support_of(levels, detector.prepared) if strides else []
+    unaligned = model.unaligned(levels, detector.support) if strides else []
     kept, strongest, weight = {}, {}, {}
-    if "reverse" in distances and detector.config.memory_items:
+    if detector.config.memory is not None:
         remembered = len(model.memories)
         pairs = zip(model.strides[-remembered:], model.memories, result.teacher[-remembered:], strict=True)
         for stride, memory, level in pairs:

@@ -1,13 +1,74 @@
-"""Blend the maps of overlapping tiles into one."""
+"""Large images in overlapping tiles: each tile is predicted as an image, and the maps are blended into one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bkd_fast.data.tiles import Size, Tile, places
+from bkd_fast.data.inputs import Decoded, ImageLike
+from bkd_fast.data.tiles import Size, Tile, check_tiles, places
+from bkd_fast.inference.prediction import Prediction, Predictor, RawPrediction, resize_map
+
+if TYPE_CHECKING:
+    from bkd_fast.inference.detector import Detector
+
+
+class TiledImage(NamedTuple):
+    """A decoded image, and what its tiles' maps are blended in."""
+
+    image: Decoded
+    blender: TileBlender
+
+
+class TiledDetector(Predictor[TiledImage, RawPrediction]):
+    """A detector that predicts tile by tile. The map is blended from the tiles' maps; the score is the highest tile's.
+
+    Args:
+        detector: predicts the tiles; thresholds are its own.
+        tile: (height, width) of the tiles in pixels of the image, or one number for both.
+        overlap: pixels that neighbouring tiles share, at least.
+
+    Raises:
+        BKDError: see :func:`bkd_fast.data.tiles.check_tiles`.
+    """
+
+    batch = 1  # images; the tiles of one fill the detector's batches
+
+    def __init__(self, detector: Detector, tile: int | Size, overlap: int = 0) -> None:
+        self.detector, self.overlap = detector, overlap
+        self.tile = check_tiles(tile, overlap)
+
+    def preprocess(self, image: ImageLike) -> TiledImage:
+        """Return the decoded image and its tiles.
+
+        Raises:
+            BKDError: not an image, or one that is smaller than a tile.
+        """
+        decoded = Decoded(image)
+        return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap))
+
+    def predict(self, batch: Sequence[TiledImage]) -> list[RawPrediction]:
+        """Return the highest score and the blended map of each image."""
+        return [self._predict(*image) for image in batch]
+
+    def postprocess(self, raw: RawPrediction) -> Prediction:
+        """Return the prediction, decided by the detector's thresholds."""
+        return self.detector.postprocess(raw)
+
+    def _predict(self, image: Decoded, blender: TileBlender) -> RawPrediction:
+        size, each = self.detector.config.teacher.image_size, self.detector.batch
+        tiles, highest = list(blender.tiles()), -math.inf
+        for start in range(0, len(tiles), each):
+            group = tiles[start : start + each]
+            scores, maps = self.detector.score(torch.stack([image.fitted(size, *tile, self.tile) for tile in group]))
+            highest = max(highest, scores.max().item())
+            for tile, tile_map in zip(group, maps, strict=True):
+                blender.add(tile, resize_map(tile_map, self.tile))
+        return RawPrediction(highest, blender.blended(), image.size)
 
 
 class TileBlender:

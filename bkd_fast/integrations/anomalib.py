@@ -25,51 +25,52 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Resize
 
 from bkd_fast.artifact import load_trained
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import BKDConfig, SampledSupport, TeacherConfig
 from bkd_fast.data import draw_support
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
-from bkd_fast.model.bkd import Exclude, Prepared
 from bkd_fast.model.calibration import learn_normal
+from bkd_fast.model.support import Exclude, Support
+from bkd_fast.model.teacher import Weights
 from bkd_fast.training.step import TrainingStep, make_optimizer
 from bkd_fast.training.thresholds import measure_normals
+from bkd_fast.training.weights import load_weights
 
 
 class BkdModel(nn.Module):
-    """The network and its support: what is in a checkpoint, and what judges images."""
+    """The network and its support: what is in a checkpoint, and what predicts."""
 
-    def __init__(self, config: BKDConfig, *, load_teacher: bool = True) -> None:
+    def __init__(self, config: BKDConfig, *, weights: Weights | None) -> None:
         super().__init__()
-        self.network = BKD(config, load_teacher=load_teacher)
-        self.support: list[Tensor] = []  # per level (1, P, C, H, W), float16
-        self._prepared: tuple[torch.device, Prepared] | None = None
+        self.network = BKD(config, weights=weights)
+        self.support_levels: list[Tensor] = []  # per level (1, P, C, H, W), float16
+        self._support: tuple[torch.device, Support] | None = None
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """(N, 3, H, W) in [0, 1], of the network's size -> raw scores (N, 1) and anomaly maps (N, 1, H, W)."""
-        scores, maps = self.network.judge(images, self.prepared(images.device))
+        scores, maps = self.network.predict(images, self.support(images.device))
         return InferenceBatch(pred_score=scores.unsqueeze(1), anomaly_map=maps.unsqueeze(1))
 
     def set_support(self, levels: list[Tensor]) -> None:
-        """Teacher levels (1, P, C, H, W) of the support, which is looked up from or shared."""
-        self.support, self._prepared = [level.half() for level in levels], None
+        """Set the teacher levels (1, P, C, H, W) of the support, which is retrieved from or shared."""
+        self.support_levels, self._support = [level.half() for level in levels], None
 
-    def prepared(self, device: torch.device) -> Prepared:
-        """What depends on the support alone; in training made anew, since weights are in it."""
-        drawn = not self.network.config.looks_up
-        if self._prepared is None or self._prepared[0] != device or (drawn and self.training):
-            levels = [level.to(device) for level in self.support]
-            self._prepared = device, self.network.prepare([level.float() for level in levels] if drawn else levels)
-        return self._prepared[1]
+    def support(self, device: torch.device, *, frozen: bool = True) -> Support:
+        """Return the support on a device; made anew in training, where what it depends on is learned."""
+        sampled = isinstance(self.network.config.support, SampledSupport)
+        if self._support is None or self._support[0] != device or (sampled and (self.training or not frozen)):
+            levels = [level.to(device) for level in self.support_levels]
+            levels = [level.float() for level in levels] if sampled else levels
+            self._support = device, self.network.make_support(levels, frozen=frozen)
+        return self._support[1]
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Support and scales of maps and scores, which are neither parameters nor buffers."""
-        network = self.network
-        return {"support": self.support, "map_scale": network.map_scale, "score_scale": network.score_scale}
+        """Return the support, which is neither parameter nor buffer."""
+        return {"support": self.support_levels}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`get_extra_state`."""
+        """Set what :meth:`get_extra_state` returned."""
         self.set_support(state["support"])
-        self.network.map_scale, self.network.score_scale = state["map_scale"], state["score_scale"]
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,14 @@ class _Seen:
 class Bkd(AnomalibModule):
     """BKD for anomalib.
 
-    A tenth of the data module's training images (``holdout``) is not learned from: maps and scores are scaled by them.
-    Support and memory come from the others. Augmentations of the data module apply where images are learned from.
+    A share of the training images (``training.validation_share``) is not learned from: maps and scores are scaled by
+    them. Support and memory come from the others. The data module's augmentations apply to training images.
 
     Args:
         teacher: any timm CNN (see :class:`bkd_fast.BKDConfig`).
         preset: ``default``, ``paper`` or ``rd4ad``.
-        settings: any other field of :class:`bkd_fast.BKDConfig`; ``epochs`` and ``batch_size`` are the Engine's and the
-            data module's, and the thresholds the post-processor's (``false_alarms`` is not asked).
+        settings: any other option of :class:`bkd_fast.BKDConfig`, as in ``{"memory.items": 500}``. Epochs and
+            batch size are the Engine's and the data module's, and thresholds the post-processor's.
         run: a run folder that bkd_fast trained; the arguments before are then not needed, and nothing is left to train.
         pre_processor, post_processor, evaluator, visualizer: anomalib's; the default pre-processor resizes to
             ``image_size`` and does not normalise, which the teacher does.
@@ -115,7 +116,7 @@ class Bkd(AnomalibModule):
 
     def __init__(
         self,
-        teacher: str = BKDConfig.teacher,
+        teacher: str = TeacherConfig.name,
         preset: str = "default",
         settings: dict[str, Any] | None = None,
         run: str | None = None,
@@ -125,43 +126,44 @@ class Bkd(AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         trained = None if run is None else load_trained(Path(run))
-        config = (
-            BKDConfig.preset(preset, **{"teacher": teacher, **(settings or {})}) if trained is None else trained.config
-        )
+        config = BKDConfig.preset(preset, {"teacher.name": teacher, **(settings or {})})
+        if trained is not None:
+            config = trained.config
         if pre_processor is True:
-            pre_processor = PreProcessor(transform=Compose([Resize(config.image_size, antialias=True)]))
+            pre_processor = PreProcessor(transform=Compose([Resize(config.teacher.image_size, antialias=True)]))
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         self.config = config
-        self.model = BkdModel(config, load_teacher=trained is None)
+        weights = load_weights(config.teacher) if trained is None else None
+        self.model = BkdModel(config, weights=weights)
         if trained is not None:
             self.model.network = trained.model
             self.model.set_support(trained.support)
         self.steps = TrainingStep(self.model.network)
-        self.place: dict[str, int] = {}  # of a training image in the support pool
-        self.held_out: set[str] = set()
+        self.index_in_bank: dict[str, int] = {}  # of training images in the support bank
+        self.validation: set[str] = set()
         self.calibrated = False
 
     def on_fit_start(self) -> None:
         """Statistics, memory and support, from the training images as they are."""
-        if self.model.support or self._learned():
+        if self.model.support_levels or self._learned():
             return
         paths = self._training_paths()
-        generator = torch.Generator().manual_seed(self.config.seed)
-        held = max(1, round(self.config.holdout * len(paths)))
+        generator = torch.Generator().manual_seed(self.config.training.seed)
+        held = max(1, round(self.config.training.validation_share * len(paths)))
         order = torch.randperm(len(paths), generator=generator).tolist()
-        self.held_out = {paths[index] for index in order[:held]}
+        self.validation = {paths[index] for index in order[:held]}
         kept = sorted(order[held:])
         network = self.model.network
         levels = (network.teacher.raw(self._image(index)) for index in kept)
         chosen = learn_normal(network, levels, len(kept), generator)
-        if not self.config.forward_branch:
+        if self.config.support is None:
             return
-        if self.config.looks_up:
-            self.place = {paths[kept[index]]: place for place, index in enumerate(chosen)}
+        if self.config.retrieves:
+            self.index_in_bank = {paths[kept[index]]: number for number, index in enumerate(chosen)}
         else:
-            chosen = draw_support(len(kept), min(self.config.shots, len(kept)), generator)
+            chosen = draw_support(len(kept), min(self.config.support.shots, len(kept)), generator)
         support = [network.teacher(self._image(kept[index])) for index in chosen]
         self.model.set_support([torch.cat(level).unsqueeze(0) for level in zip(*support, strict=True)])
 
@@ -171,8 +173,8 @@ class Bkd(AnomalibModule):
             return None
         optimizer = make_optimizer(self.model.network, self.config)
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = group["scale"] * self.config.learning_rate
-        if self.config.schedule == "constant":
+            group["lr"] = group["initial_lr"] = group["scale"] * self.config.training.learning_rate
+        if self.config.training.schedule == "constant":
             return optimizer
         total = max(1, int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -183,25 +185,26 @@ class Bkd(AnomalibModule):
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """The losses of Eq. 11-12 on the batch's images that are not held out."""
         paths = [str(path) for path in batch.image_path]
-        rows = [row for row, path in enumerate(paths) if path not in self.held_out]
+        rows = [row for row, path in enumerate(paths) if path not in self.validation]
         if not rows or not self.steps.branches:
             return None
         query = self.model.network.teacher(batch.image[rows])
-        losses, _ = self.steps(query, self._prepared(), self._exclude([paths[row] for row in rows]))
+        support = self.model.support(self.device, frozen=False)
+        losses, _ = self.steps(query, support, self._exclude([paths[row] for row in rows]))
         for name, loss in losses.items():
             self.log(f"train_{name}_loss", loss.item(), on_epoch=True, prog_bar=name == "total", batch_size=len(rows))
         return {"loss": losses["total"]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """With which images are held out and which are support: a training that goes on has to know."""
+        """Add which images are validation and which are support: a resumed training needs them."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["bkd_fast_images"] = {"place": self.place, "held_out": sorted(self.held_out)}
+        checkpoint["bkd_fast_images"] = {"index_in_bank": self.index_in_bank, "validation": sorted(self.validation)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The inverse of :meth:`on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         images = checkpoint["bkd_fast_images"]
-        self.place, self.held_out = images["place"], set(images["held_out"])
+        self.index_in_bank, self.validation = images["index_in_bank"], set(images["validation"])
 
     def on_validation_start(self) -> None:
         """Scales of the weights of now; anomalib finds its thresholds in the validation that follows."""
@@ -218,45 +221,39 @@ class Bkd(AnomalibModule):
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """Validation means nothing before there are statistics, and the optimiser clips as the settings say."""
-        return {"num_sanity_val_steps": 0, "gradient_clip_val": self.config.clip_norm}
+        return {"num_sanity_val_steps": 0, "gradient_clip_val": self.config.training.clip_norm}
 
     @property
     def learning_type(self) -> LearningType:
         """One class: normal images."""
         return LearningType.ONE_CLASS
 
-    def _prepared(self) -> Any:
-        """The support as the training step takes it: a pool, or levels that are prepared with its weights."""
-        if self.config.looks_up:
-            return self.model.prepared(self.device)
-        return [level.to(self.device).float() for level in self.model.support]
-
     def _exclude(self, paths: Sequence[str]) -> Exclude | None:
         """A training image is not its own support."""
-        if not self.place:
+        if not self.index_in_bank:
             return None
-        place = torch.tensor([self.place.get(path, -1) for path in paths], device=self.device)
-        return Exclude(place.unsqueeze(1) == torch.arange(len(self.place), device=self.device), None)
+        own = torch.tensor([self.index_in_bank.get(path, -1) for path in paths], device=self.device)
+        return Exclude(own.unsqueeze(1) == torch.arange(len(self.index_in_bank), device=self.device), None)
 
     @torch.no_grad()
     def _calibrate(self) -> None:
         """Scales of maps and scores, as training finds them; once, where nothing is learned."""
-        if not self.held_out or (self.calibrated and not self.steps.branches):
+        if not self.validation or (self.calibrated and not self.steps.branches):
             return
         was_training = self.model.training
         self.model.eval()
-        self.model._prepared = None
+        self.model._support = None
         paths = self._training_paths()
-        held = [index for index, path in enumerate(paths) if path in self.held_out]
-        kept = [index for index, path in enumerate(paths) if path not in self.held_out]
-        # Places in the support pool are in the order of the images.
-        pool = [row for row, index in enumerate(kept) if paths[index] in self.place]
+        held = [index for index, path in enumerate(paths) if path in self.validation]
+        kept = [index for index, path in enumerate(paths) if path not in self.validation]
+        # The bank is in the order of the images.
+        bank = [row for row, index in enumerate(kept) if paths[index] in self.index_in_bank]
         network = self.model.network
 
         def levels(index: int) -> list[Tensor]:
             return network.teacher(self._image(index))
 
-        measure_normals(network, self.model.prepared(self.device), _Seen(kept, levels), _Seen(held, levels), pool)
+        measure_normals(network, self.model.support(self.device), _Seen(kept, levels), _Seen(held, levels), bank)
         self.calibrated = True
         self.model.train(was_training)
 

@@ -13,11 +13,11 @@ from PIL import Image
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import BKDConfig, TeacherConfig, TrainingConfig
 from bkd_fast.data.inputs import Decoded, ImageLike
 from bkd_fast.errors import BKDError
 from bkd_fast.inference.detector import Detector
-from bkd_fast.inference.stages import Prediction
+from bkd_fast.inference.prediction import Prediction
 from bkd_fast.training.train import train
 
 
@@ -31,7 +31,7 @@ class BKDDetector(OutlierMixin, BaseEstimator):
     Args:
         teacher, weights, image_size, epochs, batch_size: see :class:`bkd_fast.BKDConfig`.
         preset: ``default``, ``paper`` or ``rd4ad``.
-        settings: any other field of :class:`bkd_fast.BKDConfig`, as a mapping.
+        settings: any other option of :class:`bkd_fast.BKDConfig`, as in ``{"memory.items": 500}``.
         device: where images are scored: ``auto``, ``cpu`` or ``cuda``.
         random_state: seed of everything random, an integer.
 
@@ -42,12 +42,12 @@ class BKDDetector(OutlierMixin, BaseEstimator):
 
     def __init__(
         self,
-        teacher: str = BKDConfig.teacher,
+        teacher: str = TeacherConfig.name,
         *,
-        weights: str = BKDConfig.weights,
-        image_size: tuple[int, int] = BKDConfig.image_size,
-        epochs: int = BKDConfig.epochs,
-        batch_size: int = BKDConfig.batch_size,
+        weights: str = TeacherConfig.weights,
+        image_size: tuple[int, int] = TeacherConfig.image_size,
+        epochs: int = TrainingConfig.epochs,
+        batch_size: int = TrainingConfig.batch_size,
         preset: str = "default",
         settings: Mapping[str, Any] | None = None,
         device: str = "auto",
@@ -73,9 +73,15 @@ class BKDDetector(OutlierMixin, BaseEstimator):
         Raises:
             BKDError: not images, too few of them, or a wrong setting.
         """
-        names = ("teacher", "weights", "image_size", "epochs", "batch_size")
-        given = {name: getattr(self, name) for name in names}
-        config = BKDConfig.preset(self.preset, **given, seed=self.random_state, **(self.settings or {}))
+        given = {
+            "teacher.name": self.teacher,
+            "teacher.weights": self.weights,
+            "teacher.image_size": self.image_size,
+            "training.epochs": self.epochs,
+            "training.batch_size": self.batch_size,
+            "training.seed": self.random_state,
+        }
+        config = BKDConfig.preset(self.preset, {**given, **(self.settings or {})})
         images = _images(X)
         with tempfile.TemporaryDirectory(prefix="bkd_fast-") as folder:
             good = Path(folder) / "images"

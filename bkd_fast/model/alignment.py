@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import AlignmentConfig, RetrievedSupport, SampledSupport
 from bkd_fast.ops import modulated_deform_conv2d, modulated_deform_gather, project_support
 
 
@@ -39,18 +39,18 @@ class OffsetPredictor(nn.Module):
     Conv(Concat(Q, S), W) = Conv(Q, W_q) + Conv(S, W_s), so that the half of a fixed support is computed once.
     """
 
-    def __init__(self, channels: int, taps: int, config: BKDConfig, *, cascaded: bool) -> None:
+    def __init__(self, channels: int, taps: int, config: AlignmentConfig, *, cascaded: bool) -> None:
         super().__init__()
         outputs = taps * (3 if config.modulated else 2)
-        hidden = outputs if config.offset_depth == 1 else config.offset_width
+        hidden = outputs if config.depth == 1 else config.width
         self.query = nn.Conv2d(channels, hidden, 3, padding=1)
         self.support = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
         # Cascade by concatenation: the coarser level's offsets are a third input of the same convolution.
         concatenated = cascaded and config.cascade == "concat"
         self.coarser = nn.Conv2d(2 * taps, hidden, 3, padding=1, bias=False) if concatenated else None
         tail: list[nn.Module] = []
-        for index in range(1, config.offset_depth):
-            width = outputs if index == config.offset_depth - 1 else hidden
+        for index in range(1, config.depth):
+            width = outputs if index == config.depth - 1 else hidden
             tail += [nn.LeakyReLU(0.1), nn.Conv2d(hidden, width, 3, padding=1)]
         self.tail = nn.Sequential(*tail)
         if config.offset_init == "zero":
@@ -69,34 +69,45 @@ class OffsetPredictor(nn.Module):
         return self.tail(fusion)
 
 
-def groups_of(channels: int, most: int) -> int:
-    """Into how many groups of at most ``most`` channels a level falls, as few as there are; one where ``most`` is 0,
-    or where nothing divides the channels into groups of at least a quarter of it."""
-    if not most or channels <= most:
+def groups_of(channels: int, max_channels: int | None) -> int:
+    """Return the smallest number of equal groups with at most ``max_channels`` channels each.
+
+    1 if ``max_channels`` is None, or if no group size of at least a quarter of it divides the channels.
+    """
+    if max_channels is None or channels <= max_channels:
         return 1
-    sizes = [size for size in range(most, max(1, most // 4) - 1, -1) if channels % size == 0]
+    sizes = [size for size in range(max_channels, max(1, max_channels // 4) - 1, -1) if channels % size == 0]
     return channels // sizes[0] if sizes else 1
 
 
 class AlignmentPyramid(nn.Module):
-    """The cascaded pyramid of modulated deformable convolutions that turns supports into aligned features."""
+    """The cascaded pyramid of modulated deformable convolutions that turns supports into aligned features.
 
-    def __init__(self, channels: Sequence[int], config: BKDConfig) -> None:
+    Args:
+        channels: of each view.
+        support: how shots are aggregated.
+        config: of the deformable convolutions; None = supports are not warped.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], support: RetrievedSupport | SampledSupport, config: AlignmentConfig | None
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.kernel_size = 3 if config.alignment_kernel == "full" else 1
+        self.support = support
+        self.config = config or AlignmentConfig(kernel="identity")
+        self.kernel_size = 3 if self.config.kernel == "full" else 1
         self.taps = self.kernel_size**2
         deepest = len(channels) - 1
         self.predictors = nn.ModuleList()
-        if config.alignment_kernel != "none":
+        if config is not None:
             self.predictors.extend(
                 OffsetPredictor(width, self.taps, config, cascaded=level < deepest)
                 for level, width in enumerate(channels)
             )
         self.kernels = nn.ParameterList()
-        if config.alignment_kernel == "full":
+        if config is not None and config.kernel == "full":
             for width in channels:
-                groups = groups_of(width, config.alignment_group)
+                groups = groups_of(width, config.max_group_channels)
                 weight = torch.empty(width, width // groups, 3, 3)
                 if config.kernel_init == "dirac":
                     nn.init.dirac_(weight, groups)
@@ -127,7 +138,7 @@ class AlignmentPyramid(nn.Module):
                 kernel = self._kernel(level)
                 maps = flat if kernel is None else project_support(flat, kernel)
                 projected = maps.reshape(1, -1, *maps.shape[2:])
-                if self.config.shot_aggregation != "min":
+                if self.support.aggregation != "min":
                     projected = projected / shots
             prepared.append(PreparedLevel(features, fused, projected))
         return prepared
@@ -156,9 +167,9 @@ class AlignmentPyramid(nn.Module):
         return Alignment(aligned[::-1], offsets[::-1])
 
     def _activate(self, fusion: Tensor) -> Tensor:
-        if self.config.offset_activation == "softmax":
+        if self.config.activation == "softmax":
             return fusion.softmax(dim=1)  # Eq. 3; over the channels, since the paper names no dimension
-        if self.config.offset_activation == "tanh":
+        if self.config.activation == "tanh":
             return self.config.max_offset * fusion.tanh()
         return fusion
 
@@ -184,7 +195,7 @@ class AlignmentPyramid(nn.Module):
     def _warp(self, level: int, query: Tensor, prepared: PreparedLevel, offset: Tensor, mask: Tensor | None) -> Tensor:
         """Eq. 2 and the aggregation of the k shots -> (N, C, H, W)."""
         count, shots = query.shape[0], prepared.features.shape[1]
-        if prepared.projected is not None and self.config.shot_aggregation != "min":
+        if prepared.projected is not None and self.support.aggregation != "min":
             # Shots are further groups of taps: one pass sums over all of them.
             offset = offset.unflatten(0, (count, shots)).flatten(1, 2)
             mask = None if mask is None else mask.unflatten(0, (count, shots)).flatten(1, 2)
@@ -212,7 +223,7 @@ class AlignmentPyramid(nn.Module):
 
     def _aggregated(self, query: Tensor, warped: Tensor) -> Tensor:
         """The k shots (N, k, C, H, W) of each query as one: (N, C, H, W)."""
-        if self.config.shot_aggregation != "min":
+        if self.support.aggregation != "min":
             return warped.mean(dim=1)
         distance = 1 - F.cosine_similarity(query.unsqueeze(1), warped, dim=2)
         closest = distance.argmin(dim=1, keepdim=True).unsqueeze(2).expand(-1, -1, warped.shape[2], -1, -1)

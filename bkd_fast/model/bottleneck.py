@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import StudentConfig
 from bkd_fast.model.blocks import ResidualBlock, conv3, initialize
 
 
-def block_kind(channels: Sequence[int], config: BKDConfig) -> str:
+def block_kind(channels: Sequence[int], config: StudentConfig) -> str:
     """``basic`` or ``bottleneck``: that of the ResNet whose first level has as many channels (18/34 or 50 and up)."""
     if config.block != "auto":
         return config.block
@@ -24,7 +24,7 @@ class OneClassBottleneck(nn.Module):
     With WideResNet50-2 channels this is RD4AD's module without its two layers that are never called.
     """
 
-    def __init__(self, channels: Sequence[int], config: BKDConfig) -> None:
+    def __init__(self, channels: Sequence[int], config: StudentConfig) -> None:
         super().__init__()
         first, second, third = channels
         kind = block_kind(channels, config)
@@ -33,7 +33,7 @@ class OneClassBottleneck(nn.Module):
         )
         self.from_second = nn.Sequential(*conv3(second, third, stride=2), nn.ReLU())
         self.channels = 2 * third
-        if config.bottleneck_reduce:
+        if config.reduce:
             # "a convolutional layer is used for feature dimensionality reduction": the paper's text, RD's Figure.
             self.reduce: nn.Module = nn.Sequential(
                 nn.Conv2d(3 * third, third, 1, bias=False), nn.BatchNorm2d(third), nn.ReLU()

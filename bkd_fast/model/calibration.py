@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from bkd_fast.config import RetrievedSupport
 from bkd_fast.model.bkd import BKD, Distillation
 from bkd_fast.model.memory import SparseMemory
-from bkd_fast.model.retrieval import describe, shrink
+from bkd_fast.model.support import describe, shrink
 
 CANDIDATES = 200_000  # features that a memory's coreset is chosen from
 PROJECTED = 64  # dimensions that distances are compared in
@@ -27,13 +28,13 @@ def learn_normal(
         generator: see :func:`calibrate`; None where the model has its statistics and memory from a checkpoint.
 
     Returns:
-        The images that queries look up their support among; empty where supports are drawn.
+        The images of the support bank, by index; empty where supports are sampled.
     """
     shrunk: list[Tensor] = []  # the deepest level of every image, as small as descriptors are
 
     def seen() -> Iterator[list[Tensor]]:
         for found in levels:
-            if model.config.looks_up:
+            if model.config.retrieves:
                 shrunk.append(shrink(found[-1]))
             yield found
 
@@ -42,12 +43,13 @@ def learn_normal(
         calibrate(model, passing, count, generator)
     for _ in passing:
         pass
-    if not model.config.looks_up:
+    support = model.config.support
+    if not isinstance(support, RetrievedSupport):
         return []
     # The mean of standardised features is the standardised mean.
     deepest = len(model.teacher.channels)
     mean, std = (model.teacher.get_buffer(f"{name}_{deepest}") for name in ("mean", "std"))
-    return choose_pool(((level - mean) / std for level in shrunk), model.config.support_pool)
+    return choose_bank(((level - mean) / std for level in shrunk), support.bank_size)
 
 
 @torch.no_grad()
@@ -60,8 +62,8 @@ def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator
         generator: on the CPU; draws the candidate features.
     """
     config, teacher = model.config, model.teacher
-    coreset = config.reverse_branch and config.memory_items > 0 and config.memory_init == "coreset"
-    if config.scale == "none" and not coreset:
+    coreset = config.memory is not None and config.memory.init == "coreset"
+    if config.teacher.scale == "none" and not coreset:
         return
     sums = [torch.zeros(2, width, dtype=torch.float64) for width in teacher.channels]
     pixels = [0] * len(sums)
@@ -76,14 +78,16 @@ def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator
         if coreset:
             for index in range(len(levels[0])):
                 views = model.views([level[index : index + 1] for level in levels])[-len(model.memories) :]
-                candidates.append([_drawn(view, -(-CANDIDATES // count), generator) for view in views])
+                candidates.append([_sampled(view, -(-CANDIDATES // count), generator) for view in views])
                 origins.append(seen + index)
         seen += len(levels[0])
     for level, total in enumerate(sums, start=1):
         mean, square = (total / pixels[level - 1]).unbind()
         std = (square - mean.square()).clamp_min(0).sqrt()
-        if config.scale != "none":
-            teacher.set_statistics(level, mean.float(), std.float() if config.scale == "channel" else _shared(std))
+        if config.teacher.scale != "none":
+            teacher.set_statistics(
+                level, mean.float(), std.float() if config.teacher.scale == "channel" else _shared(std)
+            )
     if not coreset:
         return
     shift, scale = _statistics(model)
@@ -98,10 +102,10 @@ def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator
         memory.get_buffer("origin")[: len(chosen)] = origin.to(chosen.device)[chosen]
 
 
-def _drawn(view: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """At most ``most`` of the features of a view (1, C, H, W), as rows."""
+def _sampled(view: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """At most ``limit`` of the features of a view (1, C, H, W), as rows."""
     rows = view[0].flatten(1).T
-    chosen = torch.randperm(len(rows), generator=generator)[:most]
+    chosen = torch.randperm(len(rows), generator=generator)[:limit]
     return rows[chosen.to(rows.device)].half()
 
 
@@ -119,7 +123,7 @@ def _statistics(model: BKD) -> tuple[list[Tensor], list[Tensor]]:
     # A constant image of the smallest size that all levels have.
     grid = [2 ** (len(means) - 1 - index) for index in range(len(means))]
     shift = model.views([mean.expand(-1, -1, side, side) for mean, side in zip(means, grid, strict=True)])[-count:]
-    if model.config.levels == "separate":
+    if model.config.teacher.levels == "separate":
         return [view[0, :, 0, 0] for view in shift], [std.flatten() for std in stds]
     return [view[0, :, 0, 0] for view in shift], [torch.cat([std.flatten() for std in stds])]
 
@@ -160,7 +164,7 @@ def scale_maps(model: BKD, results: Iterable[Distillation]) -> None:
     sums = {branch: torch.zeros(len(scales), dtype=torch.float64) for branch, scales in model.map_scale.items()}
     images = 0
     for result in results:
-        found = model.level_maps(result, model.config.image_size)
+        found = model.level_maps(result, model.config.teacher.image_size)
         images += len(result.teacher[0])
         for branch, maps in found.items():
             sums[branch] += torch.stack([level.double().mean((1, 2)).sum().cpu() for level in maps])
@@ -168,7 +172,7 @@ def scale_maps(model: BKD, results: Iterable[Distillation]) -> None:
 
 
 @torch.no_grad()
-def choose_pool(levels: Iterable[Tensor], count: int) -> list[int]:
+def choose_bank(levels: Iterable[Tensor], count: int) -> list[int]:
     """Which normal images to keep as support: those that differ most from each other, in order of the images.
 
     Args:

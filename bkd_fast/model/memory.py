@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import MemoryConfig
 from bkd_fast.model.regression import regression_weights
 from bkd_fast.ops import sparse_memory_attention
 from bkd_fast.ops.reference.memory_attention import memory_attention_weights
@@ -14,7 +14,7 @@ from bkd_fast.ops.reference.memory_attention import memory_attention_weights
 class SparseMemory(nn.Module):
     """I items of C channels; a feature is replaced by a sparse combination of items.
 
-    ``memory_read="neighbors"``: the least-squares combination of the few items that are nearest in squared distance.
+    ``read="neighbors"``: the least-squares combination of the few items that are nearest in squared distance.
     ``"attention"``: the sum of items weighted by a softmax of cosines, small weights pruned (Eq. 7-10).
 
     The items are parameters, drawn from U(-1/sqrt(C), 1/sqrt(C)) (MemAE) until
@@ -22,16 +22,16 @@ class SparseMemory(nn.Module):
     image each comes from (-1: none).
     """
 
-    def __init__(self, channels: int, config: BKDConfig) -> None:
+    def __init__(self, channels: int, config: MemoryConfig) -> None:
         super().__init__()
-        self.read, self.neighbors = config.memory_read, min(config.memory_neighbors, config.memory_items)
-        self.threshold = config.memory_threshold
-        self.temperature = config.memory_temperature
-        self.renormalize = config.memory_renormalize
+        self.read, self.neighbors = config.read, min(config.neighbors, config.items)
+        self.threshold = config.threshold / config.items
+        self.temperature = config.temperature
+        self.renormalize = config.renormalize
         bound = channels**-0.5
-        items = torch.empty(config.memory_items, channels).uniform_(-bound, bound)
-        self.items = nn.Parameter(items, requires_grad=config.memory_learned)
-        self.register_buffer("origin", torch.full((config.memory_items,), -1))
+        items = torch.empty(config.items, channels).uniform_(-bound, bound)
+        self.items = nn.Parameter(items, requires_grad=config.learned)
+        self.register_buffer("origin", torch.full((config.items,), -1))
 
     def forward(self, features: Tensor, exclude: Tensor | None = None) -> Tensor:
         """Return z' of the shape of z = ``features`` (N, C, H, W).

@@ -1,4 +1,4 @@
-"""The student decoder that rebuild the teacher's levels from the bottleneck's embedding (reverse distillation)."""
+"""The student decoder that rebuilds the teacher's levels from the bottleneck's embedding (reverse distillation)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import StudentConfig
 from bkd_fast.model.blocks import ResidualBlock, initialize
 from bkd_fast.model.bottleneck import block_kind
 
@@ -17,11 +17,11 @@ BLOCKS = {"bottleneck": (3, 4, 6), "basic": (2, 2, 2)}
 class StudentDecoder(nn.Module):
     """Three stages, each doubling the size, with the teacher's channels in reverse order.
 
-    ``student_output="relu"`` returns the stages as they are (RD4AD); ``linear`` adds a 1 x 1 convolution a level, so
+    ``output="relu"`` returns the stages as they are (RD4AD); ``linear`` adds a 1 x 1 convolution a level, so
     that negative features can be reached.
     """
 
-    def __init__(self, inputs: int, channels: Sequence[int], config: BKDConfig) -> None:
+    def __init__(self, inputs: int, channels: Sequence[int], config: StudentConfig) -> None:
         super().__init__()
         kind = block_kind(channels, config)
         stages = []
@@ -32,10 +32,10 @@ class StudentDecoder(nn.Module):
             inputs = width
         self.stages = nn.ModuleList(stages)
         self.heads = nn.ModuleList(
-            nn.Conv2d(width, width, 1) if config.student_output == "linear" else nn.Identity() for width in channels
+            nn.Conv2d(width, width, 1) if config.output == "linear" else nn.Identity() for width in channels
         )
         initialize(self)
-        if config.student_correction:
+        if config.correction:
             # A correction starts from nothing: at first the student is the memory's read-out.
             for head in self.heads:
                 if isinstance(head, nn.Conv2d):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 import timm
 import torch
@@ -11,12 +13,18 @@ import torch.nn.functional as F
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
-from bkd_fast.config import BKDConfig
-from bkd_fast.data.weights import load_weights
+from bkd_fast.config import TeacherConfig
 from bkd_fast.errors import BKDError
 from bkd_fast.model.folding import fold_batch_norm
 
 STRIDES = (4, 8, 16)
+
+
+class Weights(NamedTuple):
+    """A state dict in timm's names, and where it comes from, for errors."""
+
+    tensors: Mapping[str, Tensor]
+    source: str
 
 
 class Teacher(nn.Module):
@@ -26,17 +34,18 @@ class Teacher(nn.Module):
     :func:`bkd_fast.model.calibration.calibrate` sets them.
 
     Args:
-        config: ``teacher``, ``weights``, ``pool`` and ``border`` are read.
-        load: False builds the architecture only, for a state dict that is loaded afterwards.
+        config: which network, and what is made of its features.
+        weights: ImageNet weights (:func:`bkd_fast.data.weights.load_weights`); None keeps random ones, for a state dict
+            that is loaded afterwards.
 
     Raises:
-        BKDError: an unknown model name, a model without levels at strides 4, 8 and 16, or missing weights.
+        BKDError: an unknown model name, a model without levels at strides 4, 8 and 16, or weights that do not fit.
     """
 
-    def __init__(self, config: BKDConfig, *, load: bool = True) -> None:
+    def __init__(self, config: TeacherConfig, weights: Weights | None = None) -> None:
         super().__init__()
-        self.pool, self.border = config.pool, config.border
-        self.network, self.channels, normalization = _build(config, load=load)
+        self.patch_size, self.border = config.patch_size, config.border
+        self.network, self.channels, normalization = _build(config.name, weights)
         self.register_buffer("image_mean", torch.tensor(normalization[0]).view(1, 3, 1, 1))
         self.register_buffer("image_std", torch.tensor(normalization[1]).view(1, 3, 1, 1))
         for level, channels in enumerate(self.channels, start=1):
@@ -80,23 +89,27 @@ class Teacher(nn.Module):
         self.get_buffer(f"std_{level}").copy_(usable.view(1, -1, 1, 1))
 
     def _pooled(self, features: Tensor) -> Tensor:
-        if self.pool == 1:
+        if self.patch_size == 1:
             return features
-        average = partial(F.avg_pool2d, kernel_size=self.pool, stride=1, padding=self.pool // 2)
+        average = partial(F.avg_pool2d, kernel_size=self.patch_size, stride=1, padding=self.patch_size // 2)
         if self.border in (0, 1):
             return average(features, count_include_pad=self.border == 1)
         share = average(torch.ones_like(features[:1, :1]))  # of each neighbourhood that lies inside the image
         return average(features, count_include_pad=False) * share**self.border
 
 
-def _build(
-    config: BKDConfig, *, load: bool
-) -> tuple[nn.Module, tuple[int, ...], tuple[tuple[float, ...], tuple[float, ...]]]:
-    name = config.teacher
+def check_name(name: str) -> None:
+    """Raise a BKDError that lists close names if timm has no such model."""
     if not timm.is_model(name.split(".")[0]):
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         hint = f"; close names: {', '.join(close)}" if close else ""
         raise BKDError(f"teacher: timm has no model {name!r}{hint}. See timm.list_models() for all names.")
+
+
+def _build(
+    name: str, weights: Weights | None
+) -> tuple[nn.Module, tuple[int, ...], tuple[tuple[float, ...], tuple[float, ...]]]:
+    check_name(name)
     try:
         whole = timm.create_model(name, pretrained=False, features_only=True)
         reductions = _info(whole).reduction()
@@ -107,8 +120,8 @@ def _build(
     indices = tuple(reductions.index(stride) for stride in STRIDES)
     # Rebuilt with only the levels in use, so that the deepest stage is neither computed nor saved.
     network = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
-    if load:
-        load_weights(network, name, config.weights)
+    if weights is not None:
+        assign_weights(network, name, weights)
     network.eval().requires_grad_(False)
     fold_batch_norm(network, torch.rand(1, 3, 64, 64))
     pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -120,3 +133,34 @@ def _info(network: nn.Module) -> FeatureInfo:
     info = network.feature_info
     assert isinstance(info, FeatureInfo)
     return info
+
+
+def architecture_shapes(name: str) -> dict[str, torch.Size]:
+    """Return the shapes of the full model's tensors, without batch counters, which older files lack."""
+    with torch.device("meta"):
+        state = timm.create_model(name, pretrained=False).state_dict()
+    return {key: value.shape for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def assign_weights(network: nn.Module, name: str, weights: Weights) -> None:
+    """Load weights into a ``features_only`` network of timm's.
+
+    Raises:
+        BKDError: weights of another architecture.
+    """
+    state, source = weights
+    wanted = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    known = architecture_shapes(name)
+    # A larger relative (resnet34 for resnet18) has every tensor that is needed, and more.
+    wrong = [key for key in state if key not in known and not key.endswith("num_batches_tracked")]
+    wrong += [key for key, value in wanted.items() if key not in state or state[key].shape != value.shape]
+    if wrong:
+        first = wrong[0]
+        found = tuple(state[first].shape) if first in state else "nothing"
+        expected = tuple(wanted[first].shape) if first in wanted else "no such tensor"
+        raise BKDError(
+            f"weights: {source} does not fit the teacher {name}: {len(wrong)} tensors are missing, unknown or of "
+            f"another shape, first {first} (expected {expected}, found {found}). "
+            "Pass the weights of the same timm architecture."
+        )
+    network.load_state_dict({key: state[key] for key in wanted}, strict=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import BKDConfig, SampledSupport
 from bkd_fast.data import draw_support
 from bkd_fast.errors import BKDError
 
@@ -29,19 +29,20 @@ class Schedule:
     batch is left out (another order puts other images there in the next epoch).
 
     Raises:
-        BKDError: fewer images than shots plus one, or than two where supports are looked up.
+        BKDError: fewer images than shots plus one, or than two where supports are retrieved.
     """
 
     def __init__(self, count: int, config: BKDConfig, *, rank: int = 0, world: int = 1) -> None:
         self.count, self.config, self.rank, self.world = count, config, rank, world
-        self.shots = config.shots if config.forward_branch and not config.looks_up else 0
+        self.support = config.support if isinstance(config.support, SampledSupport) else None
+        self.shots = self.support.shots if self.support else 0
         # In "step" mode the supports of a step are images outside its batch, so some must be left for them.
-        spare = self.shots if config.support_draw == "step" else 0
+        spare = self.shots if self.support and self.support.per == "step" else 0
         if self.shots:
             draw_support(count - 1, self.shots, torch.Generator())  # the error for too few images, before any work
         elif config.forward_branch and count < 2:
             raise BKDError(f"{count} normal image to learn from: expected at least two, a query and its support")
-        batch = min(config.batch_size, max(1, count - spare))
+        batch = min(config.training.batch_size, max(1, count - spare))
         self.batch = max(world, batch - batch % world)
         self.steps = max(1, count // self.batch)
 
@@ -53,9 +54,9 @@ class Schedule:
             generator = self._generator(epoch, step + 1)
             own = batch[self.rank :: self.world]
             supports: list[list[int]] = []
-            if self.shots and self.config.support_draw == "step":
+            if self.support and self.support.per == "step":
                 supports = [draw_support(self.count, self.shots, generator, exclude=batch)]
-            elif self.shots:
+            elif self.support:
                 drawn = [draw_support(self.count, self.shots, generator, exclude=[query]) for query in batch]
                 supports = drawn[self.rank :: self.world]
             seed = int(torch.randint(2**31, (), generator=generator))
@@ -64,11 +65,11 @@ class Schedule:
 
     def rate(self, epoch: int, step: int) -> float:
         """The learning rate of a step, a function of its number alone."""
-        if self.config.schedule == "constant":
-            return self.config.learning_rate
-        done = (epoch * self.steps + step) / (self.config.epochs * self.steps)
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        if self.config.training.schedule == "constant":
+            return self.config.training.learning_rate
+        done = (epoch * self.steps + step) / (self.config.training.epochs * self.steps)
+        return self.config.training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         # Distinct streams from seed, epoch and step; manual_seed hashes well enough for neighbours to differ.
-        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + epoch) * 1_000_003 + step)
+        return torch.Generator().manual_seed((self.config.training.seed * 1_000_003 + epoch) * 1_000_003 + step)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from bkd_fast.config import BKDConfig
 from bkd_fast.model import BKD
-from bkd_fast.model.bkd import Exclude
-from bkd_fast.model.retrieval import SupportPool
+from bkd_fast.model.support import Exclude, Support
 
 
 class TrainingStep(nn.Module):
@@ -24,13 +23,12 @@ class TrainingStep(nn.Module):
         self.branches = model.learned_branches()
 
     def forward(
-        self, query: list[Tensor], support: list[Tensor] | SupportPool, exclude: Exclude | None = None
+        self, query: list[Tensor], support: Support, exclude: Exclude | None = None
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """-> losses, and the largest and mean absolute offset of every level."""
-        prepared = support if isinstance(support, SupportPool) else self.model.prepare(support)
-        result = self.model.distill(query, prepared, exclude, self.branches)
-        moves = [offset.detach().abs() for offset in result.offsets]
-        return self.model.losses(result), [torch.stack([move.max(), move.mean()]) for move in moves]
+        """Return the losses, and the largest and mean absolute offset of every level."""
+        result = self.model.distill(query, support, exclude, self.branches)
+        offsets = [offset.detach().abs() for offset in result.offsets]
+        return self.model.losses(result), [torch.stack([offset.max(), offset.mean()]) for offset in offsets]
 
 
 def train_step(
@@ -38,45 +36,45 @@ def train_step(
     step: nn.Module,
     optimizer: Any,
     query: list[Tensor],
-    support: list[Tensor] | SupportPool,
+    support: Support,
     exclude: Exclude | None = None,
-    clip_norm: float = 0.0,
+    clip_norm: float | None = None,
 ) -> tuple[dict[str, float], list[Tensor]]:
-    """One update of the weights; none if the total loss is not finite, which is for the caller to check.
+    """Update the weights once; not if the total loss is not finite, which is for the caller to check.
 
     Args:
         step: a :class:`TrainingStep` as ``fabric.setup`` returns it, and so is ``optimizer``.
         query: teacher levels (N, C_l, H_l, W_l).
-        support: teacher levels (B, k, C_l, H_l, W_l), B = 1 or N; or a pool that each query takes its own from.
+        support: of :meth:`BKD.make_support` (not frozen).
         exclude: supports that each query must not choose: itself.
-        clip_norm: largest norm of the gradient; 0 = no limit.
+        clip_norm: largest norm of the gradient; None = no limit.
 
     Returns:
         Losses by name before the update, and the offsets' sizes as :class:`TrainingStep` gives them.
     """
-    losses, moves = step(query, support, exclude)
+    losses, offsets = step(query, support, exclude)
     values = {name: float(loss.detach()) for name, loss in losses.items()}
     if math.isfinite(values["total"]):
         optimizer.zero_grad()
         fabric.backward(losses["total"])
-        if clip_norm:
+        if clip_norm is not None:
             fabric.clip_gradients(step, optimizer, max_norm=clip_norm)
         optimizer.step()
-    return values, moves
+    return values, offsets
 
 
 def make_optimizer(model: BKD, config: BKDConfig) -> torch.optim.Adam:
-    """Adam (paper 3.2), the offset predictors in a group of their own with a lower rate."""
+    """Return Adam (paper 3.2), with a lower rate for the offset predictors."""
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[name.startswith("alignment.predictors")].append(parameter)
     return torch.optim.Adam(
         [
-            {"params": parameters, "scale": config.offset_lr_scale if offsets else 1.0}
+            {"params": parameters, "scale": config.training.offset_lr_scale if offsets else 1.0}
             for offsets, parameters in groups.items()
             if parameters
         ],
-        lr=config.learning_rate,
-        betas=config.betas,
+        lr=config.training.learning_rate,
+        betas=config.training.betas,
     )

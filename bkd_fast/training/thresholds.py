@@ -12,10 +12,9 @@ from torch import Tensor
 
 from bkd_fast.decisions import NormalScores
 from bkd_fast.model import BKD
-from bkd_fast.model.bkd import Exclude, Prepared
 from bkd_fast.model.calibration import scale_maps
 from bkd_fast.model.memory import SparseMemory
-from bkd_fast.model.retrieval import describe
+from bkd_fast.model.support import Exclude, Support, describe
 
 BATCH = 8
 # Images closer than this share of the median squared distance between nearest images show one part.
@@ -44,21 +43,19 @@ class Measured:
 
 
 @torch.no_grad()
-def measure_normals(
-    model: BKD, prepared: Prepared, train: Normals, validation: Normals, pool: Sequence[int]
-) -> Measured:
+def measure_normals(model: BKD, support: Support, train: Normals, validation: Normals, bank: Sequence[int]) -> Measured:
     """Score normal images, and set the scale of the model's maps from those that were not trained on.
 
     Training images are scored without themselves and their near duplicates among supports and memory items, where
     these can be left out and something remains to compare with; otherwise validation images alone are.
 
     Args:
-        prepared: the support, as :meth:`BKD.prepare` gives it.
-        pool: the training images that are the support bank; empty where supports are drawn.
+        support: of :meth:`BKD.make_support`.
+        bank: the training images that are the support bank; empty where supports are sampled.
     """
-    results = (model.distill(levels, prepared) for levels in _batches(validation))
+    results = (model.distill(levels, support) for levels in _batches(validation))
     scale_maps(model, results)
-    parts = [_scored(model, ((levels, None) for levels in _batches(validation)), prepared)]
+    parts = [_scored(model, ((levels, None) for levels in _batches(validation)), support)]
     images = list(validation.image_of)
     source, duplicates = "validation", 0
     if can_leave_out(model):
@@ -67,10 +64,11 @@ def measure_normals(
         itself = own.unsqueeze(1) == own  # all tiles of an image
         same = itself | near_duplicates(descriptors)
         duplicates = int((same & ~itself).any(1).sum())
-        hidden = _hidden(model, same, pool)
+        hidden = _hidden(model, same, bank)
+        shots = model.config.support.shots if model.config.support is not None else 0
         rows = _comparable(model, hidden, len(train))
         if rows:
-            parts.append(_scored(model, _left_out(train, rows, hidden, model.config.shots), prepared))
+            parts.append(_scored(model, _left_out(train, rows, hidden, shots), support))
             source = "leave-one-out"
             images += [max(images, default=-1) + 1 + train.image_of[row] for row in rows]
     maps, distances = (torch.cat([getattr(part, name) for part in parts]) for name in ("maps", "images"))
@@ -94,9 +92,10 @@ def _highest(values: Tensor, images: Sequence[int]) -> list[float]:
 def can_leave_out(model: BKD) -> bool:
     """Return whether a training image's own features can be left out of everything that it is compared with."""
     config = model.config
-    forward = not config.forward_branch or config.looks_up
-    memory = config.memory_items > 0 and config.memory_read == "neighbors" and not config.memory_learned
-    return forward and (not config.reverse_branch or (memory and len(model.memories) == 1 and not config.student))
+    forward = not config.forward_branch or config.retrieves
+    memory = config.memory is not None and config.memory.read == "neighbors" and not config.memory.learned
+    reverse = memory and config.student is None and len(model.memories) == 1
+    return forward and (reverse or not config.reverse_branch)
 
 
 def near_duplicates(descriptors: Tensor) -> Tensor:
@@ -110,9 +109,9 @@ def near_duplicates(descriptors: Tensor) -> Tensor:
     return itself | (distance < DUPLICATE * nearest.median())
 
 
-def _hidden(model: BKD, same: Tensor, pool: Sequence[int]) -> Exclude:
+def _hidden(model: BKD, same: Tensor, bank: Sequence[int]) -> Exclude:
     """The supports and items that show the part that a training image shows, for all of them."""
-    supports = same[:, torch.tensor(pool, device=same.device)] if pool else None
+    supports = same[:, torch.tensor(bank, device=same.device)] if bank else None
     if not model.config.reverse_branch:
         return Exclude(supports, None)
     origin = model.memories[0].get_buffer("origin")
@@ -153,11 +152,11 @@ class _Parts(NamedTuple):
     images: Tensor
 
 
-def _scored(model: BKD, batches: Iterable[tuple[list[Tensor], Exclude | None]], prepared: Prepared) -> _Parts:
+def _scored(model: BKD, batches: Iterable[tuple[list[Tensor], Exclude | None]], support: Support) -> _Parts:
     maps, images = [], []
     for levels, exclude in batches:
-        result = model.distill(levels, prepared, exclude)
-        found = model.anomaly_map(result, model.config.image_size)
+        result = model.distill(levels, support, exclude)
+        found = model.anomaly_map(result, model.config.teacher.image_size)
         flat = found.flatten(1)
         maps.append(torch.stack([model.top_mean(found), flat.amax(1), flat.median(1).values], 1).cpu())
         if result.image is not None:

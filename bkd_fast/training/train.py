@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from bkd_fast.artifact import CONFIG, FORMAT, DataSource
+from bkd_fast.artifact import FORMAT, MANIFEST, DataSource
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import Category, check_samples, find_categories, split_normals
 from bkd_fast.errors import BKDError
 from bkd_fast.files import write_json
 from bkd_fast.model.teacher import Teacher
 from bkd_fast.training.sampler import Schedule
-from bkd_fast.training.trainer import Job, Room, Trainer
+from bkd_fast.training.trainer import CacheBudget, Job, Trainer
+from bkd_fast.training.weights import load_weights
 from bkd_fast.version import __version__
 
 
@@ -39,7 +40,7 @@ def train(
     cache_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """Trains one model a category and writes the run folder.
+    """Train one model a category and write the run folder.
 
     Args:
         data: MVTec AD layout (one category or many), or a plain folder of good images.
@@ -50,11 +51,10 @@ def train(
         devices: processes to train with; under ``torchrun`` its processes are used.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto`` (bf16 where the GPU has it, else float32), ``32``, ``bf16`` or ``fp16`` autocast.
-        resume: go on where an interrupted run with the same arguments stopped; whole categories are left alone.
+        resume: continue an interrupted run of the same arguments; finished categories are left alone.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
-        cache_gb: room, in units of 1e9 bytes, for the teacher's features (half precision) of images, which are then not
-            computed again; of images beyond it they are.
-        cache_dir: where they are kept on disk; None = in memory.
+        cache_gb: size of the teacher-feature cache in GB (float16). Images that do not fit are re-encoded every epoch.
+        cache_dir: folder of the cache; None = in memory.
         progress: a progress bar; None = where standard error is a terminal.
 
     Returns:
@@ -70,7 +70,7 @@ def train(
     jobs = [
         _job(category, config, out if len(found) == 1 else out / category.name, skip_unreadable) for category in found
     ]
-    Teacher(config)  # its errors (an unknown model, no weights) before anything is written
+    Teacher(config.teacher, load_weights(config.teacher))  # its errors before anything is written
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _claim(out, resume)
     fabric = Fabric(
@@ -80,7 +80,7 @@ def train(
         precision=_precision(precision, accelerator),
     )
     fabric.launch()
-    room = Room(int(cache_gb * 1e9), _path(cache_dir))
+    cache = CacheBudget(int(cache_gb * 1e9), _path(cache_dir))
     for job in jobs:
         source = DataSource(
             root=str(Path(data).resolve()),
@@ -88,22 +88,23 @@ def train(
             anomalous=None if anomalous is None else str(Path(anomalous).resolve()),
             masks=None if masks is None else str(Path(masks).resolve()),
             train_files=[str(sample.path.name) for sample in job.train],
-            held_out_files=[str(sample.path.name) for sample in job.held_out],
+            validation_files=[str(sample.path.name) for sample in job.validation],
         )
-        if resume and (job.folder / CONFIG).is_file():
+        if resume and (job.folder / MANIFEST).is_file():
             continue
-        Trainer(fabric, config, job, source, room, progress).run()
+        Trainer(fabric, config, job, source, cache, progress).run()
     if len(jobs) > 1 and fabric.is_global_zero:
-        write_json(out / CONFIG, {"format": FORMAT, "bkd_fast": __version__, "categories": [job.name for job in jobs]})
+        names = [job.name for job in jobs]
+        write_json(out / MANIFEST, {"format": FORMAT, "bkd_fast": __version__, "categories": names})
     fabric.barrier()
     return out
 
 
 def _job(category: Category, config: BKDConfig, folder: Path, skip_unreadable: bool) -> Job:
     samples = check_samples(category.train, skip_unreadable=skip_unreadable)
-    train_samples, held_out = split_normals(samples, config.holdout, config.seed)
+    train_samples, validation = split_normals(samples, config.training.validation_share, config.training.seed)
     Schedule(len(train_samples), config)  # its error for too few images, before anything is written
-    return Job(category.name, train_samples, held_out, folder)
+    return Job(category.name, train_samples, validation, folder)
 
 
 def _claim(out: Path, resume: bool) -> None:
@@ -116,7 +117,7 @@ def _claim(out: Path, resume: bool) -> None:
     except OSError as error:
         raise BKDError(f"the output folder {out} cannot be written ({error.strerror}): choose another --out") from error
     if occupied and not resume:
-        raise BKDError(f"the output folder {out} is not empty: choose another --out, or go on with --resume")
+        raise BKDError(f"the output folder {out} is not empty: choose another --out, or resume with --resume")
 
 
 def _precision(name: str, accelerator: str) -> Any:

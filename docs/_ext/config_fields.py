@@ -1,54 +1,43 @@
-"""The directive ``config-fields``: a table of every field of BKDConfig, from its source."""
+"""The directive ``config-fields``: a table of every option of BKDConfig."""
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-from dataclasses import fields
 from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
 from bkd_fast import config
-from bkd_fast.config import PRESETS, BKDConfig
-
-
-def comments() -> dict[str, str]:
-    """Field -> the comment beside it, or on the lines before it."""
-    lines = inspect.getsource(BKDConfig).splitlines()
-    found = {}
-    for statement in ast.parse("\n".join(lines)).body[0].body:
-        if not isinstance(statement, ast.AnnAssign):
-            continue
-        before, line = [], statement.lineno - 2
-        while re.match(r" +# (?!.*\)\.$|Training\.)", lines[line]):
-            before.insert(0, lines[line].strip("# "))
-            line -= 1
-        beside = lines[statement.end_lineno - 1].partition("  # ")[2]
-        found[statement.target.id] = " ".join([*before, beside]).strip()
-    return found
+from bkd_fast.config import GROUPS, BKDConfig, options
 
 
 class ConfigFields(Directive):
-    """Field, default, the paper preset's value where it differs, and what it is."""
+    """Option, type, default, the paper preset's value where it differs, and what it is."""
 
     def run(self) -> list[nodes.Node]:
-        said = comments()
-        rows = []
-        for field in fields(BKDConfig):
-            paper = PRESETS["paper"].get(field.name, field.default)
-            rows.append(
-                (
-                    field.name,
-                    re.sub(r"Literal\[(.*)\]", r"\1", str(field.type)),
-                    repr(field.default),
-                    "" if paper == field.default else repr(paper),
-                    said[field.name],
-                )
-            )
-        return [_table(("field", "type or choices", "default", "paper", "what it is"), rows)]
+        paper = BKDConfig.preset("paper")
+        found: list[nodes.Node] = []
+        for name, kinds in GROUPS.items():
+            for kind in kinds:
+                title = name if kind.kind is None else f"{name} = {kind.kind}"
+                group = getattr(paper, name)
+                rows = []
+                for each in options(kind):
+                    own = getattr(group, each.name) if isinstance(group, kind) else each.default
+                    rows.append(
+                        (
+                            f"{name}.{each.name}",
+                            re.sub(r"Literal\[(.*)\]", r"\1", str(each.type)),
+                            repr(each.default),
+                            "" if own == each.default else repr(own),
+                            each.metadata["text"],
+                        )
+                    )
+                found += [nodes.rubric("", title), nodes.paragraph("", (kind.__doc__ or "").splitlines()[0])]
+                found.append(_table(("option", "type or choices", "default", "paper", "what it is"), rows))
+        return found
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> nodes.table:
@@ -57,8 +46,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> nodes.table:
     for part, lines in ((nodes.thead(), [head]), (nodes.tbody(), rows)):
         for line in lines:
             row = nodes.row()
-            for place, text in enumerate(line):
-                cell = nodes.literal(text=text) if part.tagname == "tbody" and place < 4 and text else nodes.Text(text)
+            for column, text in enumerate(line):
+                code = part.tagname == "tbody" and column < 4 and text
+                cell = nodes.literal(text=text) if code else nodes.Text(text)
                 row += nodes.entry("", nodes.paragraph("", "", cell))
             part += row
         group += part

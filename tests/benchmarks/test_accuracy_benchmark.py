@@ -59,7 +59,14 @@ def part(tmp_path_factory):
 
 
 def made(method, part, *, seed=0, size=SIZE, files=(), **options):
-    config = BKDConfig(teacher="resnet18", weights="none", image_size=(size, size), seed=seed)
+    config = BKDConfig().with_changes(
+        {
+            "teacher.name": "resnet18",
+            "teacher.weights": "none",
+            "teacher.image_size": (size, size),
+            "training.seed": seed,
+        }
+    )
     (category,) = find_categories(part)
     settings = Settings(config, ImageDataset(category.train[8:], (size, size)), *files)
     if "epochs" in accuracy._defaults(method):
@@ -151,7 +158,11 @@ def test_moments_and_smoothing():
 
 
 def test_gradients_pass_the_frozen_teacher():
-    levels = FrozenLevels(BKDConfig(teacher="resnet18", weights="none", image_size=(SIZE, SIZE)))
+    levels = FrozenLevels(
+        BKDConfig().with_changes(
+            {"teacher.name": "resnet18", "teacher.weights": "none", "teacher.image_size": (SIZE, SIZE)}
+        )
+    )
     images = torch.rand(1, 3, SIZE, SIZE, requires_grad=True)
     (gradient,) = torch.autograd.grad(levels(images)[-1].sum(), images)
     assert gradient.abs().sum() > 0
@@ -184,7 +195,7 @@ def test_efficientad_runs_with_weights(part, tmp_path, small_networks, penalty):
     (category,) = find_categories(part)
     data = ImageDataset(category.train[:2], (256, 256))
     folder = part / "test" / "good" if penalty else None
-    settings = Settings(BKDConfig(teacher="resnet18"), data, tmp_path / "teacher.pth", folder)
+    settings = Settings(BKDConfig().with_changes({"teacher.name": "resnet18"}), data, tmp_path / "teacher.pth", folder)
     judge, megabytes = accuracy_peers.efficientad(data, settings, epochs=1)
     with torch.inference_mode():
         score, anomaly_map = judge(data[0][0].unsqueeze(0))
@@ -211,7 +222,9 @@ def test_efficientads_loss_without_the_penalty_is_anomalibs_less_it(small_networ
 
 def test_reverse_distillation_is_left_out_where_anomalib_has_no_decoder(part):
     pytest.importorskip("anomalib")
-    config = BKDConfig(teacher="tf_efficientnet_lite0", weights="none", image_size=(SIZE, SIZE))
+    config = BKDConfig().with_changes(
+        {"teacher.name": "tf_efficientnet_lite0", "teacher.weights": "none", "teacher.image_size": (SIZE, SIZE)}
+    )
     data = ImageDataset(find_categories(part)[0].train, (SIZE, SIZE))
     assert "anomalib builds no decoder" in accuracy_peers.reverse_distillation(data, Settings(config, data), epochs=1)
 
@@ -219,7 +232,7 @@ def test_reverse_distillation_is_left_out_where_anomalib_has_no_decoder(part):
 def test_the_script_writes_rows_and_goes_on_with_them(part, tmp_path, capsys):
     out = tmp_path / "rows.csv"
     options = [str(part), *SMALLEST, "--only", "bkd", "us", "efficientad", "--epochs", "1"]
-    options += ["--set", "memory_items=8", "support_pool=4", "shots=2", "--csv", str(out)]
+    options += ["--set", "memory.items=8", "support.bank_size=4", "support.shots=2", "--csv", str(out)]
     first = subprocess.run(
         [sys.executable, BENCHMARKS / "accuracy.py", *options],
         capture_output=True,
@@ -300,5 +313,6 @@ def test_options_that_are_not_defaults_tell_rows_apart():
     parse = accuracy._parser().parse_args
     chosen = accuracy._chosen("us", parse(["data", "--peer-epochs", "3"]), {"us": {"students": 3, "width": 8}})
     assert chosen == {"epochs": 3, "width": 8}
-    arguments = parse(["data", "--preset", "rd4ad", "--set", "sigma=2", "--image-size", "64"])
-    assert accuracy._changed(arguments, accuracy.config_from(arguments)) == {"preset": "rd4ad", "sigma": 2.0}
+    arguments = parse(["data", "--preset", "rd4ad", "--set", "anomaly_map.sigma=2", "--image-size", "64"])
+    changed = accuracy._changed(arguments, accuracy.config_from(arguments))
+    assert changed == {"preset": "rd4ad", "anomaly_map.sigma": 2.0}

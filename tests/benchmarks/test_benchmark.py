@@ -16,7 +16,7 @@ from bkd_fast.cli import main
 from bkd_fast.ops.backend import usable
 
 MB = 2**20
-SMALL = {"teacher": "resnet18", "image_size": (64, 64), "memory_items": 16}
+SMALL = {"teacher.name": "resnet18", "teacher.image_size": (64, 64), "memory.items": 16}
 linux = pytest.mark.skipif(not CLEAR.exists(), reason="temporary memory is measured on Linux alone")
 
 

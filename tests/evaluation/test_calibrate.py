@@ -49,7 +49,7 @@ def test_known_defects_are_reported_and_move_nothing(run, tiny_data, capsys):
 
 
 def test_what_cannot_be_used_leaves_the_run_as_it_was(run, tmp_path):
-    before = (run / "config.json").read_bytes()
+    before = (run / "manifest.json").read_bytes()
     (tmp_path / "empty").mkdir()
     with pytest.raises(BKDError, match="no images"):
         calibrate(run, tmp_path / "empty")
@@ -59,5 +59,5 @@ def test_what_cannot_be_used_leaves_the_run_as_it_was(run, tmp_path):
         calibrate(run, tmp_path / "broken")
     with pytest.raises(BKDError, match="between 0 and 1"):
         calibrate(run, false_alarms=2.0)
-    assert (run / "config.json").read_bytes() == before
+    assert (run / "manifest.json").read_bytes() == before
     assert "calibration" in json.loads(before)

@@ -93,7 +93,7 @@ def test_defective_images_without_masks_count_for_image_figures(run, make_catego
 def test_several_categories_have_a_model_each_and_a_mean(make_category, tiny_config, tmp_path):
     for name in ("nut", "bolt"):
         make_category(tmp_path / "data" / name, train=8)
-    run = train(tmp_path / "data", tmp_path / "run", tiny_config.with_changes(epochs=1), progress=False)
+    run = train(tmp_path / "data", tmp_path / "run", tiny_config.with_changes({"training.epochs": 1}), progress=False)
     found = evaluate(run, progress=False)
     assert list(found["categories"]) == ["bolt", "nut"]
     expected = np.mean([figures["pixel_auroc"] for figures in found["categories"].values()])
@@ -110,19 +110,19 @@ def test_a_plain_folder_can_be_trained_and_evaluated(make_category, tiny_config,
     plain = tmp_path / "plain"
     shutil.copytree(data / "train/good", plain)
     extra = {"anomalous": data / "test/hole", "masks": data / "ground_truth/hole"}
-    run = train(plain, tmp_path / "run", tiny_config.with_changes(epochs=1), progress=False, **extra)
+    run = train(plain, tmp_path / "run", tiny_config.with_changes({"training.epochs": 1}), progress=False, **extra)
     found = evaluate(run, progress=False)["categories"]["plain"]
     assert found["aupro"] is not None
-    without = train(plain, tmp_path / "other", tiny_config.with_changes(epochs=1), progress=False)
+    without = train(plain, tmp_path / "other", tiny_config.with_changes({"training.epochs": 1}), progress=False)
     with pytest.raises(BKDError, match="no test images"):
         evaluate(without)
 
 
 def test_a_run_without_its_data_asks_for_it(run, tiny_data, tmp_path):
     moved = shutil.copytree(run, tmp_path / "run")
-    manifest = json.loads((moved / "config.json").read_text())
+    manifest = json.loads((moved / "manifest.json").read_text())
     manifest["source"]["root"] = str(tmp_path / "gone")
-    (moved / "config.json").write_text(json.dumps(manifest))
+    (moved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BKDError, match="name its place"):
         evaluate(moved)
     assert evaluate(moved, tiny_data, progress=False)["mean"]["image_auroc"] is not None

@@ -9,7 +9,7 @@ from bkd_fast.evaluation.published import DATA_SETS, TABLE_1, TABLE_2, compariso
 def metrics(counts):
     def figures(count):
         train, test = count
-        images = {"train": train - 10, "held_out": 10, "test": test}
+        images = {"train": train - 10, "validation": 10, "test": test}
         return {**dict.fromkeys(METRIC_NAMES, 0.5), "images": images}
 
     return {

@@ -25,7 +25,9 @@ def agrees(run, data, format, path):
     files = sorted((data / "test").rglob("*.png"))
     assert len(files) == 6
     for count in (1, 2, 6):
-        batch = torch.stack([to_tensor(load_image(file), detector.config.image_size) for file in files[-count:]])
+        batch = torch.stack(
+            [to_tensor(load_image(file), detector.config.teacher.image_size) for file in files[-count:]]
+        )
         for found, expected in zip(judge(batch.numpy()), detector.score(batch), strict=True):
             assert found.shape == tuple(expected.shape)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
@@ -41,57 +43,64 @@ def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_def
     detector = Detector.load(tiny_default_run)
     described = json.loads(path.with_suffix(".json").read_text())
     assert (described["threshold"], described["pixel_threshold"]) == (detector.threshold, detector.pixel_threshold)
-    assert described["input"]["images"] == ["N", 3, *detector.config.image_size]
+    assert described["input"]["images"] == ["N", 3, *detector.config.teacher.image_size]
     expected = {"openvino": {"xml", "bin", "json"}}.get(format, {suffix, "json"})
     assert {one.suffix[1:] for one in path.parent.iterdir()} == expected
 
 
 # What the default model has not, of each part of the network, and whether DeformConv has to do with it.
-FULL = {"alignment_kernel": "full"}
+FULL = {"alignment.kernel": "full"}
 CHANGES = {
     "masks, the closest of drawn shots, odd sizes": (
-        {**FULL, "modulated": True, "support_draw": "step", "shot_aggregation": "min", "image_size": (80, 72)},
+        {
+            **FULL,
+            "alignment.modulated": True,
+            "support": "sampled",
+            "support.per": "step",
+            "support.aggregation": "min",
+            "teacher.image_size": (80, 72),
+        },
         True,
     ),
     "the closest of shots that are looked up, refined; cosines; memory by attention": (
         {
             **FULL,
-            "shots": 3,
-            "shot_aggregation": "min",
-            "distance": "cosine",
-            "memory_read": "attention",
-            "image_weight": 0.0,
-            "top_fraction": 0.0,
+            "support.shots": 3,
+            "support.aggregation": "min",
+            "anomaly_map.distance": "cosine",
+            "memory.read": "attention",
+            "anomaly_map.image_weight": 0.0,
+            "anomaly_map.top_fraction": 0.0,
         },
         True,
     ),
     "matched in a wide window, odd sizes": (
-        {"match_radius": 3, "match_neighbors": 2, "memory_neighbors": 3, "image_size": (72, 50)},
+        {"support.match_radius": 3, "support.neighbors": 2, "memory.neighbors": 3, "teacher.image_size": (72, 50)},
         False,
     ),
     "one shot and one item, level by level, every channel by itself": (
-        {"shots": 1, "memory_neighbors": 1, "border": 0.5, "levels": "separate", "scale": "channel"},
+        {
+            "support.shots": 1,
+            "memory.neighbors": 1,
+            "teacher.border": 0.5,
+            "teacher.levels": "separate",
+            "teacher.scale": "channel",
+        },
         False,
     ),
     "a student behind a match that is refined": (
-        {**FULL, "levels": "separate", "student": True, "memory_learned": True, "memory_read": "attention"},
+        {**FULL, "teacher.levels": "separate", "student": "on", "memory.learned": True, "memory.read": "attention"},
         True,
     ),
     "pure warp of drawn supports": (
-        {"alignment_kernel": "identity", "support_draw": "step", "shot_aggregation": "mean"},
+        {"alignment.kernel": "identity", "support": "sampled", "support.per": "step", "support.aggregation": "mean"},
         True,
     ),
-    "forward branch alone": ({"reverse_branch": False}, False),
-    "reverse branch alone": ({"forward_branch": False}, False),
+    "forward branch alone": ({"memory": None, "student": None}, False),
+    "reverse branch alone": ({"support": None}, False),
     "as printed": (BKDConfig.preset("paper").to_dict(), False),
     "reverse branch alone, no memory": (
-        {
-            "forward_branch": False,
-            "memory_items": 0,
-            "student": True,
-            "student_correction": False,
-            "levels": "separate",
-        },
+        {"support": None, "memory": None, "student": "on", "student.correction": False, "teacher.levels": "separate"},
         False,
     ),
 }
@@ -101,11 +110,11 @@ CHANGES = {
 def test_other_models_can_be_exported(name, tmp_path):
     """To ONNX, without training: random weights."""
     changes, deform_conv = CHANGES[name]
-    small = {"teacher": "resnet18", "weights": "none", "memory_items": 16, "image_size": (64, 64)}
+    small = {"teacher.name": "resnet18", "teacher.weights": "none", "memory.items": 16, "teacher.image_size": (64, 64)}
     printed = small if name == "as printed" else {}
-    config = BKDConfig().with_changes(**{**small, **changes, **printed})
+    config = BKDConfig().with_changes(small).with_changes(changes).with_changes(printed)
     model, batch = random_model(config, 3, "cpu")
-    support = model.support_levels(torch.rand(4, 3, *config.image_size))
+    support = model.support_levels(torch.rand(4, 3, *config.teacher.image_size))
     detector = Detector(untrained(model, support, batch[:1]), "cpu", pack=False)
     batch = 0.9 * batch.flip(-1)  # not what the memory holds: distances of zero are rounding
     for option in (False, True)[: 1 + deform_conv]:

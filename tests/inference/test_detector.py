@@ -11,7 +11,7 @@ from bkd_fast.artifact import load_trained
 from bkd_fast.data import load_image, to_tensor
 from bkd_fast.errors import BKDError
 from bkd_fast.inference.detector import Detector
-from bkd_fast.inference.stages import Prediction
+from bkd_fast.inference.prediction import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +171,11 @@ def test_thresholds_decide_and_can_be_changed(tiny_run, picture):
 def test_normals_are_under_the_threshold(any_run, tiny_data):
     """Of so few images the largest score is the threshold; the kept scores of held-out ones are the detector's."""
     detector, source = Detector.load(any_run, device="cpu"), load_trained(any_run).source
-    assert len(source.held_out_files) == 2
-    found = [detector(tiny_data / "train/good" / name).score for name in source.held_out_files]
+    assert len(source.validation_files) == 2
+    found = [detector(tiny_data / "train/good" / name).score for name in source.validation_files]
     kept = np.array(detector.calibration.scores)
     # Scores are logarithms in units of their std: of the distances themselves this is a thousandth.
-    tolerance = 1e-3 / detector.calibration.score_scale["map"][1]
+    tolerance = 1e-3 / detector.model.score_scale["map"][1]
     for score in found:
         assert np.abs(kept - score).min() < tolerance
     assert max(kept) == detector.threshold
@@ -202,7 +202,7 @@ def test_the_support_can_be_replaced(tiny_run, tiny_data, picture):
 
 def test_branches_are_judged_apart(any_run, picture):
     detector = Detector.load(any_run)
-    image = to_tensor(load_image(picture), detector.config.image_size)[None]
+    image = to_tensor(load_image(picture), detector.config.teacher.image_size)[None]
     both, forward, reverse = (
         detector.score(image, branches)[1] for branches in (("forward", "reverse"), ["forward"], ["reverse"])
     )
@@ -215,11 +215,11 @@ def test_a_detector_computes_what_the_trained_model_does(any_run, tiny_data):
     trained = load_trained(any_run)
     detector = Detector.load(any_run, device="cpu")
     files = sorted((tiny_data / "test").rglob("*.png"))
-    images = torch.stack([to_tensor(load_image(file), trained.config.image_size) for file in files])
+    images = torch.stack([to_tensor(load_image(file), trained.config.teacher.image_size) for file in files])
     with torch.inference_mode():
-        expected = trained.model.distill(trained.model.teacher(images), trained.model.prepare(trained.support))
+        expected = trained.model.distill(trained.model.teacher(images), trained.model.make_support(trained.support))
     found = detector.distill(images)
-    for name in ("teacher", "aligned", "student", "offsets"):
+    for name in ("teacher", "aligned", "reconstruction", "offsets"):
         levels = zip(getattr(found, name), getattr(expected, name), strict=True)
         for own, other in levels:
             assert (own - other).abs().max() <= 1e-4 * other.abs().max()

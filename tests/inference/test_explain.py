@@ -23,7 +23,7 @@ def image(tiny_data):
 
 def test_every_part_has_its_views(detector, image):
     """The joint one has the stride of the level in the middle."""
-    found, joint = explain(detector, image), detector.config.levels == "joint"
+    found, joint = explain(detector, image), detector.config.teacher.levels == "joint"
     strides = [4, 8] if joint else [4, 8, 16]
     remembered = [8] if joint else [4, 8, 16]
     assert {branch: list(levels) for branch, levels in found.distances.items()} == {
@@ -31,7 +31,7 @@ def test_every_part_has_its_views(detector, image):
         "reverse": remembered,
     }
     assert list(found.aligned) == list(found.unaligned) == strides
-    aligns = detector.config.alignment_kernel != "none"
+    aligns = detector.config.alignment is not None
     assert list(found.offsets) == (strides if aligns else [])
     assert {stride: kept.shape for stride, kept in found.kept.items()} == {
         stride: (64 // stride, 64 // stride) for stride in remembered
@@ -40,20 +40,20 @@ def test_every_part_has_its_views(detector, image):
     for stride in remembered:
         assert found.strongest[stride].min() >= 0
         assert 0 < found.weight[stride].max() <= 1.5
-        if detector.config.memory_read == "neighbors":
-            assert (found.kept[stride] == detector.config.memory_neighbors).all()
+        if detector.config.memory.read == "neighbors":
+            assert (found.kept[stride] == detector.config.memory.neighbors).all()
         else:
-            assert found.kept[stride].max() <= detector.config.memory_items
+            assert found.kept[stride].max() <= detector.config.memory.items
 
 
 def test_a_detector_is_at_its_distances(detector, image):
     """What is shown of the support is the squared distance that the branch's map is made of, before smoothing."""
     found = explain(detector, image)
-    result = detector.distill(Decoded(image).fitted(detector.config.image_size).unsqueeze(0))
+    result = detector.distill(Decoded(image).fitted(detector.config.teacher.image_size).unsqueeze(0))
     for index, stride in enumerate(found.aligned):
         expected = (result.teacher[index] - result.aligned[index]).square().mean(1)[0]
         np.testing.assert_allclose(found.aligned[stride], expected.numpy(), rtol=1e-5)
-        if detector.config.alignment_kernel == "none":
+        if detector.config.alignment is None:
             np.testing.assert_array_equal(found.unaligned[stride], found.aligned[stride])
 
 
@@ -65,18 +65,20 @@ def test_the_map_is_what_the_distances_say_together(detector, image):
     means = []
     for branch in model.branches():
         levels = [np.log(level) for level in found.distances[branch].values()]
-        halved = model.config.levels == "joint" and len(levels) == 2
+        halved = model.config.teacher.levels == "joint" and len(levels) == 2
         means.append(np.average(levels, axis=0, weights=[0.5, 1] if halved else None))
     mean = np.mean(means, axis=0)
-    result = detector.distill(Decoded(image).fitted(detector.config.image_size).unsqueeze(0))
-    fused = np.log(detector.judge(result)[1][0].numpy())
+    result = detector.distill(Decoded(image).fitted(detector.config.teacher.image_size).unsqueeze(0))
+    fused = np.log(detector.score_features(result)[1][0].numpy())
     assert np.corrcoef(mean.ravel(), fused.ravel())[0, 1] > 0.95
     assert abs(mean.mean() - fused.mean()) < 0.2
 
 
 def test_without_learning_alignment_changes_nothing(tiny_data, tiny_config, tmp_path, image):
     """Offsets start from zero and the kernel from a copy."""
-    run = train(tiny_data, tmp_path / "run", tiny_config.with_changes(epochs=1, learning_rate=0.0))
+    run = train(
+        tiny_data, tmp_path / "run", tiny_config.with_changes({"training.epochs": 1, "training.learning_rate": 0.0})
+    )
     found = explain(Detector.load(run, device="cpu"), image)
     for stride in (4, 8):
         assert found.unaligned[stride].max() > 0.1
@@ -87,25 +89,26 @@ def test_without_learning_alignment_changes_nothing(tiny_data, tiny_config, tmp_
 @pytest.mark.parametrize(
     ("changes", "rows"),
     [
-        ({"forward_branch": False}, 2),
-        ({"reverse_branch": False}, 2),
+        ({"support": None, "alignment": None}, 2),
+        ({"memory": None, "student": None}, 2),
         (
             {
-                "memory_items": 0,
-                "student": True,
-                "student_correction": False,
-                "levels": "separate",
-                "support_draw": "step",
-                "shot_aggregation": "mean",
-                "shots": 2,
+                "memory": None,
+                "student": "on",
+                "student.correction": False,
+                "teacher.levels": "separate",
+                "support": "sampled",
+                "support.per": "step",
+                "support.aggregation": "mean",
+                "support.shots": 2,
             },
             2,
         ),
-        ({"alignment_kernel": "none", "shots": 2}, 3),
+        ({"alignment": None, "support.shots": 2}, 3),
     ],
 )
 def test_a_row_for_every_part_there_is(tiny_data, tiny_config, tmp_path, image, changes, rows):
-    run = train(tiny_data, tmp_path / "run", tiny_config.with_changes(epochs=1, **changes))
+    run = train(tiny_data, tmp_path / "run", tiny_config.with_changes({"training.epochs": 1, **changes}))
     picture = render_inside(image, explain(Detector.load(run, device="cpu"), image))
     whole = render_inside(image, explain(Detector.load(run, device="cpu"), image))
     assert np.array_equal(picture, whole)

@@ -49,7 +49,7 @@ def test_layers_compute_what_they_did(layer, shape, activation, channels_last):
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "mobilenetv2_100"])
 def test_teachers_compute_what_they_did(name):
-    teacher = Teacher(BKDConfig(teacher=name, weights="none"))
+    teacher = Teacher(BKDConfig().with_changes({"teacher.name": name, "teacher.weights": "none"}).teacher)
     images = [torch.rand(1, 3, 64, 96), torch.rand(3, 3, 80, 64)]
     before = [teacher(image) for image in images]
     convolutions = sum(isinstance(module, nn.Conv2d) for module in teacher.modules())

@@ -21,8 +21,13 @@ from bkd_fast.inference.detector import Detector
 from bkd_fast.integrations.anomalib import Bkd
 from bkd_fast.training.thresholds import measure_normals
 
-SETTINGS = {"weights": "none", "image_size": [64, 64], "memory_items": 16, "holdout": 0.2}
-LEARNS = {**SETTINGS, "alignment_kernel": "full"}
+SETTINGS = {
+    "teacher.weights": "none",
+    "teacher.image_size": [64, 64],
+    "memory.items": 16,
+    "training.validation_share": 0.2,
+}
+LEARNS = {**SETTINGS, "alignment.kernel": "full"}
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +75,10 @@ def trained(request, tiny_data, tmp_path_factory):
 @pytest.mark.slow
 def test_the_engine_trains_and_measures(trained):
     model, made, data = trained
-    assert len(model.held_out) == 2
-    assert len(model.place) == 8
+    assert len(model.validation) == 2
+    assert len(model.index_in_bank) == 8
     kernels = model.model.network.alignment.kernels
-    assert len(kernels) == (2 if model.config.alignment_kernel == "full" else 0)
+    assert len(kernels) == (0 if model.config.alignment is None else 2)
     # Learned: no longer a copy, which has nothing but zeros and ones.
     assert all(not bool(((kernel == 0) | (kernel == 1)).all()) for kernel in kernels)
     (figures,) = made.test(model=model, datamodule=data, verbose=False)
@@ -90,7 +95,7 @@ def test_scales_are_those_that_training_finds(trained):
 
     class Images:
         def __init__(self, held):
-            self.places = [index for index, path in enumerate(paths) if (path in model.held_out) == held]
+            self.places = [index for index, path in enumerate(paths) if (path in model.validation) == held]
             self.image_of = range(len(self.places))
 
         def __len__(self):
@@ -101,9 +106,12 @@ def test_scales_are_those_that_training_finds(trained):
             return network.teacher(torch.stack([model.pre_processor(image) for image in images]))
 
     scales = copy.deepcopy((network.map_scale, network.score_scale))
-    network.map_scale, network.score_scale = {"forward": [1.0] * 2, "reverse": [1.0]}, {}
+    network.map_scale, network.score_scale = (
+        {"forward": [1.0] * 2, "reverse": [1.0]},
+        {"map": [0.0, 1.0], "image": [0.0, 1.0]},
+    )
     with torch.no_grad():
-        prepared = network.prepare([level.float().cpu() for level in model.model.support])
+        prepared = network.make_support([level.float().cpu() for level in model.model.support_levels])
     measured = measure_normals(network, prepared, Images(False), Images(True), list(range(8)))
     assert measured.scores.source == "leave-one-out"
     assert len(measured.scores.scores) == 10
@@ -119,7 +127,7 @@ def test_scales_are_those_that_training_finds(trained):
 def test_a_checkpoint_judges_as_the_model_did(trained, tiny_data):
     model, made, _ = trained
     again = Bkd.load_from_checkpoint(made.best_model_path or made.trainer.checkpoint_callback.last_model_path)
-    assert (again.place, again.held_out) == (model.place, model.held_out)
+    assert (again.index_in_bank, again.validation) == (model.index_in_bank, model.validation)
     for name in ("map_scale", "score_scale"):
         assert getattr(again.model.network, name) == getattr(model.model.network, name)
     images = torch.rand(2, 3, 64, 64)
@@ -139,7 +147,7 @@ def test_a_run_gets_the_detectors_scores_in_anomalib(any_run, data, tmp_path):
         for path, score, anomaly_map in zip(batch.image_path, batch.pred_score, batch.anomaly_map, strict=True):
             expected = detector(path)
             assert float(score) == pytest.approx(expected.score, rel=1e-3, abs=1e-3)
-            own = detector.judge(detector.distill(torch.from_numpy(_network_input(path))))[1][0]
+            own = detector.score_features(detector.distill(torch.from_numpy(_network_input(path))))[1][0]
             torch.testing.assert_close(anomaly_map.squeeze(), own, rtol=1e-3, atol=1e-5)
             seen += 1
     assert seen == 6
@@ -159,8 +167,8 @@ def test_a_model_without_a_data_module_says_what_it_needs(tmp_path, data):
 
 
 def test_a_wrong_setting_is_named():
-    with pytest.raises(BKDError, match="did you mean 'memory_items'"):
-        Bkd(teacher="resnet18", settings={"memory_itens": 3})
+    with pytest.raises(BKDError, match="did you mean 'memory.items'"):
+        Bkd(teacher="resnet18", settings={"memory.itens": 3})
 
 
 @pytest.mark.slow
@@ -168,7 +176,7 @@ def test_anomalibs_command_line_knows_the_model(tiny_data, tmp_path):
     config = tmp_path / "model.yaml"
     config.write_text(
         "model:\n  class_path: bkd_fast.integrations.anomalib.Bkd\n  init_args:\n    teacher: resnet18\n"
-        "    visualizer: false\n    settings: {weights: none, image_size: [64, 64], memory_items: 16}\n"
+        "    visualizer: false\n    settings: {teacher.weights: none, teacher.image_size: [64, 64], memory.items: 16}\n"
         f"data:\n  class_path: anomalib.data.Folder\n  init_args:\n    name: tile\n    root: {tiny_data}\n"
         "    normal_dir: train/good\n    abnormal_dir: test/hole\n    normal_test_dir: test/good\n"
         "    mask_dir: ground_truth/hole\n    train_batch_size: 4\n    num_workers: 0\n"

@@ -19,7 +19,7 @@ SETTINGS = {
     "image_size": (64, 64),
     "epochs": 1,
     "batch_size": 4,
-    "settings": {"memory_items": 16},
+    "settings": {"memory.items": 16},
     "device": "cpu",
 }
 

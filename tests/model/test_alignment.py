@@ -2,12 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import AlignmentConfig, SampledSupport
 from bkd_fast.model.alignment import AlignmentPyramid, groups_of
 from bkd_fast.ops import modulated_deform_conv2d
 
 CHANNELS = (6, 8, 10)
-DRAWN = {"alignment_kernel": "full", "support_draw": "step", "shot_aggregation": "mean", "offset_depth": 1}
 SIZES = ((16, 12), (8, 6), (4, 3))
 
 
@@ -16,9 +15,10 @@ def levels(count: int, seed: int) -> list[torch.Tensor]:
     return [torch.randn(count, width, *size, generator=generator) for width, size in zip(CHANNELS, SIZES, strict=True)]
 
 
-def pyramid(seed: int = 0, **changes) -> AlignmentPyramid:
+def pyramid(seed: int = 0, aggregation: str = "mean", **changes) -> AlignmentPyramid:
     torch.manual_seed(seed)
-    module = AlignmentPyramid(CHANNELS, BKDConfig(**{**DRAWN, **changes})).double()
+    support, config = SampledSupport(per="step", aggregation=aggregation), AlignmentConfig(**{"depth": 1, **changes})
+    module = AlignmentPyramid(CHANNELS, support, config).double()
     if changes.get("offset_init") != "zero":
         for parameter in module.predictors.parameters():
             torch.nn.init.normal_(parameter, 0, 0.1)
@@ -35,7 +35,7 @@ def grouped(support: list[torch.Tensor], batch: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("kernel", ["full", "identity", "groups"])
 def test_starts_as_the_mean_of_the_supports(kernel):
-    changes = {"alignment_kernel": "full", "alignment_group": 4} if kernel == "groups" else {"alignment_kernel": kernel}
+    changes = {"kernel": "full", "max_group_channels": 4} if kernel == "groups" else {"kernel": kernel}
     module = pyramid(offset_init="zero", **changes)
     support = doubled(levels(3, 1))
     result = module(doubled(levels(2, 0)), module.prepare(grouped(support, 1)))
@@ -51,7 +51,11 @@ def test_starts_as_the_mean_of_the_supports(kernel):
 def test_shared_support_equals_the_same_support_per_query(cascade, modulated, aggregation, group):
     """The projected gather of a fixed support and the deformable convolution of each pair are one function."""
     module = pyramid(
-        cascade=cascade, modulated=modulated, shot_aggregation=aggregation, kernel_init="default", alignment_group=group
+        cascade=cascade,
+        modulated=modulated,
+        aggregation=aggregation,
+        kernel_init="default",
+        max_group_channels=group or None,
     )
     query, support = doubled(levels(2, 0)), doubled(levels(3, 1))
     shared = module(query, module.prepare(grouped(support, 1)))
@@ -108,7 +112,7 @@ def test_equations_1_to_5_written_out():
 
 def test_softmax_offsets_stay_under_a_pixel():
     """What docs/equations.md says of Eq. 3: positive, summing to one over the channels."""
-    module = pyramid(offset_activation="softmax", cascade="product")
+    module = pyramid(activation="softmax", cascade="product")
     deepest = module(doubled(levels(2, 0)), module.prepare(grouped(doubled(levels(2, 1)), 1))).offsets[2]
     assert (deepest > 0).all()
     torch.testing.assert_close(deepest.sum(1), torch.ones_like(deepest[:, 0]))
@@ -126,7 +130,7 @@ def test_tanh_offsets_are_bounded():
 
 def test_a_known_shift_is_undone():
     """Constant offsets move the support by whole pixels, whatever the cascade's rounding."""
-    module = pyramid(offset_init="zero", alignment_kernel="identity", max_offset=4.0, cascade="concat")
+    module = pyramid(offset_init="zero", kernel="identity", max_offset=4.0, cascade="concat")
     with torch.no_grad():
         for predictor in module.predictors:
             predictor.query.bias.copy_(torch.atanh(torch.tensor([1.0, -2.0]) / 4.0))
@@ -136,7 +140,7 @@ def test_a_known_shift_is_undone():
 
 
 def test_min_takes_the_closest_shot_at_each_pixel():
-    module = pyramid(offset_init="zero", alignment_kernel="identity", shot_aggregation="min")
+    module = pyramid(offset_init="zero", kernel="identity", aggregation="min")
     query = doubled(levels(1, 0))
     other = doubled(levels(1, 1))
     half = [torch.where(torch.arange(q.shape[-1]) < q.shape[-1] // 2, q, o) for q, o in zip(query, other, strict=True)]
@@ -147,7 +151,7 @@ def test_min_takes_the_closest_shot_at_each_pixel():
 
 
 def test_all_parameters_learn():
-    module = pyramid(cascade="concat", modulated=True, offset_depth=2)
+    module = pyramid(cascade="concat", modulated=True, depth=2)
     result = module(doubled(levels(2, 0)), module.prepare(grouped(doubled(levels(2, 1)), 1)))
     sum(level.square().sum() for level in result.aligned).backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())

@@ -7,25 +7,32 @@ import torch.nn.functional as F
 from bkd_fast.config import BKDConfig
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
-from bkd_fast.model.bkd import BRANCHES, Exclude
+from bkd_fast.model.bkd import BRANCHES
 from bkd_fast.model.blocks import ResidualBlock
-from bkd_fast.model.calibration import calibrate, choose_pool, greedy_coreset, scale_maps
+from bkd_fast.model.calibration import calibrate, choose_bank, greedy_coreset, scale_maps
+from bkd_fast.model.support import Exclude
 
 
-def small(**changes) -> BKDConfig:
-    values = {"teacher": "resnet18", "weights": "none", "image_size": (64, 64), "memory_items": 12, "shots": 2}
-    return BKDConfig(**{**values, **changes})
+def small(changes=None) -> BKDConfig:
+    values = {
+        "teacher.name": "resnet18",
+        "teacher.weights": "none",
+        "teacher.image_size": (64, 64),
+        "memory.items": 12,
+        "support.shots": 2,
+    }
+    return BKDConfig().with_changes(values).with_changes(changes)
 
 
-REFINED = {"alignment_kernel": "full"}
-STUDENT = {"levels": "separate", "student": True, "memory_learned": True, "memory_read": "attention", **REFINED}
+REFINED = {"alignment.kernel": "full"}
+STUDENT = {"teacher.levels": "separate", "student": "on", "memory.learned": True, "memory.read": "attention", **REFINED}
 VARIANTS = {"default": {}, "refined": REFINED, "student": STUDENT}
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def model(request) -> BKD:
     torch.manual_seed(0)
-    model = BKD(small(**VARIANTS[request.param]))
+    model = BKD(small(VARIANTS[request.param]), weights=None)
     for parameter in model.parameters():  # zero-initialised parts would hide mistakes
         if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, 0, 0.02)
@@ -42,7 +49,7 @@ def parameters(module: torch.nn.Module) -> float:
 
 def test_parameter_counts_are_those_of_reverse_distillation():
     """RD4AD's bottleneck without its dead layers has 58.89 M parameters, its decoder 24.92 M (its code, counted)."""
-    model = BKD(BKDConfig.preset("rd4ad", teacher="wide_resnet50_2", weights="none"))
+    model = BKD(BKDConfig.preset("rd4ad", {"teacher.name": "wide_resnet50_2", "teacher.weights": "none"}), weights=None)
     assert parameters(model.bottleneck) == pytest.approx(58.89, abs=0.01)
     assert parameters(model.student) == pytest.approx(24.92, abs=0.01)
 
@@ -51,12 +58,14 @@ def test_parameter_counts_are_those_of_reverse_distillation():
 @pytest.mark.parametrize("teacher", ["resnet18", "tf_efficientnet_lite0"])
 @pytest.mark.parametrize("levels", ["joint", "separate"])
 def test_any_image_size(size, teacher, levels):
-    model = BKD(small(teacher=teacher, image_size=size, levels=levels)).eval()
+    model = BKD(
+        small({"teacher.name": teacher, "teacher.image_size": size, "teacher.levels": levels}), weights=None
+    ).eval()
     with torch.no_grad():
         result = model(torch.rand(2, 3, *size), torch.rand(2, 3, *size))
         views = 2 if levels == "joint" else 3
         assert len(result.teacher) == views
-        for outputs, count in ((result.aligned, views), (result.student, 1 if levels == "joint" else 3)):
+        for outputs, count in ((result.aligned, views), (result.reconstruction, 1 if levels == "joint" else 3)):
             assert [level.shape for level in outputs] == [level.shape for level in result.teacher[-count:]]
         assert result.image.shape == (2,)
         assert model.anomaly_map(result, size).shape == (2, *size)
@@ -64,14 +73,16 @@ def test_any_image_size(size, teacher, levels):
 
 @pytest.mark.parametrize(
     ("preset", "changes"),
-    [("default", REFINED), ("default", {"memory_learned": True}), ("default", STUDENT), ("paper", {}), ("rd4ad", {})],
+    [("default", REFINED), ("default", {"memory.learned": True}), ("default", STUDENT), ("paper", {}), ("rd4ad", {})],
 )
 def test_a_training_step_reaches_every_parameter(preset, changes):
     torch.manual_seed(0)
-    config = BKDConfig.preset(preset, teacher="resnet18", weights="none", image_size=(64, 64), **changes)
-    model = BKD(config).train()
+    config = BKDConfig.preset(
+        preset, {"teacher.name": "resnet18", "teacher.weights": "none", "teacher.image_size": (64, 64), **changes}
+    )
+    model = BKD(config, weights=None).train()
     optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
-    support = SUPPORT.expand(3, -1, -1, -1, -1) if config.support_draw == "query" else SUPPORT
+    support = SUPPORT.expand(3, -1, -1, -1, -1) if preset == "paper" else SUPPORT
     for _ in range(3):  # zero-initialised heads pass gradients on from the second step
         optimizer.zero_grad()
         model.losses(model(IMAGES, support))["total"].backward()
@@ -86,24 +97,31 @@ def test_a_training_step_reaches_every_parameter(preset, changes):
 def test_losses_are_equations_11_and_12(distance, levels):
     torch.manual_seed(0)
     weights = {"forward": 0.5, "reverse": 2.0}
-    config = small(distance=distance, levels=levels, forward_weight=0.5, reverse_weight=2.0)
-    model = BKD(config).eval()
+    config = small(
+        {
+            "anomaly_map.distance": distance,
+            "teacher.levels": levels,
+            "training.forward_weight": 0.5,
+            "training.reverse_weight": 2.0,
+        }
+    )
+    model = BKD(config, weights=None).eval()
     with torch.no_grad():
         result = model(IMAGES, SUPPORT)
         losses = model.losses(result)
-    for branch, outputs in (("forward", result.aligned), ("reverse", result.student)):
+    for branch, outputs in (("forward", result.aligned), ("reverse", result.reconstruction)):
         expected = torch.zeros(())
         for teacher, output in zip(result.teacher[-len(outputs) :], outputs, strict=True):
             value = F.mse_loss(output, teacher)
             direction = (1 - F.cosine_similarity(teacher.flatten(1), output.flatten(1))).mean()
-            expected = expected + (value if distance == "squared" else direction + config.value_weight * value)
+            expected = expected + (value if distance == "squared" else direction + config.training.value_weight * value)
         torch.testing.assert_close(losses[branch], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses["total"], sum(weights[branch] * losses[branch] for branch in weights))
 
 
 def test_a_fixed_support_is_prepared_once(model):
     with torch.no_grad():
-        prepared = model.prepare(model.support_levels(SUPPORT))
+        prepared = model.make_support(model.support_levels(SUPPORT))
         first = model.distill(model.teacher(IMAGES), prepared)
         second = model(IMAGES, SUPPORT)
     for one, two in zip(first.aligned, second.aligned, strict=True):
@@ -173,7 +191,7 @@ def test_exports_with_any_batch(model):
 @pytest.mark.parametrize("levels", ["joint", "separate"])
 def test_calibration_scales_levels_and_fills_the_memory(scale, levels):
     torch.manual_seed(0)
-    model = BKD(small(scale=scale, levels=levels)).eval()
+    model = BKD(small({"teacher.scale": scale, "teacher.levels": levels}), weights=None).eval()
     images = torch.rand(12, 3, 64, 64)
     with torch.no_grad():
         raw = model.teacher.raw(images)
@@ -204,7 +222,7 @@ def test_calibration_scales_levels_and_fills_the_memory(scale, levels):
 
 def test_items_that_no_feature_filled_are_of_no_image():
     """Two images have fewer features at stride 8 than there are items."""
-    model = BKD(small(memory_items=200)).eval()
+    model = BKD(small({"memory.items": 200}), weights=None).eval()
     images = torch.rand(2, 3, 64, 64)
     calibrate(model, [model.teacher.raw(images)], 2, torch.Generator().manual_seed(0))
     origin = model.memories[0].origin
@@ -231,14 +249,14 @@ def test_the_pool_is_of_images_that_differ():
     """Many views of one image, and two others: three are chosen."""
     same = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).expand(6, -1, -1, -1)
     levels = torch.cat([same, same + 1, same - 1])[[0, 6, 1, 2, 3, 4, 12, 5]]
-    assert set(choose_pool(levels.split(3), 3)) >= {1, 6}
-    assert choose_pool([levels], 100) == list(range(8))
+    assert set(choose_bank(levels.split(3), 3)) >= {1, 6}
+    assert choose_bank([levels], 100) == list(range(8))
 
 
 def test_scaled_maps_lie_around_one_and_branches_count_the_same(model):
     copied = copy.deepcopy(model)
     with torch.no_grad():
-        prepared = copied.prepare(copied.support_levels(SUPPORT))
+        prepared = copied.make_support(copied.support_levels(SUPPORT))
         result = copied.distill(copied.teacher(IMAGES), prepared)
         scale_maps(copied, (copied.distill(copied.teacher(part), prepared) for part in IMAGES.split(2)))
         for branch, maps in copied.level_maps(result, (64, 64)).items():
@@ -248,7 +266,7 @@ def test_scaled_maps_lie_around_one_and_branches_count_the_same(model):
             assert 0.8 < own.log().mean().exp() < 1.25
         before = copied.anomaly_map(result, (64, 64))
         # What is squared in one branch is as if it were squared in the other.
-        for farther in ("aligned", "student"):
+        for farther in ("aligned", "reconstruction"):
             levels = [
                 target + 2 * (output - target)
                 for output, target in zip(
@@ -262,7 +280,7 @@ def test_scaled_maps_lie_around_one_and_branches_count_the_same(model):
 def test_joint_views_count_for_two_thirds_and_one_third():
     """The map is (d8 / scale) ** 2/3 (d4 / scale) ** 1/3 of the forward branch, and d8 / scale of the reverse one."""
     torch.manual_seed(0)
-    model = BKD(small(sigma=0.0)).eval()
+    model = BKD(small({"anomaly_map.sigma": 0.0}), weights=None).eval()
     with torch.no_grad():
         result = model(IMAGES, SUPPORT)
         scale_maps(model, [result])
@@ -270,13 +288,16 @@ def test_joint_views_count_for_two_thirds_and_one_third():
         for branch, view, growth, own, both in (
             ("aligned", 0, 64, 4, 2),
             ("aligned", 1, 8, 4, 2),
-            ("student", 0, 4, 4, 2),
+            ("reconstruction", 0, 4, 4, 2),
         ):
             outputs = list(getattr(result, branch))
             target = result.teacher[view - len(outputs)]
             outputs[view] = target + growth**0.5 * (outputs[view] - target)
             farther = result._replace(**{branch: outputs})
-            for branches, factor in (([{"aligned": "forward", "student": "reverse"}[branch]], own), (BRANCHES, both)):
+            for branches, factor in (
+                ([{"aligned": "forward", "reconstruction": "reverse"}[branch]], own),
+                (BRANCHES, both),
+            ):
                 expected = factor * model.anomaly_map(result, (64, 64), branches)
                 torch.testing.assert_close(
                     model.anomaly_map(farther, (64, 64), branches), expected, rtol=1e-3, atol=1e-5
@@ -284,7 +305,7 @@ def test_joint_views_count_for_two_thirds_and_one_third():
 
 
 def test_scores_combine_the_map_and_the_whole_image():
-    model = BKD(small(image_weight=0.5, top_fraction=0.5))
+    model = BKD(small({"anomaly_map.image_weight": 0.5, "anomaly_map.top_fraction": 0.5}), weights=None)
     model.score_scale = {"map": [1.0, 2.0], "image": [-1.0, 0.5]}
     maps = torch.tensor([[[4.0, 8.0], [1.0, 2.0]], [[0.0, 0.0], [0.0, 0.0]]])
     image = torch.tensor([0.3, 0.2])
@@ -293,7 +314,7 @@ def test_scores_combine_the_map_and_the_whole_image():
     torch.testing.assert_close(model.image_score(maps, image), expected.log())
     # Without a forward branch there is no such image; and without weight the map's mean is the score.
     torch.testing.assert_close(model.image_score(maps), (top.log() - 1) / 2)
-    plain = BKD(small(image_weight=0.0, top_fraction=0.0))
+    plain = BKD(small({"anomaly_map.image_weight": 0.0, "anomaly_map.top_fraction": 0.0}), weights=None)
     torch.testing.assert_close(plain.image_score(maps, image), torch.tensor([8.0, 0.0]))
 
 
@@ -301,10 +322,21 @@ def test_scores_combine_the_map_and_the_whole_image():
 def test_what_is_excluded_is_not_read(levels):
     """A query that is a support itself, and whose features are items, is far only from what is left."""
     torch.manual_seed(0)
-    model = BKD(small(levels=levels, memory_items=100, match_neighbors=1, memory_neighbors=2, scale="none")).eval()
+    model = BKD(
+        small(
+            {
+                "teacher.levels": levels,
+                "memory.items": 100,
+                "support.neighbors": 1,
+                "memory.neighbors": 2,
+                "teacher.scale": "none",
+            }
+        ),
+        weights=None,
+    ).eval()
     calibrate(model, [model.teacher.raw(IMAGES)], 3, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        prepared = model.prepare(model.support_levels(IMAGES))
+        prepared = model.make_support(model.support_levels(IMAGES))
         query = model.teacher(IMAGES)
         itself = torch.eye(3, dtype=torch.bool)
         origin = model.memories[0].origin
@@ -318,14 +350,14 @@ def test_what_is_excluded_is_not_read(levels):
             torch.testing.assert_close(one, torch.cat(other))
         for level, target in zip(hidden.aligned, hidden.teacher, strict=True):
             assert (level - target).square().mean() > 1e-2 * target.var()
-        others = model.prepare(model.support_levels(IMAGES[1:]))
+        others = model.make_support(model.support_levels(IMAGES[1:]))
         expected = model.distill([level[:1] for level in query], others)
         for one, other in zip(hidden.aligned, expected.aligned, strict=True):
             torch.testing.assert_close(one[:1], other)
         torch.testing.assert_close(hidden.image[:1], expected.image)
         if levels == "joint":
-            farther = (hidden.student[0] - hidden.teacher[1]).square().mean()
-            assert farther > 1.2 * (free.student[0] - free.teacher[1]).square().mean()
+            farther = (hidden.reconstruction[0] - hidden.teacher[1]).square().mean()
+            assert farther > 1.2 * (free.reconstruction[0] - free.teacher[1]).square().mean()
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bkd_fast.model.joint import joint_views
+from bkd_fast.model.views import joint_views
 
 CHANNELS = (6, 10, 24)
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import MemoryConfig
 from bkd_fast.model.memory import SparseMemory
 
 
 def memory(**changes) -> SparseMemory:
     torch.manual_seed(0)
-    made = SparseMemory(6, BKDConfig(**{"memory_items": 40, "memory_neighbors": 5, **changes}))
+    made = SparseMemory(6, MemoryConfig(**{"items": 40, "neighbors": 5, **changes}))
     torch.nn.init.normal_(made.items)
     return made
 
@@ -34,15 +34,13 @@ def brute_force(features: torch.Tensor, items: torch.Tensor, count: int) -> torc
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_a_feature_becomes_the_best_combination_of_its_nearest_items(count):
-    own = memory(memory_neighbors=count)
+    own = memory(neighbors=count)
     with torch.no_grad():
         found = own(FEATURES)
     torch.testing.assert_close(found.double(), brute_force(FEATURES, own.items.detach(), count), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"memory_read": "attention", "memory_temperature": 0.3, "memory_threshold": 0.02}]
-)
+@pytest.mark.parametrize("changes", [{}, {"read": "attention", "temperature": 0.3, "threshold": 0.8}])
 def test_attention_is_what_the_memory_reads_with(changes):
     own = memory(**changes)
     with torch.no_grad():
@@ -55,14 +53,14 @@ def test_attention_is_what_the_memory_reads_with(changes):
 
 
 def test_an_item_is_read_as_itself():
-    own = memory(memory_neighbors=1)
+    own = memory(neighbors=1)
     with torch.no_grad():
         features = own.items[:15].T.reshape(1, 6, 3, 5)
         torch.testing.assert_close(own(features), features)
 
 
 def test_fewer_items_than_neighbors_are_all_read():
-    own = memory(memory_items=3)
+    own = memory(items=3)
     with torch.no_grad():
         assert ((own.attention(FEATURES) != 0).sum(-1) == 3).all()
 
@@ -81,7 +79,7 @@ def test_excluded_items_are_not_read():
 
 
 def test_items_learn_where_they_are_read():
-    own = memory(memory_learned=True)
+    own = memory(learned=True)
     own(FEATURES).square().sum().backward()
     read = (own.attention(FEATURES) != 0).flatten(0, 2).any(0)
     assert torch.equal(own.items.grad.abs().sum(1) > 0, read)

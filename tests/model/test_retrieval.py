@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bkd_fast.model.regression import regression_weights
-from bkd_fast.model.retrieval import describe, make_pool, matched, nearest, residual, shrink
+from bkd_fast.model.support import describe, make_bank, matched, nearest, residual, shrink
 
 SHAPES = ((5, 16, 12), (7, 8, 6))
 
@@ -13,7 +13,7 @@ def images(count: int, seed: int) -> list[torch.Tensor]:
 
 
 def pool_of(views: list[torch.Tensor]):
-    return make_pool(views, describe(views[-1]))
+    return make_bank(views, describe(views[-1]))
 
 
 def test_the_closest_images_are_found_in_order():

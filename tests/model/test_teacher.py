@@ -2,15 +2,20 @@ import pytest
 import timm
 import torch
 
-from bkd_fast.config import BKDConfig
-from bkd_fast.data import to_tensor, weights
-from bkd_fast.data.weights import PACKAGES
+from bkd_fast.config import TeacherConfig
+from bkd_fast.data import to_tensor
 from bkd_fast.errors import BKDError
 from bkd_fast.model.teacher import Teacher
+from bkd_fast.training import weights
+from bkd_fast.training.weights import PACKAGES, load_weights
 
 
-def raw(**changes) -> BKDConfig:
-    return BKDConfig(**{"weights": "none", "pool": 1, **changes})
+def raw(**changes) -> TeacherConfig:
+    return TeacherConfig(**{"weights": "none", "patch_size": 1, **changes})
+
+
+def made(config: TeacherConfig) -> Teacher:
+    return Teacher(config, load_weights(config))
 
 
 @pytest.mark.parametrize(
@@ -22,7 +27,7 @@ def raw(**changes) -> BKDConfig:
     ],
 )
 def test_levels_are_strides_4_8_16(name, channels):
-    teacher = Teacher(raw(teacher=name))
+    teacher = Teacher(raw(name=name))
     assert teacher.channels == channels
     shapes = [tuple(level.shape) for level in teacher(torch.rand(2, 3, 64, 96))]
     assert shapes == [(2, width, 64 // s, 96 // s) for width, s in zip(channels, (4, 8, 16), strict=True)]
@@ -39,7 +44,7 @@ def test_folded_equals_timm(name, tmp_path):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.1)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    teacher = Teacher(raw(teacher=name, weights=str(tmp_path / "weights.pth")))
+    teacher = made(raw(name=name, weights=str(tmp_path / "weights.pth")))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in teacher.modules())
 
     plain = timm.create_model(name, pretrained=False, features_only=True).eval()
@@ -65,7 +70,7 @@ def test_lite0_package_weights_recognise_a_cat():
     network = timm.create_model(name, pretrained=False).eval()
     network.load_state_dict(weights._by_position(weights._read(path), name, str(path)), strict=False)
     image = to_tensor(chelsea[:, 75:375], (224, 224))[None]
-    teacher = Teacher(BKDConfig(teacher=name))
+    teacher = made(TeacherConfig(name=name))
     with torch.no_grad():
         likely = network((image - teacher.image_mean) / teacher.image_std).topk(3).indices[0].tolist()
     assert set(likely) & {281, 282, 285}  # tabby, tiger cat, Egyptian cat
@@ -77,7 +82,7 @@ def test_lite0_package_weights_recognise_a_cat():
 
 
 def test_stays_frozen_and_in_eval():
-    teacher = Teacher(raw(teacher="resnet18")).train()
+    teacher = Teacher(raw(name="resnet18")).train()
     assert not teacher.training
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -90,7 +95,7 @@ def test_the_border_is_averaged_with_the_share_inside(border, size):
     """Against sums over the pixels that there are: divided by how many, times their share of the window to a power."""
     torch.manual_seed(0)
     images = torch.rand(2, 3, *size)
-    plain, pooled = Teacher(raw(teacher="resnet18")), Teacher(raw(teacher="resnet18", pool=3, border=border))
+    plain, pooled = Teacher(raw(name="resnet18")), Teacher(raw(name="resnet18", patch_size=3, border=border))
     pooled.load_state_dict(plain.state_dict())
     for before, after in zip(plain.raw(images), pooled.raw(images), strict=True):
         expected = torch.empty_like(before)
@@ -105,12 +110,12 @@ def test_the_border_is_averaged_with_the_share_inside(border, size):
 
 def test_unknown_model_is_named():
     with pytest.raises(BKDError, match="no model 'resnt18'"):
-        Teacher(raw(teacher="resnt18"))
+        Teacher(raw(name="resnt18"))
 
 
 def test_model_without_the_strides_is_refused():
     with pytest.raises(BKDError, match="vit_tiny_patch16_224"):
-        Teacher(raw(teacher="vit_tiny_patch16_224"))
+        Teacher(raw(name="vit_tiny_patch16_224"))
 
 
 def test_missing_weights_name_all_three_sources(monkeypatch):
@@ -123,7 +128,7 @@ def test_missing_weights_name_all_three_sources(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(BKDError, match=r"(?s)local file.*installed package.*hub.*no route") as caught:
-        Teacher(BKDConfig(teacher="resnet18"))
+        made(TeacherConfig(name="resnet18"))
     assert "weights=PATH" in str(caught.value)
 
 
@@ -132,12 +137,12 @@ def test_weights_of_another_architecture_are_refused(teacher, tmp_path):
     path = tmp_path / "resnet34.pth"
     torch.save(timm.create_model("resnet34", pretrained=False).state_dict(), path)
     with pytest.raises(BKDError, match=f"does not fit the teacher {teacher}"):
-        Teacher(BKDConfig(teacher=teacher, weights=str(path)))
+        made(TeacherConfig(name=teacher, weights=str(path)))
 
 
 def test_weights_file_problems(tmp_path):
     with pytest.raises(BKDError, match="there is no file"):
-        Teacher(BKDConfig(teacher="resnet18", weights=str(tmp_path / "none.pth")))
+        made(TeacherConfig(name="resnet18", weights=str(tmp_path / "none.pth")))
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(BKDError, match="cannot be read"):
-        Teacher(BKDConfig(teacher="resnet18", weights=str(tmp_path / "broken.pth")))
+        made(TeacherConfig(name="resnet18", weights=str(tmp_path / "broken.pth")))

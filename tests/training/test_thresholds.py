@@ -1,6 +1,7 @@
 """Scores of normal images: each compared with the others alone, as an image that is not among them would be."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from bkd_fast.model.calibration import calibrate
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.training.thresholds import can_leave_out, measure_normals, near_duplicates
 
-SMALL = {"teacher": "resnet18", "weights": "none", "image_size": (64, 64), "memory_items": 60}
+SMALL = {"teacher.name": "resnet18", "teacher.weights": "none", "teacher.image_size": (64, 64), "memory.items": 60}
 
 
 class Images:
@@ -35,16 +36,16 @@ def parts(count: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(noise, size=(64, 64), mode="bilinear")
 
 
-def trained(images: torch.Tensor, **changes) -> BKD:
+def trained(images: torch.Tensor, changes=None) -> BKD:
     torch.manual_seed(0)
-    model = BKD(BKDConfig(**{**SMALL, **changes})).eval()
+    model = BKD(BKDConfig().with_changes(SMALL).with_changes(changes), weights=None).eval()
     calibrate(model, [model.teacher.raw(images)], len(images), torch.Generator().manual_seed(0))
     return model
 
 
 def measure(model: BKD, images: torch.Tensor, validation: torch.Tensor, pool: list[int], tiles: int = 1):
-    support = images[pool] if model.config.looks_up else images[:2]
-    prepared = model.prepare(model.support_levels(support)) if model.config.forward_branch else []
+    support = images[pool] if model.config.retrieves else images[:2]
+    prepared = model.make_support(model.support_levels(support))
     return measure_normals(model, prepared, Images(model, images, tiles), Images(model, validation, tiles), pool)
 
 
@@ -57,29 +58,35 @@ def judged_without(
         (memory,) = model.memories
         kept = torch.tensor([int(origin) not in hidden for origin in memory.origin])
         items = memory.items[kept]
-        lacking.memories[0] = SparseMemory(items.shape[1], model.config.with_changes(memory_items=len(items)))
+        lacking.memories[0] = SparseMemory(items.shape[1], replace(model.config.memory, items=len(items)))
         lacking.memories[0].items.data.copy_(items)
     support = images[[index for index in pool if index not in hidden]]
     with torch.no_grad():
-        prepared = lacking.prepare(lacking.support_levels(support)) if model.config.forward_branch else []
-        score, found = lacking.judge(images[row : row + 1], prepared)
+        prepared = lacking.make_support(lacking.support_levels(support))
+        score, found = lacking.predict(images[row : row + 1], prepared)
     return float(score), float(found.max())
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"reverse_branch": False}, {"forward_branch": False}, {"shot_aggregation": "min"}, {"image_weight": 0.0}],
+    [
+        {},
+        {"memory": None, "student": None},
+        {"support": None},
+        {"support.aggregation": "min"},
+        {"anomaly_map.image_weight": 0.0},
+    ],
 )
 def test_a_training_image_is_judged_as_by_a_model_without_it(changes):
     images, pool = parts(9, 0), [0, 1, 2, 4, 5, 7, 8]
-    model = trained(images, **changes)
-    measured = measure(model, images, parts(3, 1), pool if model.config.forward_branch else [])
+    model = trained(images, changes)
+    measured = measure(model, images, parts(3, 1), pool)
     assert measured.scores.source == "leave-one-out"
     assert measured.duplicates == 0
     assert len(measured.scores.scores) == len(measured.scores.maxima) == 3 + 9
     with torch.no_grad():
-        prepared = model.prepare(model.support_levels(images[pool]))
-        itself = model.judge(images, prepared)[0].tolist()
+        prepared = model.make_support(model.support_levels(images[pool]))
+        itself = model.predict(images, prepared)[0].tolist()
     for row in range(9):
         score, largest = judged_without(model, images, pool, {row}, row)
         assert measured.scores.scores[3 + row] == pytest.approx(score, rel=1e-3, abs=1e-3)
@@ -136,21 +143,24 @@ def test_images_of_one_part_are_those_much_closer_than_others():
     ("changes", "can"),
     [
         ({}, True),
-        ({"reverse_branch": False}, True),
-        ({"forward_branch": False}, True),
-        ({"alignment_kernel": "full"}, True),
-        ({"support_draw": "step", "shot_aggregation": "mean"}, False),  # which images are the support is for all
-        ({"memory_learned": True}, False),  # an item is no image's any more
-        ({"memory_read": "attention"}, False),
-        ({"levels": "separate"}, False),  # three memories
-        ({"levels": "separate", "reverse_branch": False}, True),
-        ({"levels": "separate", "student": True}, False),
+        ({"memory": None, "student": None}, True),
+        ({"support": None}, True),
+        ({"alignment.kernel": "full"}, True),
+        (
+            {"support": "sampled", "support.per": "step", "support.aggregation": "mean"},
+            False,
+        ),  # which images are the support is for all
+        ({"memory.learned": True}, False),  # an item is no image's any more
+        ({"memory.read": "attention"}, False),
+        ({"teacher.levels": "separate"}, False),  # three memories
+        ({"teacher.levels": "separate", "memory": None, "student": None}, True),
+        ({"teacher.levels": "separate", "student": "on"}, False),
     ],
 )
 def test_what_can_be_left_out(changes, can):
-    model = trained(parts(4, 0), **changes)
+    model = trained(parts(4, 0), changes)
     assert can_leave_out(model) is can
-    pool = list(range(4)) if model.config.looks_up else []
+    pool = list(range(4)) if model.config.retrieves else []
     measured = measure(model, parts(4, 0), parts(3, 1), pool)
     assert measured.scores.source == ("leave-one-out" if can else "validation")
     assert len(measured.scores.scores) == (7 if can else 3)
@@ -161,7 +171,7 @@ def test_scales_are_those_of_the_normals():
     model = trained(images)
     measured = measure(model, images, validation, list(range(6)))
     with torch.no_grad():
-        prepared = model.prepare(model.support_levels(images))
+        prepared = model.make_support(model.support_levels(images))
         result = model.distill(model.teacher(validation), prepared)
         for branch, maps in model.level_maps(result, (64, 64)).items():
             assert model.map_scale[branch] == pytest.approx([float(level.mean()) for level in maps], rel=1e-3)
@@ -188,10 +198,10 @@ def test_scales_are_those_of_the_normals():
 def test_an_image_that_nothing_is_left_for_is_not_scored():
     """One training image, whose features are all the items; and items of which all but a few are one image's."""
     images, validation = parts(1, 0), parts(3, 1)
-    model = trained(images, forward_branch=False)
+    model = trained(images, {"support": None})
     assert measure(model, images, validation, []).scores.source == "validation"
     images = parts(4, 0)
-    model = trained(images, forward_branch=False, memory_items=20)
+    model = trained(images, {"support": None, "memory.items": 20})
     model.memories[0].origin[:] = torch.tensor([0] * 17 + [1, 2, 3])
     measured = measure(model, images, validation, [])
     assert len(measured.scores.scores) == 3 + 3  # without the first one's there are three, and five are read

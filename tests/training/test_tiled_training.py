@@ -34,8 +34,16 @@ def test_an_image_smaller_than_a_tile_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tiny_data, tmp_path_factory):
-    config = BKDConfig(
-        teacher="resnet18", weights="none", image_size=(64, 64), memory_items=16, shots=2, holdout=0.2, tile=48
+    config = BKDConfig().with_changes(
+        {
+            "teacher.name": "resnet18",
+            "teacher.weights": "none",
+            "teacher.image_size": (64, 64),
+            "memory.items": 16,
+            "support.shots": 2,
+            "training.validation_share": 0.2,
+            "teacher.tile": 48,
+        }
     )
     return train(tiny_data, tmp_path_factory.mktemp("runs") / "tiled", config, progress=False)
 
@@ -44,7 +52,7 @@ def test_thresholds_are_those_of_tiled_images(run, tiny_data):
     trained = load_trained(run)
     assert trained.calibration.source == "leave-one-out"
     assert len(trained.calibration.scores) == 10  # an image has one score, of its highest tile
-    held_out = trained.source.held_out_files
+    held_out = trained.source.validation_files
     detector = Detector.load(run)
     own = [detector(tiny_data / "train/good" / name) for name in held_out]
     for prediction in own:

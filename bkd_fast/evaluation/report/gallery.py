@@ -19,7 +19,7 @@ EXPECTED = 48_000  # characters of one thumbnail, to share the budget between th
 MOST, LEAST = 24, 4  # thumbnails of one category
 INSIDE = (
     "One image of each outcome. First row: distance of each branch and level from the query, in units of its mean on "
-    "held-out good images. Then the offsets (arrows point to where the support is fetched from), and the distance of "
+    "validation images. Then the offsets (arrows point to where the support is fetched from), and the distance of "
     "the support before and after alignment. Last, the memory: a colour for the item that counts most, and how many "
     "items each feature is read from."
 )

@@ -1,7 +1,7 @@
 """Anomaly values as colours, on one scale for a whole run.
 
 A scale that is stretched to each image's own minimum and maximum paints a defect on every good image. This one has
-fixed ends, taken from held-out good images, so a colour means the same value everywhere.
+fixed ends, taken from validation images, so a colour means the same value everywhere.
 """
 
 from __future__ import annotations

@@ -19,7 +19,13 @@ from bkd_fast.files import atomic_write
 
 ABSENT = "—"
 DECISIONS = ("precision", "recall", "f1", "false_alarm_rate")
-LOSSES = (("total", "total"), ("loss", "total"), ("forward", "forward"), ("reverse", "reverse"), ("held_out", "held"))
+LOSSES = (
+    ("total", "total"),
+    ("loss", "total"),
+    ("forward", "forward"),
+    ("reverse", "reverse"),
+    ("validation_loss", "validation"),
+)
 HEADLINES = (
     ("image_auroc", "Image AUROC"),
     ("image_f1_max", "Image F1-max"),

@@ -48,7 +48,7 @@ class CategoryReport:
         images: every test image.
         roc: pixel ROC (false positive rate, true positive rate), None without masks.
         pro: (false positive rate up to 0.3, mean overlap per region), None without masks.
-        log: a row an epoch with ``epoch`` and losses (``total`` or ``loss``, ``forward``, ``reverse``, ``held_out``).
+        log: a row an epoch: ``epoch``, ``total`` (or ``loss``), ``forward``, ``reverse``, ``validation_loss``.
         seconds: training time.
         train_count: normals trained on.
         inside: some of the images, with what :func:`render_inside` draws as ``overlay``.

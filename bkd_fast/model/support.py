@@ -1,0 +1,173 @@
+"""The supports that a query is compared with: fixed ones, or a bank of normal images from which each query retrieves.
+
+A support is one object with one method, ``for_query``; nobody asks which kind it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bkd_fast.config import RetrievedSupport
+from bkd_fast.model.alignment import AlignmentPyramid, PreparedLevel
+from bkd_fast.model.regression import regression_weights
+from bkd_fast.ops import local_match
+
+GRID = 4  # cells along each side of the deepest level that two images are compared by
+
+
+class Query(NamedTuple):
+    """A batch of queries: the teacher's ``levels`` (N, C_l, H_l, W_l), and the ``views`` that are compared."""
+
+    levels: Sequence[Tensor]
+    views: Sequence[Tensor]
+
+
+class Exclude(NamedTuple):
+    """What each query must not be compared with: ``supports`` (N, P) and ``items`` (N, I), bool; None: nothing."""
+
+    supports: Tensor | None
+    items: Tensor | None
+
+
+class QuerySupport(NamedTuple):
+    """The supports of a batch of queries.
+
+    ``levels``: per view, what the alignment takes. ``distance`` (N,): of each whole image from the best combination of
+    its supports, where queries retrieve them.
+    """
+
+    levels: list[PreparedLevel]
+    distance: Tensor | None
+
+
+class Support(Protocol):
+    """Normal images that queries are compared with."""
+
+    def for_query(self, query: Query, alignment: AlignmentPyramid, exclude: Exclude | None = None) -> QuerySupport:
+        """Return the supports of each query."""
+
+
+class FixedSupport(NamedTuple):
+    """The same support for all queries, prepared once for weights that no longer change."""
+
+    levels: list[PreparedLevel]
+
+    def for_query(self, query: Query, alignment: AlignmentPyramid, exclude: Exclude | None = None) -> QuerySupport:
+        """Return the prepared levels."""
+        return QuerySupport(self.levels, None)
+
+
+class SampledViews(NamedTuple):
+    """The support of a training step, prepared with the weights of that step: per view (B, k, C, H, W), B = 1 or N."""
+
+    views: list[Tensor]
+
+    def for_query(self, query: Query, alignment: AlignmentPyramid, exclude: Exclude | None = None) -> QuerySupport:
+        """Return the prepared levels; gradients flow through them."""
+        return QuerySupport(alignment.prepare(self.views), None)
+
+
+class SupportBank(NamedTuple):
+    """P normal images to retrieve from.
+
+    ``features``: per view (P, C, H, W), float16, channels_last. ``descriptors``: (P, D) float32, what queries are
+    compared with. ``squares``: (P,), their squared norms.
+    """
+
+    features: list[Tensor]
+    descriptors: Tensor
+    squares: Tensor
+
+    def for_query(self, query: Query, alignment: AlignmentPyramid, exclude: Exclude | None = None) -> QuerySupport:
+        """Return the most similar images of the bank, matched to each query pixel by pixel."""
+        config = alignment.support
+        assert isinstance(config, RetrievedSupport)
+        neighbors = config.neighbors if config.aggregation == "regression" else 1
+        with torch.no_grad():
+            descriptors = describe(query.levels[-1].float())
+            chosen = nearest(descriptors, self, config.shots, None if exclude is None else exclude.supports)
+            views = matched(query.views, self, chosen, config.match_radius, neighbors)
+            distance = residual(descriptors, self, chosen)
+        return QuerySupport(alignment.prepare([view.unsqueeze(1) for view in views], shared=False), distance)
+
+
+def describe(level: Tensor) -> Tensor:
+    """Return what images are compared by: their deepest level (N, C, H, W), averaged over a grid, as rows (N, D)."""
+    return shrink(level).flatten(1)
+
+
+def shrink(level: Tensor) -> Tensor:
+    """Return a level averaged over the grid that descriptors are made of; shrinking it again changes nothing."""
+    return F.adaptive_avg_pool2d(level, GRID)
+
+
+def make_bank(views: Sequence[Tensor], descriptors: Tensor) -> SupportBank:
+    """Return the bank of P images from their views (P, C, H, W) and descriptors (P, D)."""
+    # An image's features are contiguous, and a query reads those of a few: half precision halves the traffic.
+    features = [view.half().contiguous(memory_format=torch.channels_last) for view in views]
+    return SupportBank(features, descriptors, descriptors.square().sum(1))
+
+
+def nearest(query: Tensor, bank: SupportBank, shots: int, exclude: Tensor | None = None) -> Tensor:
+    """Return which images of the bank are most similar to each query: (N, k) int64, k at most ``shots``.
+
+    Args:
+        query: (N, D) descriptors.
+        exclude: (N, P) bool, images that a query must not choose; every row leaves equally many.
+    """
+    # Squares without the query's own, which is the same for all.
+    distance = bank.squares - 2 * query @ bank.descriptors.T
+    size = len(bank.descriptors)
+    if exclude is not None:
+        distance = distance.masked_fill(exclude, torch.inf)
+        size -= int(exclude.sum(1).max())
+    return distance.topk(min(shots, size), dim=1, largest=False).indices
+
+
+def residual(query: Tensor, bank: SupportBank, chosen: Tensor) -> Tensor:
+    """Return the distance of each whole image from the best combination of its shots (N,): mean squared difference.
+
+    Args:
+        query: (N, D) descriptors.
+        chosen: (N, k), see :func:`nearest`.
+    """
+    shots = bank.descriptors[chosen]
+    combined = (regression_weights(query, shots).unsqueeze(1) @ shots).squeeze(1)
+    return (query - combined).square().mean(1)
+
+
+@torch.no_grad()
+def matched(query: Sequence[Tensor], bank: SupportBank, chosen: Tensor, radius: int, neighbors: int) -> list[Tensor]:
+    """Return the support of each query, aligned by search: per view (N, C, H, W).
+
+    Of each shot a pixel takes the feature with the smallest squared distance, within a window of ``2 radius + 1``
+    feature pixels around its own position; the ``neighbors`` closest shots are combined by least squares.
+
+    Args:
+        query: the queries' views (N, C, H, W).
+        chosen: (N, k), see :func:`nearest`.
+    """
+    count = min(neighbors, chosen.shape[1])
+    return [_combined(view, images, chosen, radius, count) for view, images in zip(query, bank.features, strict=True)]
+
+
+def _combined(query: Tensor, images: Tensor, chosen: Tensor, radius: int, neighbors: int) -> Tensor:
+    distance, displacement = local_match(query, images, chosen, radius)
+    shots = distance.topk(neighbors, dim=1, largest=False).indices  # (N, K, H, W)
+    numbers = chosen[:, :, None, None].expand_as(distance).gather(1, shots)
+    offsets = displacement.gather(1, shots.unsqueeze(2).expand(-1, -1, 2, -1, -1)).long()
+    height, width = query.shape[-2:]
+    rows = torch.arange(height, device=query.device).unsqueeze(1) + offsets[:, :, 0]
+    columns = torch.arange(width, device=query.device) + offsets[:, :, 1]
+    positions = ((numbers * height + rows) * width + columns).permute(0, 2, 3, 1)
+    flat = images.permute(0, 2, 3, 1).flatten(0, 2)  # (P * H * W, C), a view of a channels_last bank
+    features = flat[positions.flatten(0, 2)].to(query.dtype)  # (N * H * W, K, C)
+    if neighbors > 1:
+        weights = regression_weights(query.permute(0, 2, 3, 1).flatten(0, 2), features)
+        features = weights.unsqueeze(1) @ features
+    return features.view(*positions.shape[:3], -1).permute(0, 3, 1, 2)
