@@ -1,26 +1,44 @@
-# make demo: the main job on built-in data. make test: every check. make mutations: that the tests of the CUDA kernels catch
+# make demo: the main job on built-in data. make test: every check of up to ten minutes. make proof: the slower checks. make quick:
+# lint and the tests near a change. make mutations: that the tests of the CUDA kernels catch
 # planted faults. make sanitize: the operator tests on CPU kernels that watch their memory. make docs: the documentation, its
 # examples run. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks that they
 # agree first). make wheels: sdist and wheel, installed with the oldest and the newest torch. All set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TORCH ?= torch>=2.10
 # Without a GPU the CUDA extension is only linked and imported: one architecture will do (tests/cuda_gate compiles for all).
 ifeq ($(shell nvidia-smi -L 2>/dev/null),)
-$(VENV)/installed test: export TORCH_CUDA_ARCH_LIST ?= 8.0
+$(VENV)/installed test proof: export TORCH_CUDA_ARCH_LIST ?= 8.0
 endif
 
-.PHONY: demo test lint docs mutations sanitize bench wheels clean
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal \
+	--ignore=tests/cuda_on_cpu --ignore=tests/cuda_gate --ignore=tests/triton_interpreted --ignore=tests/triton_gate
+
+.PHONY: demo test proof quick lint docs mutations sanitize bench wheels clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
 
-test: $(VENV)/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --ignore=tests/cuda_on_cpu --ignore=tests/cuda_gate --ignore=tests/triton_interpreted --ignore=tests/triton_gate
+test: $(VENV)/installed
+	@echo "make test: about 8 minutes on 2 idle cores (make proof, the rest: about 25)"
+	$(MAKE) lint
+	$(TESTS) -m "not slow"
+
+# What is slower: long tests, compiled code of every architecture and configuration, and the CUDA kernels under sanitizers.
+proof: $(VENV)/installed
+	@echo "make proof: about 25 minutes on 2 idle cores"
+	$(TESTS) -m slow
 	$(BIN)/pytest tests/cuda_gate tests/triton_gate
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/triton_interpreted
 	$(BIN)/python tests/cuda_on_cpu/sanitized.py
 	CUDA_ON_CPU_ARCHITECTURE=750 $(BIN)/pytest tests/cuda_on_cpu -k "(with_the_reference and forward) or tiles"
+
+# Lint, a smoke set, and the tests of the rooms that differ from main.
+quick: $(VENV)/installed
+	$(MAKE) lint
+	OMP_NUM_THREADS=1 timeout 80 $(BIN)/pytest -n 2 -m "not slow" tests/test_config.py tests/test_house.py tests/test_files.py \
+		$(wildcard $(addprefix tests/,$(sort $(patsubst bkd_fast/%/,%,$(dir $(shell git diff --name-only main -- bkd_fast))))))
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -50,7 +68,7 @@ wheels: $(VENV)/installed
 $(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/_build/*.py) $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
-	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision
+	$(BIN)/python -m pip install --quiet "$(TORCH)" torchvision
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,docs,examples,export,test]"
 	touch $@
 
