@@ -28,7 +28,7 @@ import accuracy_peers
 import comparators
 import numpy as np
 import torch
-from comparators.common import Judge, Made, Settings
+from comparators.common import Made, Predict, Settings
 from torch import Tensor
 
 from bkd_fast.artifact import load_trained
@@ -115,9 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             left_out[name] = made
             print(f"{name}: left out, {made}", flush=True)
             continue
-        judge, megabytes = made
+        predict, megabytes = made
         seconds = time.monotonic() - started
-        figures, milliseconds = _measure(judge, test, case.settings.config.teacher.image_size)
+        figures, milliseconds = _measure(predict, test, case.settings.config.teacher.image_size)
         costs = dict(zip(COSTS, (f"{seconds:.0f}", f"{milliseconds:.1f}", f"{megabytes:.1f}"), strict=True))
         lines.append({**key, **_written(figures), **costs, **where})
         print(_shown(lines[-1]), flush=True)
@@ -197,17 +197,17 @@ def _chosen(method: str, arguments: argparse.Namespace, asked: Mapping[str, dict
     return {name: value for name, value in named.items() if value != defaults[name]}
 
 
-def _bkd(data: Path, case: Case) -> tuple[Judge, float]:
+def _bkd(data: Path, case: Case) -> tuple[Predict, float]:
     with tempfile.TemporaryDirectory() as folder:
         train(data, Path(folder) / "run", case.settings.config, categories=[case.category], progress=False)
         detector = Detector(load_trained(Path(folder) / "run"), "cpu")
         files = sum(path.stat().st_size for path in (Path(folder) / "run").glob("*.safetensors"))
     teacher = sum(value.nbytes for value in detector.model.teacher.state_dict().values())
 
-    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
         return detector.score_features(detector.distill(images))
 
-    return judge, (files - teacher) / 1e6
+    return predict, (files - teacher) / 1e6
 
 
 def _peer(case: Case, normals: Sequence[Sample]) -> Made:
@@ -220,14 +220,14 @@ def _peer(case: Case, normals: Sequence[Sample]) -> Made:
 
 
 @torch.inference_mode()
-def _measure(judge: Judge, test: Sequence[Sample], size: tuple[int, int]) -> tuple[dict[str, float | None], float]:
+def _measure(predict: Predict, test: Sequence[Sample], size: tuple[int, int]) -> tuple[dict[str, float | None], float]:
     """All figures, the pixels' of defective images with a mask alone, and the median milliseconds of an image."""
     dataset, pixels = ImageDataset(test, size), PixelMetrics()
     scores, times = [], []
     for index, sample in enumerate(test):
         image = dataset[index][0].unsqueeze(0)
         started = time.perf_counter()
-        score, anomaly_map = judge(image)
+        score, anomaly_map = predict(image)
         times.append(1e3 * (time.perf_counter() - started))
         scores.append(float(score))
         if not sample.label or sample.mask is not None:

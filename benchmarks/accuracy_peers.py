@@ -17,7 +17,7 @@ from unittest.mock import patch
 import timm
 import torch
 import torch.nn.functional as F
-from comparators.common import Judge, Made, Settings, batches, megabytes
+from comparators.common import Made, Predict, Settings, batches, megabytes
 from torch import Tensor, nn
 
 from bkd_fast.data import ImageDataset, Sample, image_files
@@ -47,7 +47,7 @@ def patchcore(data: ImageDataset, settings: Settings, *, coreset: float = 0.01) 
             model(normalize(images))
     model.subsample_embedding(coreset)
     model.eval()
-    return _judge(model, normalize), model.memory_bank.nbytes / 1e6
+    return _predict(model, normalize), model.memory_bank.nbytes / 1e6
 
 
 def padim(data: ImageDataset, settings: Settings, *, features: int = 100) -> Made:
@@ -75,7 +75,7 @@ def padim(data: ImageDataset, settings: Settings, *, features: int = 100) -> Mad
             model(normalize(images))
         model.fit()
     model.eval()
-    return _judge(model, normalize), (model.gaussian.mean.nbytes + model.gaussian.inv_covariance.nbytes) / 1e6
+    return _predict(model, normalize), (model.gaussian.mean.nbytes + model.gaussian.inv_covariance.nbytes) / 1e6
 
 
 def stfpm(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> Made:
@@ -95,7 +95,7 @@ def stfpm(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> Made:
     optimizer = torch.optim.SGD(parameters, lr=0.4, momentum=0.9, weight_decay=0.001)
     loss = STFPMLoss()
     _train(model, data, epochs, normalize, optimizer, lambda found: loss(*found), [model.teacher_model])
-    return _judge(model, normalize), megabytes(model.student_model)
+    return _predict(model, normalize), megabytes(model.student_model)
 
 
 def reverse_distillation(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> Made:
@@ -125,7 +125,7 @@ def reverse_distillation(data: ImageDataset, settings: Settings, *, epochs: int 
     optimizer = torch.optim.Adam(learned, lr=0.005, betas=(0.5, 0.99))
     loss = ReverseDistillationLoss()
     _train(model, data, epochs, normalize, optimizer, lambda found: loss(*found), [model.encoder])
-    return _judge(model, normalize), megabytes(model.bottleneck) + megabytes(model.decoder)
+    return _predict(model, normalize), megabytes(model.bottleneck) + megabytes(model.decoder)
 
 
 def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> Made:
@@ -174,7 +174,7 @@ def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> 
         values = reduce_tensor_elems(torch.cat(own))
         model.quantiles.update({f"qa_{name}": values.quantile(0.9), f"qb_{name}": values.quantile(0.995)})
     model.requires_grad_(False)
-    return _judge(model, lambda images: images), megabytes(model)
+    return _predict(model, lambda images: images), megabytes(model)
 
 
 def _efficientad_loss(model: Any, images: Tensor, others: Tensor | None) -> Tensor:
@@ -260,9 +260,9 @@ def _train(
     model.eval()
 
 
-def _judge(model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> Judge:
-    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+def _predict(model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> Predict:
+    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
         found = model(normalize(images))
         return found.pred_score, found.anomaly_map
 
-    return judge
+    return predict

@@ -94,9 +94,9 @@ def _exported(label: str, images: Tensor, folder: Path) -> dict[str, Call]:
     found: dict[str, Call] = {}
     for format, suffix in SUFFIXES.items():
         write(graph, format, folder / f"model{suffix}")
-        judge = read(format, folder / f"model{suffix}", torch.get_num_threads())
-        if judge is not None:
-            found[f"exported, {format}"] = lambda judge=judge: [torch.from_numpy(value) for value in judge(array)]
+        predict = read(format, folder / f"model{suffix}", torch.get_num_threads())
+        if predict is not None:
+            found[f"exported, {format}"] = lambda predict=predict: [torch.from_numpy(value) for value in predict(array)]
     return found
 
 

@@ -40,7 +40,7 @@ def _with_peers(found: Iterator[Case], *, compiled: bool) -> Iterator[Case]:
             torch.compiler.reset()  # or it would generalise over the shapes of the cases before
             call = torch.compile(reference.cosine_anomaly_map, dynamic=False)
             teacher, student = list(case.inputs[:3]), list(case.inputs[3:])
-            settings = ([SIZE, SIZE], "product", 4.0, [1.0] * 3, False, 0.0)
+            settings = ([SIZE, SIZE], "product", 4.0, [1.0] * 3, [1.0] * 3, False, 0.0)
             peers = {"torch.compile": lambda c=call, t=teacher, s=student, a=settings: c(t, s, *a)}
         yield case._replace(providers={**case.providers, **peers})
 

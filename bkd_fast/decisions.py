@@ -17,7 +17,7 @@ RATES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # that a report of known def
 class NormalScores:
     """Scores of normal images that a model was not fitted to.
 
-    ``source``: ``leave-one-out`` (training images, each compared with the others), ``validation`` (images held out of
+    ``source``: ``leave-one-out`` (training images, each compared with the others), ``validation`` (images kept out of
     training) or ``calibration`` (images given later). ``scores``: of the images. ``maxima``: the largest pixel of each
     map.
     """

@@ -1,5 +1,5 @@
-// The one list of what is native. The Python side (bkd_fast/ops/native.py) checks, allocates and lays out; these fill in
-// what they are given: tensors named (a!), (b!) … are written to, and grad_* without elements are not needed.
+// The schemas of the CPU kernels. The Python side (bkd_fast/ops/native/cpu.py) checks, allocates and lays out; these
+// fill in what they are given: tensors named (a!), (b!) … are written to, and grad_* without elements are not needed.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 

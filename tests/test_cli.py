@@ -69,6 +69,7 @@ def test_training_from_the_command_line(tiny_data, tmp_path, capsys):
 def test_public_names_are_there():
     import bkd_fast
 
+    assert dir(bkd_fast) == sorted(bkd_fast.__all__)
     for name in bkd_fast.__all__:
         assert getattr(bkd_fast, name) is not None
     assert callable(bkd_fast.train)

@@ -16,8 +16,8 @@ from bkd_fast.data import ImageDataset
 from bkd_fast.model.teacher import Teacher
 from bkd_fast.training.weights import load_weights
 
-Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (1, 3, H, W) in [0, 1] -> score (1,), map of H * W values
-Made = tuple[Judge, float] | str  # and megabytes kept beside the teacher; or why there is none
+Predict = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (1, 3, H, W) in [0, 1] -> score (1,), map of H * W values
+Made = tuple[Predict, float] | str  # and megabytes kept beside the teacher; or why there is none
 BATCH = 8
 
 

@@ -55,7 +55,7 @@ def differnet(
     model.eval().requires_grad_(False)
     angles = torch.arange(views) * (2 * math.pi / views)
 
-    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             seen = graded(images.expand(views, -1, -1, -1))
             z, log_determinant = model(turned(seen, angles))
@@ -65,7 +65,7 @@ def differnet(
         maps = smooth(gradient, SIGMA).abs().mean((0, 1)).square()
         return surprise.detach().mean().view(1), maps
 
-    return judge, megabytes(model.flow)
+    return predict, megabytes(model.flow)
 
 
 class DifferNet(nn.Module):

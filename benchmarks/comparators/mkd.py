@@ -50,7 +50,7 @@ def mkd(
             optimizer.step()
     model.eval().requires_grad_(False)
 
-    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             seen = graded(images)
             losses = model.losses(model.teacher.standardized(seen), seen)
@@ -59,7 +59,7 @@ def mkd(
         eroded = -F.max_pool2d(-maps, 3, 1, 1)
         return losses.detach(), F.max_pool2d(eroded, 3, 1, 1)
 
-    return judge, megabytes(model.cloner)
+    return predict, megabytes(model.cloner)
 
 
 class Pair(nn.Module):

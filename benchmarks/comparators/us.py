@@ -50,11 +50,11 @@ def us(
     model.eval()
     model.normalize(settings.validation)
 
-    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
         maps = model.maps(images)
         return maps.amax((1, 2, 3)), maps
 
-    return judge, megabytes(model.students)
+    return predict, megabytes(model.students)
 
 
 class Ensemble(nn.Module):

@@ -52,9 +52,9 @@ def ablate(
     keep: bool = False,
     title: str = "Ablation",
 ) -> Path:
-    """Trains and evaluates every variant on every category with every seed, and writes the tables.
+    """Train and evaluate every variant on every category with every seed, and writes the tables.
 
-    A run that has finished is not repeated, so an interrupted ablation goes on with the same call, and more seeds may
+    A run that has finished is not repeated, so the same call resumes an interrupted ablation, and more seeds may
     be asked for later. Under ``torchrun``, on one machine or several that share ``out``, each process takes its part of
     the runs. Written into ``out``: ``results.csv`` (a row for each finished run), ``results.md`` (mean and spread over
     the seeds, with protocol, versions and hardware), ``results.svg`` where matplotlib is installed, and ``runs/``.
@@ -158,7 +158,7 @@ def _execute(
             for future in futures:
                 future.cancel()
             for process in processes:
-                process.send_signal(signal.SIGINT)  # it leaves a checkpoint, from which the same command goes on
+                process.send_signal(signal.SIGINT)  # it leaves a checkpoint, from which the same command resumes
             raise
     return failed
 

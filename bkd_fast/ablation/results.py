@@ -100,8 +100,8 @@ def _protocol(finished: Sequence[Finished]) -> list[str]:
         f"Percent; mean ± standard deviation over the seeds, each the mean over the categories "
         f"{', '.join(categories)}. Runs: {len(finished)}.",
         "",
-        f"- Protocol: {first['train_images']} training normals and {first['validation_images']} held out for "
-        f"thresholds in {finished[0][1]}; test images for measuring only, F1-max over all thresholds, the last epoch's "
+        f"- Protocol: {first['train_images']} training and {first['validation_images']} validation "
+        f"normals in {finished[0][1]}; test images for measuring only, F1-max over all thresholds, the last epoch's "
         f"weights; {size[0]} × {size[1]} pixels, teacher {config.teacher.name}, "
         f"{config.training.epochs} epochs at most, batch size {config.training.batch_size}.",
         f"- Seeds: {', '.join(map(str, sorted({seed for _, _, seed, _ in finished})))}; each sets which normals are "

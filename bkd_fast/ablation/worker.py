@@ -22,9 +22,9 @@ SPECIFICATION, RESULT, MODEL = "run.json", "result.json", "model"
 
 
 def work(folder: Path) -> None:
-    """Trains and evaluates what ``folder/run.json`` says; its figures become ``folder/result.json``.
+    """Train and evaluate what ``folder/run.json`` says; its metrics become ``folder/result.json``.
 
-    A training that was interrupted goes on from its checkpoint.
+    An interrupted training resumes from its checkpoint.
     """
     given = json.loads((folder / SPECIFICATION).read_text(encoding="utf-8"))
     model = folder / MODEL

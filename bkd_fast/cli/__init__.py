@@ -28,7 +28,7 @@ EPILOG = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status (0 done, 1 unusable input, 130 interrupted)."""
+    """Run one command and return the exit status (0 done, 1 unusable input, 130 interrupted)."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("lightning_fabric", "timm", "httpx", "PIL"):
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bkd-fast: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hints = {"train": "; go on with the same command and --resume", "ablate": "; the same command goes on"}
+        hints = {"train": "; rerun the same command with --resume", "ablate": "; the same command resumes"}
         print(f"bkd-fast: interrupted{hints.get(arguments.command, '')}", file=sys.stderr)
         return 130
     return 0

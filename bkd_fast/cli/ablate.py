@@ -14,7 +14,7 @@ SUMMARY = "train and measure variants over several seeds: what pays"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument("data", type=Path, help="a data set in MVTec AD's layout, with test images")
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs and results; the same one goes on")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs and results; the same one resumes")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=int, choices=(2, 4, 5), help="of the paper: shots, parts, or transformations")
     what.add_argument("--grid", nargs="+", metavar="OPTION=A,B", help="every combination of these options' values")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "judge images with a trained run"
+SUMMARY = "predict images with a trained run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--precision", default="32", help="32, bf16 or (GPUs) fp16 (default: %(default)s)")
-    parser.add_argument("--tile", type=int, nargs="+", metavar="N", help="judge in tiles: side, or height and width")
+    parser.add_argument("--tile", type=int, nargs="+", metavar="N", help="predict in tiles: side, or height and width")
     parser.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring tiles share (default: 0)")
     parser.add_argument("--threshold", type=float, help="decide with this threshold instead of the run's")
     parser.add_argument("--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on")

@@ -19,15 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anomalous", type=Path, help="with a plain folder: defective images, for evaluation only")
     parser.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by file name")
     add_options(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted run")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--devices", type=int, default=1, help="processes (GPUs) to train with (default: %(default)s)")
     parser.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "cuda"), help="where to train")
     parser.add_argument(
         "--precision", default="auto", choices=("auto", "32", "bf16", "fp16"), help="auto: bf16 where the GPU has it"
     )
-    parser.add_argument("--cache-gb", type=float, default=2.0, help="room for teacher features (default: %(default)s)")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep them there, on disk, instead of in memory")
+    parser.add_argument(
+        "--cache-gb", type=float, default=2.0, help="GB of teacher features to cache (default: %(default)s)"
+    )
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep the cache there instead of in memory")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -157,8 +157,8 @@ def split_normals(samples: Sequence[Sample], share: float, seed: int) -> tuple[l
     """
     if len(samples) < 2:
         raise BKDError(
-            f"{len(samples)} training image(s): expected at least 2 normal images, one to learn from and one held out "
-            "for the threshold"
+            f"{len(samples)} training image(s): expected at least 2 normal images, one to learn from and one for "
+            "the threshold"
         )
     held = min(len(samples) - 1, max(1, round(share * len(samples))))
     chosen = set(torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:held].tolist())

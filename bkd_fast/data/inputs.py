@@ -1,4 +1,4 @@
-"""What a detector takes for an image, as the network's input."""
+"""Images of every kind that a detector takes, as the network's input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Size: TypeAlias = tuple[int, int]
 
 
 class Decoded:
-    """An image that can be judged, in memory at its own size.
+    """A decoded image, in memory at its own size.
 
     Args:
         image: a path, a PIL image, an array ((H, W) grey or (H, W, 3) RGB, uint8), or a tensor ((3, H, W), uint8 or

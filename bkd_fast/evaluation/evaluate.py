@@ -64,7 +64,7 @@ def evaluate(
     pictures: bool = True,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Measures a run and writes ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html`` into it.
+    """Measure a run and write ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html`` into it.
 
     Args:
         run: a run folder.
@@ -174,11 +174,12 @@ def _measure(
         total=len(samples), desc=f"evaluating {name}", unit="image", disable=None if progress is None else not progress
     )
     with bar:
-        for part, judged in _judged(detector, samples, branches):
-            for branch, (scores, maps) in judged.items():
+        for part, predicted in _predicted(detector, samples, branches):
+            size = predicted[BOTH][1].shape[1:]
+            truths = [_truth(sample, (size[0], size[1])) for sample in part]  # each mask is decoded once
+            for branch, (scores, maps) in predicted.items():
                 gathered[branch].scores += scores
-                for sample, anomaly_map in zip(part, maps, strict=True):
-                    truth = _truth(sample, (anomaly_map.shape[0], anomaly_map.shape[1]))
+                for sample, truth, anomaly_map in zip(part, truths, maps, strict=True):
                     if truth is not None:
                         gathered[branch].pixels.update(anomaly_map, truth)
                     if branch == BOTH:
@@ -213,7 +214,7 @@ def _measure(
     return report, {**figures[BOTH], "branches": figures, "decisions": decisions, "images": counts}
 
 
-def _judged(
+def _predicted(
     detector: Detector, samples: list[Sample], branches: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[list[Sample], dict[str, tuple[list[float], np.ndarray]]]]:
     """Some samples at a time with each branch's scores and maps, at the network's size; of tiles at the image's own."""
@@ -261,6 +262,6 @@ def _test_samples(folder: Path, data: str | Path | None, name: str, skip_unreada
     if not matching[0].test:
         raise BKDError(
             f"{root} has no test images for {name!r}: expected test/good and test/<defect> folders, "
-            "or train with --anomalous DIR on a plain folder. `bkd-fast predict` judges images without labels."
+            "or train with --anomalous DIR on a plain folder. `bkd-fast predict` takes images without labels."
         )
     return check_samples(matching[0].test, skip_unreadable=skip_unreadable)

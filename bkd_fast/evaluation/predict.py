@@ -35,20 +35,20 @@ def predict(
     threshold: float | None = None,
     skip_unreadable: bool = False,
 ) -> str:
-    """Judges images and writes ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
+    """Predict images and write ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
 
     Args:
         run: folder of one trained category.
         images: image files, or folders that are searched for them.
         out: must be new or empty.
         precision: ``32``, ``bf16`` or ``fp16``; see :meth:`bkd_fast.Detector.load`.
-        tile, overlap: judge in tiles; see :meth:`bkd_fast.Detector.__call__`.
+        tile, overlap: predict in tiles; see :meth:`bkd_fast.Detector.__call__`.
         threshold: decides instead of the run's own.
-        skip_unreadable: unreadable images are reported and left out; otherwise the first one stops the work, and
-            what was judged before it is kept.
+        skip_unreadable: unreadable images are reported and left out; otherwise the first one ends the command, and
+            what was predicted before it is kept.
 
     Returns:
-        One line for the user: how many images were judged and called anomalous.
+        One line for the user: how many images there were, and how many are anomalous.
 
     Raises:
         BKDError: no images, an occupied or unwritable ``out``, an unreadable image, an unusable run.
@@ -69,13 +69,13 @@ def predict(
         array = load_image(image[1])
         return array, predictor.preprocess(array)
 
-    def judge(read_images: list[tuple[np.ndarray, Any]]) -> list[tuple[np.ndarray, Any]]:
+    def infer(read_images: list[tuple[np.ndarray, Any]]) -> list[tuple[np.ndarray, Any]]:
         arrays, prepared = zip(*read_images, strict=True)
         return list(zip(arrays, predictor.predict(list(prepared)), strict=True))
 
-    def write(image: tuple[str, Path], judged: tuple[np.ndarray, Any]) -> dict[str, object]:
-        (name, path), (array, found) = image, judged
-        prediction = predictor.postprocess(found)
+    def write(image: tuple[str, Path], predicted: tuple[np.ndarray, Any]) -> dict[str, object]:
+        (name, path), (array, raw) = image, predicted
+        prediction = predictor.postprocess(raw)
         panel = render_panel(array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale)
         write_overlay(out / "heatmaps" / f"{name}.jpg", panel)
         with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:
@@ -85,7 +85,7 @@ def predict(
         return dict(zip(COLUMNS, (str(path), *scores), strict=True))
 
     try:
-        for outcome in pipeline(named.items(), read, judge, write, batch=detector.batch, workers=WORKERS):
+        for outcome in pipeline(named.items(), read, infer, write, batch=detector.batch, workers=WORKERS):
             if outcome.result is not None:
                 rows.append(outcome.result)
             elif skip_unreadable and isinstance(outcome.error, ImageError):
@@ -99,7 +99,7 @@ def predict(
                 writer.writeheader()
                 writer.writerows(rows)
     anomalous = sum(row["decision"] == "anomalous" for row in rows)
-    return f"{len(rows)} images judged, {anomalous} anomalous: {out / 'scores.csv'}"
+    return f"{len(rows)} images, {anomalous} anomalous: {out / 'scores.csv'}"
 
 
 def _names(arguments: Sequence[Path]) -> dict[str, Path]:

@@ -45,7 +45,7 @@ def pipeline(
         items: taken from in a thread of its own; what it raises is raised after the results before it.
 
     Returns:
-        An outcome for each item: an exception in ``before`` or ``after`` is that item's own, and the stream goes on.
+        An outcome for each item: an exception in ``before`` or ``after`` is that item's own, and the stream continues.
         One in ``together`` ends it.
     """
     source = _Source(items, batch)

@@ -183,7 +183,7 @@ class Bkd(AnomalibModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        """The losses of Eq. 11-12 on the batch's images that are not held out."""
+        """The losses of Eq. 11-12 on the batch's images that are not for validation."""
         paths = [str(path) for path in batch.image_path]
         rows = [row for row, path in enumerate(paths) if path not in self.validation]
         if not rows or not self.steps.branches:

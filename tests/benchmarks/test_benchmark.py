@@ -3,6 +3,7 @@
 import csv
 import itertools
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,3 +190,16 @@ def test_bench_from_the_command_line(tmp_path, capsys):
 def test_bench_says_what_is_wrong(arguments, message, capsys):
     assert main(["bench", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_compiled_peer_of_the_anomaly_map_agrees(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import ops
+
+    for each in ops._with_peers(operators.cases(operators.QUICK, "cpu", ["cosine_anomaly_map"]), compiled=True):
+        if each.what == "forward":
+            rows = measure(each, 0.001)  # compares all providers before it times them
+            assert "torch.compile" in {row.provider for row in rows}
+            return
+    pytest.fail("the anomaly map has no forward case")

@@ -131,7 +131,7 @@ def test_a_run_without_its_data_asks_for_it(run, tiny_data, tmp_path):
 def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, capsys):
     arguments = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
-    assert "6 images judged" in capsys.readouterr().out
+    assert "6 images, " in capsys.readouterr().out
     rows = scores_of(tmp_path / "out")
     assert len(rows) == 6
     assert {row["decision"] for row in rows} <= {"normal", "anomalous"}

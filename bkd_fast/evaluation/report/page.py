@@ -26,12 +26,7 @@ LOSSES = (
     ("reverse", "reverse"),
     ("validation_loss", "validation"),
 )
-HEADLINES = (
-    ("image_auroc", "Image AUROC"),
-    ("image_f1_max", "Image F1-max"),
-    ("pixel_auroc", "Pixel AUROC"),
-    ("aupro", "AUPRO"),
-)
+HEADLINES = (("image_auroc", "Image AUROC"), ("pixel_auroc", "Pixel AUROC"), ("aupro", "AUPRO"))
 COLUMNS = '<th class="first">AUROC</th><th>AP</th><th>F1-max</th>' * 2 + "<th>AUPRO</th>"
 FIRST = ("image_auroc", "pixel_auroc", "precision")  # a line to the left sets the groups of columns apart
 
@@ -63,7 +58,7 @@ def write_report(
     sections = "".join(_category(index, category, gallery) for index, category in enumerate(categories))
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     body = (
-        f"<header><h1>{escape(title)}</h1><p>{_summary(categories)}</p>{_headlines(mean, len(categories))}</header>"
+        f"<header><h1>{escape(title)}</h1><p>{_summary(categories)}</p>{_headlines(mean, categories)}</header>"
         f"<section><h2>How to read this</h2>{_guide(heat_scale)}</section>"
         f"<section><h2>Results</h2>{_results(categories, mean)}</section>{sections}"
         f"<section><h2>Configuration</h2>{_facts(config)}</section>"
@@ -90,9 +85,16 @@ def _summary(categories: Sequence[CategoryReport]) -> str:
     )
 
 
-def _headlines(mean: Figures, categories: int) -> str:
-    suffix = ", mean" if categories > 1 else ""
-    tiles = (f"<div><b>{_percent(mean.get(name))}</b><span>{label}{suffix}</span></div>" for name, label in HEADLINES)
+def _headlines(mean: Figures, categories: Sequence[CategoryReport]) -> str:
+    """Return the tiles at the top: what the thresholds do, then what the scores could do."""
+    suffix = ", mean" if len(categories) > 1 else ""
+    decisions = [_decisions(category) for category in categories]
+    values = [
+        (mean_of([decided["recall"] for decided in decisions]), "Defects found"),
+        (mean_of([decided["false_alarm_rate"] for decided in decisions]), "False alarms"),
+        *((mean.get(name), label) for name, label in HEADLINES),
+    ]
+    tiles = (f"<div><b>{_percent(value)}</b><span>{label}{suffix}</span></div>" for value, label in values)
     return f'<div class="headlines">{"".join(tiles)}</div>'
 
 

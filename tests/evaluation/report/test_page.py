@@ -235,3 +235,14 @@ def test_an_overlay_that_is_not_there_is_named_and_the_old_report_survives(tmp_p
 def test_a_threshold_must_be_finite():
     with pytest.raises(BKDError, match="threshold of tile is nan"):
         category([], threshold=math.nan)
+
+
+def test_the_first_tiles_say_what_the_thresholds_do(tmp_path):
+    images = records(8, 4, seed=3)
+    found = sum(image.decision for image in images if image.label) / 4
+    alarms = sum(image.decision for image in images if not image.label) / 8
+    made = category(images)
+    write_report(tmp_path / "report.html", title="t", categories=[made], mean=made.metrics, config={}, environment={})
+    tiles = re.findall(r"<div><b>(.*?)</b><span>(.*?)</span></div>", (tmp_path / "report.html").read_text())
+    assert [label for _, label in tiles[:3]] == ["Defects found", "False alarms", "Image AUROC"]
+    assert [float(value.rstrip(" %")) for value, _ in tiles[:2]] == pytest.approx([100 * found, 100 * alarms], abs=0.06)
