@@ -1,5 +1,6 @@
 """The network of a detector as CUDA graphs: a few hundred kernels are launched at once, which takes a CPU longer one by
-one than a GPU needs to run them."""
+one than a GPU needs to run them.
+"""
 
 from __future__ import annotations
 

@@ -149,7 +149,8 @@ def _distance_backward(
 
 def _upsample_adjoint(grad: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """As products with the matrices of both directions: the same sums every time, which PyTorch's adjoint of
-    upsampling does not give on CUDA, and for sizes that a compiler does not know."""
+    upsampling does not give on CUDA, and for sizes that a compiler does not know.
+    """
     rows, columns = (
         F.interpolate(
             torch.eye(small, dtype=grad.dtype, device=grad.device)[None, None],
