@@ -1,17 +1,14 @@
-"""How many blocks of a kernel a multiprocessor holds, and the table of it in docs/kernels.md."""
+"""How many blocks of a kernel a multiprocessor holds, and a table of it."""
 
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiling import ARCHITECTURES, ROOT, Kernel
+from compiling import ARCHITECTURES, Kernel
 
 HERE = Path(__file__).resolve().parent
-PAGE = ROOT / "docs" / "kernels.md"
-BEGIN, END = "<!-- kernels as compiled -->", "<!-- end of kernels as compiled -->"
 # Of a multiprocessor (CUDA C++ Programming Guide, compute capabilities): warps, blocks, KB of shared memory.
 LIMITS = {
     "75": (32, 16, 64), "80": (64, 32, 164), "86": (48, 16, 100), "89": (48, 24, 100), "90": (64, 32, 228),
@@ -48,11 +45,3 @@ def table(kernels: Sequence[Kernel]) -> str:
         cells = [f"{own[one].registers} / {blocks(own[one])}" for one in ARCHITECTURES]
         lines.append(f"| `{name}` | {shared:.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def with_table(page: str, kernels: Sequence[Kernel]) -> str:
-    """The page with the table between its two marks."""
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(page):
-        raise ValueError(f"{PAGE.name} has no {BEGIN} … {END}")
-    return pattern.sub(lambda _: f"{BEGIN}\n{table(kernels)}\n{END}", page)
