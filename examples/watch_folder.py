@@ -1,7 +1,7 @@
 """Predicts images as they arrive in a folder: python examples/watch_folder.py RUN FOLDER [--seconds 3600].
 
 Prints one JSON line an image. A file is predicted when it has stopped growing; one that cannot be read is reported,
-and the watch goes on.
+and watching continues.
 """
 
 import argparse
