@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 from bkd_fast.version import __version__
 
 project = "bkd_fast"
-author = "the authors of bkd_fast"
+author = "The bkd_fast developers"
 version = release = __version__
 extensions = [
     "config_fields",
