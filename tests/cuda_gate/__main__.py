@@ -1,4 +1,4 @@
-"""``python tests/cuda_gate --update``: the kernels of now become the budget and the table in docs/kernels.md."""
+"""``python tests/cuda_gate --update``: the kernels of now become the budget and the table in docs/proof.md."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""How many blocks of a kernel a multiprocessor holds, and the table of it in docs/kernels.md."""
+"""How many blocks of a kernel a multiprocessor holds, and the table of it in docs/proof.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from compiling import ARCHITECTURES, ROOT, Kernel
 
 HERE = Path(__file__).resolve().parent
-PAGE = ROOT / "docs" / "kernels.md"
+PAGE = ROOT / "docs" / "proof.md"
 BEGIN, END = "<!-- kernels as compiled -->", "<!-- end of kernels as compiled -->"
 # Of a multiprocessor (CUDA C++ Programming Guide, compute capabilities): warps, blocks, KB of shared memory.
 LIMITS = {

@@ -1,4 +1,4 @@
-"""What the CUDA kernels move, counted by the emulation, and what follows for two GPUs: "On paper" in docs/kernels.md.
+"""What the CUDA kernels move, counted by the emulation, and what follows for two GPUs: "CUDA kernels on paper" in docs/speed.md.
 
 ``python tests/cuda_on_cpu/traffic.py`` prints the tables in a minute. Counted on small pieces of WideResNet50's levels
 in float16: what a multiprocessor has to do is that of its blocks, whatever the number of images.
