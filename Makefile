@@ -65,7 +65,7 @@ wheels: $(VENV)/installed
 	$(BIN)/python tests/wheels.py
 
 # Torch and the build tools come first; the package is then built without isolation, with just these.
-$(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/_build/*.py) $(shell find csrc -type f)
+$(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/extension/*.py) $(shell find csrc -type f)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "$(TORCH)" torchvision

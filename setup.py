@@ -15,7 +15,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
-FOLDER = HERE / "bkd_fast" / "_build"
+FOLDER = HERE / "bkd_fast" / "extension"
 # By its path: importing the package would need all it depends on.
 spec = importlib.util.spec_from_file_location(
     "bkd_fast_build", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]

@@ -24,9 +24,9 @@ FAULT, TESTS = "--fault", "--tests"
 
 def main(arguments: list[str]) -> int:
     """Builds, checks that a fault is caught, then runs the operator tests; ``arguments`` are further ones of pytest."""
-    from bkd_fast import _build
+    from bkd_fast import extension
 
-    _build.build(LIBRARY.parent, sanitize=True)
+    extension.build(LIBRARY.parent, sanitize=True)
     environment = {
         **os.environ,
         # The runtime has to be there before anything allocates. It also intercepts what throws C++ exceptions, which it
@@ -58,9 +58,9 @@ def main(arguments: list[str]) -> int:
 
 def _library(name: str) -> str:
     """Where the compiler keeps a library."""
-    from bkd_fast import _build
+    from bkd_fast import extension
 
-    command = [*shlex.split(_build.compiler() or ""), f"-print-file-name={name}"]
+    command = [*shlex.split(extension.compiler() or ""), f"-print-file-name={name}"]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     if not Path(found).is_absolute():
         sys.exit(f"sanitize: the compiler has no {name}; install GCC, or name it with CXX=g++")

@@ -15,7 +15,7 @@ RANKS = (
     ("artifact",),
     ("model", "data"),
     ("ops", "config", "decisions"),
-    ("_build", "errors", "files", "version"),
+    ("extension", "errors", "files", "version"),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from bkd_fast._build import compiler
 from bkd_fast.errors import BKDError
 from bkd_fast.export.plain import plain
 from bkd_fast.export.translations import DEFORM_OPSET, onnx_translations
+from bkd_fast.extension import compiler
 
 INPUT, OUTPUTS = "images", ("scores", "anomaly_maps")
 SUFFIXES = {"pt2": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx", "openvino": ".xml"}

@@ -1,43 +1,11 @@
-// The operators on pairs of teacher and student levels: anomaly map and distillation loss.
+// The anomaly map.
 #include <algorithm>
 #include <cmath>
 
-#include "dispatch.h"
+#include "levels.h"
 
 namespace bkd {
 namespace {
-
-using Tensors = std::vector<Tensor>;
-
-// Levels with pointers into the tensors; students are given branch after branch.
-template <class T>
-struct Pairs {
-  Pairs(const Tensors& teacher, const Tensors& student, const std::vector<double>& weights)
-      : branches(student.size() / teacher.size()), students(student.size()), factors(student.size()) {
-    const int64_t count = teacher.size();
-    for (int64_t l = 0; l < count; ++l) {
-      for (int64_t b = 0; b < branches; ++b) {
-        students[l * branches + b] = data<T>(student[b * count + l]);
-        factors[l * branches + b] = weights.empty() ? T(1) : static_cast<T>(weights[b * count + l]);
-      }
-      const Tensor& t = teacher[l];
-      const bool channels_first = t.is_contiguous();
-      levels.push_back({t.size(1), t.size(2), t.size(3), channels_first ? t.size(2) * t.size(3) : 1,
-                        channels_first ? 1 : t.size(1), data<T>(t), &students[l * branches], &factors[l * branches]});
-    }
-  }
-  int64_t branches;
-  std::vector<const T*> students;
-  std::vector<T> factors;
-  std::vector<Level<T>> levels;
-};
-
-template <class T>
-std::vector<T*> pointers(const Tensors& tensors) {
-  std::vector<T*> found;
-  for (const Tensor& tensor : tensors) found.push_back(data<T>(tensor));
-  return found;
-}
 
 template <class T>
 AnomalyMap<T> problem(const Pairs<T>& pairs, int64_t batch, double value_share) {
@@ -58,7 +26,7 @@ void raise(T* values, int64_t count, T exponent) {
 
 void cosine_distances(int64_t tier, const Tensors& teacher, const Tensors& student, const std::vector<double>& weights,
                       double value_share, const Tensor& output) {
-  by_type(teacher[0], [&](auto zero) {
+  dispatch(teacher[0], [&](auto zero) {
     using T = decltype(zero);
     const Pairs<T> pairs(teacher, student, weights);
     AnomalyMap<T> p = problem(pairs, teacher[0].size(0), value_share);
@@ -70,7 +38,7 @@ void cosine_distances(int64_t tier, const Tensors& teacher, const Tensors& stude
 void cosine_distances_backward(int64_t tier, const Tensor& grad, const Tensors& teacher, const Tensors& student,
                                const std::vector<double>& weights, double value_share, const Tensors& grad_teacher,
                                const Tensors& grad_student) {
-  by_type(teacher[0], [&](auto zero) {
+  dispatch(teacher[0], [&](auto zero) {
     using T = decltype(zero);
     const Pairs<T> pairs(teacher, student, weights);
     const std::vector<T*> by_teacher = pointers<T>(grad_teacher), by_student = pointers<T>(grad_student);
@@ -85,7 +53,7 @@ void cosine_distances_backward(int64_t tier, const Tensor& grad, const Tensors& 
 void anomaly_map(int64_t tier, const Tensors& teacher, const Tensors& student, const std::vector<double>& weights,
                  const std::vector<double>& exponents, double value_share, bool product, double sigma,
                  bool align_corners, const Tensor& output) {
-  by_type(teacher[0], [&](auto zero) {
+  dispatch(teacher[0], [&](auto zero) {
     using T = decltype(zero);
     const Pairs<T> pairs(teacher, student, weights);
     AnomalyMap<T> p = problem(pairs, teacher[0].size(0), value_share);
@@ -107,51 +75,23 @@ void anomaly_map(int64_t tier, const Tensors& teacher, const Tensors& student, c
   });
 }
 
-template <class T>
-DistillationLoss<T> problem(const Pairs<T>& pairs, int64_t batch, bool by_pixel, double value_weight,
-                            const Tensor& statistics) {
-  DistillationLoss<T> p{};
-  p.parallel = run_parallel;
-  p.batch = batch, p.levels = pairs.levels.size();
-  p.level = pairs.levels.data();
-  p.by_pixel = by_pixel, p.value_weight = static_cast<T>(value_weight);
-  p.statistics = data<T>(statistics);
-  return p;
-}
-
-void distillation_loss(int64_t tier, const Tensors& teacher, const Tensors& student, bool by_pixel, double value_weight,
-                       const Tensor& statistics, const Tensor& output) {
-  by_type(teacher[0], [&](auto zero) {
-    using T = decltype(zero);
-    const Pairs<T> pairs(teacher, student, {});
-    DistillationLoss<T> p = problem(pairs, teacher[0].size(0), by_pixel, value_weight, statistics);
-    p.loss = data<T>(output);
-    kernels_of<T>(tier).distillation_loss(p);
-  });
-}
-
-void distillation_loss_backward(int64_t tier, const Tensor& grad, const Tensors& teacher, const Tensors& student,
-                                const Tensor& statistics, bool by_pixel, double value_weight,
-                                const Tensors& grad_teacher, const Tensors& grad_student) {
-  by_type(teacher[0], [&](auto zero) {
-    using T = decltype(zero);
-    const Pairs<T> pairs(teacher, student, {});
-    const std::vector<T*> by_teacher = pointers<T>(grad_teacher), by_student = pointers<T>(grad_student);
-    DistillationLoss<T> p = problem(pairs, teacher[0].size(0), by_pixel, value_weight, statistics);
-    p.grad = *data<T>(grad);
-    p.grad_teacher = by_teacher.data();
-    p.grad_student = by_student.data();
-    kernels_of<T>(tier).distillation_loss_backward(p);
-  });
-}
-
 }  // namespace
 }  // namespace bkd
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_native, m) {
+  m.def(
+      "cosine_distances(int tier, Tensor[] teacher, Tensor[] student, float[] weights, float value_share, "
+      "Tensor(a!) output) -> ()");
+  m.def(
+      "cosine_distances_backward(int tier, Tensor grad, Tensor[] teacher, Tensor[] student, float[] weights, "
+      "float value_share, Tensor(a!)[] grad_teacher, Tensor(b!)[] grad_student) -> ()");
+  m.def(
+      "anomaly_map(int tier, Tensor[] teacher, Tensor[] student, float[] weights, float[] exponents, float value_share, "
+      "bool product, float sigma, bool align_corners, Tensor(a!) output) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(bkd_fast_native, CPU, m) {
   m.impl("cosine_distances", TORCH_BOX(&bkd::cosine_distances));
   m.impl("cosine_distances_backward", TORCH_BOX(&bkd::cosine_distances_backward));
   m.impl("anomaly_map", TORCH_BOX(&bkd::anomaly_map));
-  m.impl("distillation_loss", TORCH_BOX(&bkd::distillation_loss));
-  m.impl("distillation_loss_backward", TORCH_BOX(&bkd::distillation_loss_backward));
 }

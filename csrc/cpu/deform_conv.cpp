@@ -38,7 +38,7 @@ DeformConv<T> problem(const Tensor& input, const Tensor& offset, const std::opti
 void deform_conv(int64_t tier, const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask,
                  const Tensor& weight, const std::optional<Tensor>& bias, const Integers& stride,
                  const Integers& padding, const Integers& dilation, const Tensor& output) {
-  by_type(input, [&](auto zero) {
+  dispatch(input, [&](auto zero) {
     using T = decltype(zero);
     DeformConv<T> p = problem<T>(input, offset, mask, weight, stride, padding, dilation, output);
     p.bias = data<T>(bias);
@@ -51,7 +51,7 @@ void deform_conv_backward(int64_t tier, const Tensor& grad, const Tensor& input,
                           const std::optional<Tensor>& mask, const Tensor& weight, const Integers& stride,
                           const Integers& padding, const Integers& dilation, const Tensor& grad_input,
                           const Tensor& grad_offset, const Tensor& grad_mask, const Tensor& grad_weight) {
-  by_type(input, [&](auto zero) {
+  dispatch(input, [&](auto zero) {
     using T = decltype(zero);
     DeformConv<T> p = problem<T>(input, offset, mask, weight, stride, padding, dilation, grad);
     p.grad = data<T>(grad);
@@ -81,7 +81,7 @@ DeformGather<T> problem(const Tensor& projected, const Tensor& offset, const std
 void deform_gather(int64_t tier, const Tensor& projected, const Tensor& offset, const std::optional<Tensor>& mask,
                    const Integers& kernel, const Integers& stride, const Integers& padding, const Integers& dilation,
                    const Tensor& output) {
-  by_type(projected, [&](auto zero) {
+  dispatch(projected, [&](auto zero) {
     using T = decltype(zero);
     DeformGather<T> p = problem<T>(projected, offset, mask, kernel, stride, padding, dilation);
     p.output = data<T>(output);
@@ -93,7 +93,7 @@ void deform_gather_backward(int64_t tier, const Tensor& grad, const Tensor& proj
                             const std::optional<Tensor>& mask, const Integers& kernel, const Integers& stride,
                             const Integers& padding, const Integers& dilation, const Tensor& grad_projected,
                             const Tensor& grad_offset, const Tensor& grad_mask) {
-  by_type(projected, [&](auto zero) {
+  dispatch(projected, [&](auto zero) {
     using T = decltype(zero);
     DeformGather<T> p = problem<T>(projected, offset, mask, kernel, stride, padding, dilation);
     p.grad = data<T>(grad);
@@ -106,6 +106,23 @@ void deform_gather_backward(int64_t tier, const Tensor& grad, const Tensor& proj
 
 }  // namespace
 }  // namespace bkd
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_native, m) {
+  m.def(
+      "deform_conv(int tier, Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, "
+      "int[] padding, int[] dilation, Tensor(a!) output) -> ()");
+  m.def(
+      "deform_conv_backward(int tier, Tensor grad, Tensor input, Tensor offset, Tensor? mask, Tensor weight, "
+      "int[] stride, int[] padding, int[] dilation, Tensor(a!) grad_input, Tensor(b!) grad_offset, "
+      "Tensor(c!) grad_mask, Tensor(d!) grad_weight) -> ()");
+  m.def(
+      "deform_gather(int tier, Tensor projected, Tensor offset, Tensor? mask, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation, Tensor(a!) output) -> ()");
+  m.def(
+      "deform_gather_backward(int tier, Tensor grad, Tensor projected, Tensor offset, Tensor? mask, int[] kernel_size, "
+      "int[] stride, int[] padding, int[] dilation, Tensor(a!) grad_projected, Tensor(b!) grad_offset, "
+      "Tensor(c!) grad_mask) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(bkd_fast_native, CPU, m) {
   m.impl("deform_conv", TORCH_BOX(&bkd::deform_conv));

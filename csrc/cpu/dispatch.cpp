@@ -41,6 +41,10 @@ std::string cpu_tiers() {
 
 }  // namespace bkd
 
+STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_native, m) {
+  m.def("cpu_tiers() -> str");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(bkd_fast_native, CompositeExplicitAutograd, m) {
   m.impl("cpu_tiers", TORCH_BOX(&bkd::cpu_tiers));
 }

@@ -40,7 +40,7 @@ const T* data(const std::optional<Tensor>& tensor) {
 
 // call(T{}) for the element type of a tensor; the Python side has seen to it that there are only these two.
 template <class Call>
-void by_type(const Tensor& tensor, const Call& call) {
+void dispatch(const Tensor& tensor, const Call& call) {
   if (tensor.element_size() == sizeof(float))
     call(float{});
   else

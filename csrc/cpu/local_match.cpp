@@ -26,7 +26,7 @@ Numbers numbers_of(const Tensor& tensor) {
 void local_match(int64_t tier, const Tensor& query, const Tensor& support, const Tensor& shots, int64_t radius,
                  const Tensor& distance, const Tensor& displacement) {
   const std::vector<Move> moves = moves_of(radius);
-  by_type(query, [&](auto zero) {
+  dispatch(query, [&](auto zero) {
     using T = decltype(zero);
     LocalMatch<T> p{};
     p.parallel = run_parallel;
@@ -43,5 +43,11 @@ void local_match(int64_t tier, const Tensor& query, const Tensor& support, const
 
 }  // namespace
 }  // namespace bkd
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_native, m) {
+  m.def(
+      "local_match(int tier, Tensor query, Tensor support, Tensor shots, int radius, Tensor(a!) distance, "
+      "Tensor(b!) displacement) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(bkd_fast_native, CPU, m) { m.impl("local_match", TORCH_BOX(&bkd::local_match)); }

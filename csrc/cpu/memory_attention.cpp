@@ -17,7 +17,7 @@ MemoryAttention<T> problem(const Tensor& query, const Tensor& memory, double thr
 
 void memory_attention(int64_t tier, const Tensor& query, const Tensor& memory, double threshold, double temperature,
                       bool renormalize, const Tensor& output) {
-  by_type(query, [&](auto zero) {
+  dispatch(query, [&](auto zero) {
     using T = decltype(zero);
     MemoryAttention<T> p = problem<T>(query, memory, threshold, temperature, renormalize);
     p.output = data<T>(output);
@@ -28,7 +28,7 @@ void memory_attention(int64_t tier, const Tensor& query, const Tensor& memory, d
 void memory_attention_backward(int64_t tier, const Tensor& grad, const Tensor& query, const Tensor& memory,
                                double threshold, double temperature, bool renormalize, const Tensor& grad_query,
                                const Tensor& grad_memory) {
-  by_type(query, [&](auto zero) {
+  dispatch(query, [&](auto zero) {
     using T = decltype(zero);
     MemoryAttention<T> p = problem<T>(query, memory, threshold, temperature, renormalize);
     p.grad = data<T>(grad);
@@ -40,6 +40,15 @@ void memory_attention_backward(int64_t tier, const Tensor& grad, const Tensor& q
 
 }  // namespace
 }  // namespace bkd
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_native, m) {
+  m.def(
+      "memory_attention(int tier, Tensor query, Tensor memory, float threshold, float temperature, bool renormalize, "
+      "Tensor(a!) output) -> ()");
+  m.def(
+      "memory_attention_backward(int tier, Tensor grad, Tensor query, Tensor memory, float threshold, "
+      "float temperature, bool renormalize, Tensor(a!) grad_query, Tensor(b!) grad_memory) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(bkd_fast_native, CPU, m) {
   m.impl("memory_attention", TORCH_BOX(&bkd::memory_attention));

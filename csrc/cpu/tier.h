@@ -15,9 +15,20 @@ namespace {
 
 template <class T>
 Kernels<T> kernels() {
-  return {deform_conv<T>,      deform_conv_backward<T>, deform_gather<T>,          deform_gather_backward<T>,
-          memory_attention<T>, memory_attention_backward<T>, distances<T>,         anomaly_map<T>,
-          distances_backward<T>, distillation_loss<T>,  distillation_loss_backward<T>, local_match<T>};
+  Kernels<T> k{};
+  k.deform_conv = deform_conv<T>;
+  k.deform_conv_backward = deform_conv_backward<T>;
+  k.deform_gather = deform_gather<T>;
+  k.deform_gather_backward = deform_gather_backward<T>;
+  k.memory_attention = memory_attention<T>;
+  k.memory_attention_backward = memory_attention_backward<T>;
+  k.distances = distances<T>;
+  k.anomaly_map = anomaly_map<T>;
+  k.distances_backward = distances_backward<T>;
+  k.distillation_loss = distillation_loss<T>;
+  k.distillation_loss_backward = distillation_loss_backward<T>;
+  k.local_match = local_match<T>;
+  return k;
 }
 
 }  // namespace

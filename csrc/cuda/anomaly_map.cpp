@@ -81,6 +81,19 @@ void map(const Tensors& level_distances, bool product, double sigma, int64_t rad
 }  // namespace
 }  // namespace bkd
 
+BKD_DEFINITIONS(m) {
+  m.def(
+      "cosine_distances(Tensor[] teacher, Tensor[] student, float[] weights, float value_share, int[] channels, "
+      "Tensor(a!)[] output, Tensor(b!)[] statistics) -> ()");
+  m.def(
+      "cosine_distances_backward(Tensor[] grad, Tensor[] teacher, Tensor[] student, float[] weights, float "
+      "value_share, "
+      "int[] channels, Tensor[] statistics, Tensor(a!)[] grad_teacher, Tensor(b!)[] grad_student) -> ()");
+  m.def(
+      "anomaly_map(Tensor[] distances, bool product, float sigma, int radius, bool align_corners, Tensor(a!) rows, "
+      "Tensor(b!) output) -> ()");
+}
+
 BKD_KERNELS(m) {
   m.impl("cosine_distances", TORCH_BOX(&bkd::all_distances));
   m.impl("cosine_distances_backward", TORCH_BOX(&bkd::distances_gradient));

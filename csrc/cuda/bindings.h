@@ -19,10 +19,10 @@
 #endif
 
 #if defined(BKD_ON_CPU)
-#define BKD_DEFINITIONS(m) STABLE_TORCH_LIBRARY(bkd_fast_cuda_on_cpu, m)
+#define BKD_DEFINITIONS(m) STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_cuda_on_cpu, m)
 #define BKD_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(bkd_fast_cuda_on_cpu, CPU, m)
 #else
-#define BKD_DEFINITIONS(m) STABLE_TORCH_LIBRARY(bkd_fast_cuda, m)
+#define BKD_DEFINITIONS(m) STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_cuda, m)
 #define BKD_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(bkd_fast_cuda, CUDA, m)
 #endif
 

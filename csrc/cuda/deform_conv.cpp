@@ -127,6 +127,28 @@ void gather_backward(const Tensor& grad, const Tensor& projected, const Tensor& 
 }  // namespace
 }  // namespace bkd
 
+BKD_DEFINITIONS(m) {
+  m.def(
+      "deform_conv(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, int[] "
+      "padding, "
+      "int[] dilation, int offset_groups, bool tf32, Tensor(a!) output) -> ()");
+  m.def(
+      "deform_conv_backward(Tensor grad, Tensor input, Tensor offset, Tensor? mask, Tensor weight, int[] stride, "
+      "int[] padding, int[] dilation, int offset_groups, bool tf32, Tensor(a!) grad_input, Tensor? scale, "
+      "Tensor(b!) grad_offset, Tensor(c!) grad_mask) -> ()");
+  m.def(
+      "deform_conv_weight(Tensor grad, Tensor input, Tensor offset, Tensor? mask, int[] kernel_size, int[] stride, "
+      "int[] padding, int[] dilation, int offset_groups, bool tf32, Tensor(a!) grad_weight) -> ()");
+  m.def(
+      "deform_gather(Tensor projected, Tensor offset, Tensor? mask, int[] kernel_size, int[] stride, int[] padding, "
+      "int[] dilation, Tensor(a!) output) -> ()");
+  m.def(
+      "deform_gather_backward(Tensor grad, Tensor projected, Tensor offset, Tensor? mask, int[] kernel_size, int[] "
+      "stride, "
+      "int[] padding, int[] dilation, Tensor(a!) grad_projected, Tensor? scale, Tensor(b!) grad_offset, "
+      "Tensor(c!) grad_mask) -> ()");
+}
+
 BKD_KERNELS(m) {
   m.impl("deform_conv", TORCH_BOX(&bkd::conv));
   m.impl("deform_conv_backward", TORCH_BOX(&bkd::conv_backward));

@@ -48,6 +48,16 @@ void loss_gradient(const Tensor& grad, const Tensors& teacher, const Tensors& st
 }  // namespace
 }  // namespace bkd
 
+BKD_DEFINITIONS(m) {
+  m.def(
+      "distillation_loss(Tensor[] teacher, Tensor[] student, int[] channels, bool by_image, float value_weight, int "
+      "splits, "
+      "Tensor(a!)[] statistics, Tensor(b!)[] parts, Tensor(c!) output) -> ()");
+  m.def(
+      "distillation_loss_backward(Tensor grad, Tensor[] teacher, Tensor[] student, int[] channels, bool by_image, "
+      "float value_weight, Tensor[] statistics, Tensor(a!)[] grad_teacher, Tensor(b!)[] grad_student) -> ()");
+}
+
 BKD_KERNELS(m) {
   m.impl("distillation_loss", TORCH_BOX(&bkd::loss));
   m.impl("distillation_loss_backward", TORCH_BOX(&bkd::loss_gradient));

@@ -22,4 +22,10 @@ void match(const Tensor& query, const Tensor& support, const Tensor& shots, int6
 }  // namespace
 }  // namespace bkd
 
+BKD_DEFINITIONS(m) {
+  m.def(
+      "local_match(Tensor query, Tensor support, Tensor shots, int channels, int radius, Tensor(a!) distance, "
+      "Tensor(b!) displacement) -> ()");
+}
+
 BKD_KERNELS(m) { m.impl("local_match", TORCH_BOX(&bkd::match)); }

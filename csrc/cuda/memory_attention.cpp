@@ -36,6 +36,15 @@ void gradient(const Tensor& query_norms, const Tensor& memory_norms, double thre
 }  // namespace
 }  // namespace bkd
 
+BKD_DEFINITIONS(m) {
+  m.def(
+      "memory_attention(Tensor(a!) dots, Tensor memory, Tensor query_norms, Tensor memory_norms, float threshold, "
+      "float temperature, bool renormalize, bool tf32, Tensor(b!) kept, Tensor(c!) counts, Tensor(d!) output) -> ()");
+  m.def(
+      "memory_attention_gradient(Tensor query_norms, Tensor memory_norms, float threshold, float temperature, "
+      "bool renormalize, Tensor(a!) dots, Tensor(b!) by_read, Tensor(c!) pull) -> ()");
+}
+
 BKD_KERNELS(m) {
   m.impl("memory_attention", TORCH_BOX(&bkd::attention));
   m.impl("memory_attention_gradient", TORCH_BOX(&bkd::gradient));

@@ -39,11 +39,11 @@ SEEN = ("HMMA", "LDSM", "LDGSTS", "RED")
 
 def why_not() -> str | None:
     """Why nothing can be compiled here, or None."""
-    from bkd_fast._build.toolkit import Unfit, find_toolkit
+    from bkd_fast.extension.toolkit import ToolkitError, find_toolkit
 
     try:
         find_toolkit()
-    except Unfit as error:
+    except ToolkitError as error:
         return str(error)
     return None if _tool("cuobjdump") else "there is no cuobjdump (triton brings one)"
 
@@ -61,7 +61,7 @@ def compiled() -> list[Kernel]:
 
 
 def _compile(job: tuple[Path, str]) -> list[Kernel]:
-    from bkd_fast._build.toolkit import find_toolkit
+    from bkd_fast.extension.toolkit import find_toolkit
 
     source, architecture = job
     cache = CACHE / f"{source.stem}_{architecture}_{_digest(source)}.json"

@@ -19,7 +19,7 @@ SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-rec
 
 def why_not() -> str | None:
     """Why the kernels cannot run on this machine's CPU, or None."""
-    from bkd_fast._build import compiler
+    from bkd_fast.extension import compiler
 
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "the emulation switches fibers with instructions of x86-64"
@@ -32,7 +32,7 @@ def build(folder: Path, *, architecture: int = 800, sanitize: bool = False, sour
     Raises:
         RuntimeError: the compiler's message.
     """
-    from bkd_fast._build import compiler
+    from bkd_fast.extension import compiler
 
     include = Path(torch.__file__).parent / "include"
     flags = [

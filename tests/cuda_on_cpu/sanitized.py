@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 def _library(name: str) -> str:
     """Where the compiler keeps a library; empty without it."""
-    from bkd_fast._build import compiler
+    from bkd_fast.extension import compiler
 
     command = [*shlex.split(compiler() or ""), f"-print-file-name={name}"]
     found = subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from bkd_fast import _build
+from bkd_fast import extension
 
 # An installation without the compiled extension.
 WITHOUT = "import sys; sys.modules['bkd_fast._C'] = None; "
@@ -36,7 +36,7 @@ def run(code, **environment):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(_build.compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(extension.compiler() is None, reason="no C++ compiler")
 def test_compiled_just_in_time_once(tmp_path):
     first = run(CALL, BKD_FAST_JIT="1", XDG_CACHE_HOME=str(tmp_path))
     assert first.returncode == 0, first.stderr
@@ -63,7 +63,7 @@ def test_a_missing_compiler_is_named(tmp_path):
 def test_what_the_compiler_says_is_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", shutil.which("false") or "false")
     with pytest.raises(RuntimeError, match="compiling the native kernels failed"):
-        _build.build(tmp_path)
+        extension.build(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("nm") is None, reason="no nm that reads ELF files")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bkd_fast._build import toolkit, wanted_toolkit
-from bkd_fast._build.cuda import VARIABLE
+from bkd_fast.extension import toolkit, wanted_toolkit
+from bkd_fast.extension.cuda import VARIABLE
 
 CUDA = torch.version.cuda
 pytestmark = pytest.mark.skipif(CUDA is None, reason="this torch was built without CUDA")
@@ -67,7 +67,7 @@ def test_a_script_that_calls_nvcc_is_looked_through(fake, monkeypatch, tmp_path)
         ({"missing": ("lib64/libcudart.so",)}, "has no libcudart.so; install its cudart"),
         (
             {"missing": ("bin/nvcc",)},
-            "there is no CUDA toolkit in .*; install CUDA .*, or name its folder with CUDA_HOME",
+            "no CUDA toolkit in .*; install CUDA .*, or name its folder with CUDA_HOME",
         ),
     ],
 )
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_said_in_one_line_and_is_an_error_where_it_is_neede
 
 def test_torch_without_cuda_does_not_fit(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(toolkit.Unfit, match="this torch was built without CUDA"):
+    with pytest.raises(toolkit.ToolkitError, match="this torch was built without CUDA"):
         toolkit.find_toolkit()
 
 
@@ -113,7 +113,7 @@ def test_architectures_that_are_asked_for(fake, monkeypatch):
 def test_an_architecture_that_there_is_not_is_named(fake, monkeypatch, wrong):
     monkeypatch.setenv(toolkit.LIST, f"8.0;{wrong}")
     message = f"{toolkit.LIST} has '{wrong}', expected some of 7.5, 8.0, 9.0, 12.0, or one of them with \\+PTX"
-    with pytest.raises(toolkit.Unfit, match=message):
+    with pytest.raises(toolkit.ToolkitError, match=message):
         toolkit.architectures(fake() / "bin" / "nvcc")
 
 

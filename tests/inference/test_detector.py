@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bkd_fast._build import compiler
 from bkd_fast.artifact import load_trained
 from bkd_fast.data import load_image, to_tensor
 from bkd_fast.errors import BKDError
+from bkd_fast.extension import compiler
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.prediction import Prediction
 

@@ -16,7 +16,7 @@ except ImportError as error:
             f"{error}; it was installed without a C++ compiler (install one and install again, or set BKD_FAST_JIT=1 "
             "to compile when the kernels are first used)"
         ) from error
-    from bkd_fast._build import just_in_time
+    from bkd_fast.extension import just_in_time
 
     try:
         torch.ops.load_library(str(just_in_time()))

@@ -12,14 +12,6 @@ from pathlib import Path
 from .compiling import escaped, needed_compiler, run_ninja, sources_folder, stable_flags, torch_folder
 
 FILE = "_C.abi3.so"
-SOURCES = (
-    "library.cpp",
-    "cpu/dispatch.cpp",
-    "cpu/deform_conv.cpp",
-    "cpu/memory_attention.cpp",
-    "cpu/anomaly_map.cpp",
-    "cpu/local_match.cpp",
-)
 # Every instruction set has a file and flags of its own, and is chosen when the program runs: never -march=native.
 TIERS: dict[str, tuple[str, ...]] = {"cpu/tier_portable.cpp": ()}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -74,7 +66,10 @@ def _rules(sanitize: bool) -> list[str]:
         f"  command = {found} $in -o $out {' '.join(link)}",
     ]
     objects = []
-    for source in (*SOURCES, *TIERS):
+    bindings = [
+        f"cpu/{path.name}" for path in sorted(sources_folder().glob("cpu/*.cpp")) if not path.name.startswith("tier_")
+    ]
+    for source in ("library.cpp", *bindings, *TIERS):
         objects.append(source.replace("/", "_") + ".o")
         lines.append(f"build {objects[-1]}: compile {escaped(sources_folder() / source)}")
         lines.append(f"  tier = {' '.join(TIERS.get(source, ()))}")

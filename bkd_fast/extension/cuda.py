@@ -1,4 +1,4 @@
-"""The extension with the CUDA kernels, ``bkd_fast._cuda``: kernels without torch by nvcc, bindings by the C++ compiler."""
+"""The extension with the CUDA kernels, ``bkd_fast._cuda``: kernels by nvcc, bindings by the C++ compiler."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from .compiling import escaped, needed_compiler, run_ninja, sources_folder, stable_flags, torch_folder
-from .toolkit import Toolkit, Unfit, architectures, code_flags, find_toolkit
+from .toolkit import Toolkit, ToolkitError, architectures, code_flags, find_toolkit
 
 CUDA_FILE = "_cuda.abi3.so"
 VARIABLE = "BKD_FAST_CUDA"
@@ -27,7 +27,7 @@ def wanted_toolkit() -> tuple[Toolkit | None, str]:
     try:
         toolkit = find_toolkit()
         architectures(toolkit.nvcc)
-    except (Unfit, ImportError) as error:
+    except (ToolkitError, ImportError) as error:
         if wanted == "1":
             raise RuntimeError(f"bkd_fast: {VARIABLE}=1, and CUDA kernels cannot be built: {error}") from error
         return None, str(error)
@@ -43,7 +43,13 @@ def build_cuda(folder: Path, toolkit: Toolkit) -> Path:
     root = sources_folder() / "cuda"
     compiler = needed_compiler()
     # torch has loaded the CUDA runtime of its own before the extension looks for it.
-    link = [f"-L{escaped(torch_folder() / 'lib')}", "-ltorch_cpu", "-ltorch_cuda", f"-L{escaped(toolkit.libraries)}", "-lcudart"]
+    link = [
+        f"-L{escaped(torch_folder() / 'lib')}",
+        "-ltorch_cpu",
+        "-ltorch_cuda",
+        f"-L{escaped(toolkit.libraries)}",
+        "-lcudart",
+    ]
     codes = " ".join([*NVCC_FLAGS, *code_flags(architectures(toolkit.nvcc))])
     rules = [
         f"flags = {' '.join([*stable_flags(), '-DUSE_CUDA', f'-isystem {escaped(toolkit.include)}'])}",

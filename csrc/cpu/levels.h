@@ -1,0 +1,42 @@
+// Levels of a teacher and its students, as the kernels of the anomaly map and of the distillation loss take them.
+#pragma once
+
+#include "dispatch.h"
+
+namespace bkd {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+// Levels with pointers into the tensors; students are given branch after branch.
+template <class T>
+struct Pairs {
+  Pairs(const Tensors& teacher, const Tensors& student, const std::vector<double>& weights)
+      : branches(student.size() / teacher.size()), students(student.size()), factors(student.size()) {
+    const int64_t count = teacher.size();
+    for (int64_t l = 0; l < count; ++l) {
+      for (int64_t b = 0; b < branches; ++b) {
+        students[l * branches + b] = data<T>(student[b * count + l]);
+        factors[l * branches + b] = weights.empty() ? T(1) : static_cast<T>(weights[b * count + l]);
+      }
+      const Tensor& t = teacher[l];
+      const bool channels_first = t.is_contiguous();
+      levels.push_back({t.size(1), t.size(2), t.size(3), channels_first ? t.size(2) * t.size(3) : 1,
+                        channels_first ? 1 : t.size(1), data<T>(t), &students[l * branches], &factors[l * branches]});
+    }
+  }
+  int64_t branches;
+  std::vector<const T*> students;
+  std::vector<T> factors;
+  std::vector<Level<T>> levels;
+};
+
+template <class T>
+std::vector<T*> pointers(const Tensors& tensors) {
+  std::vector<T*> found;
+  for (const Tensor& tensor : tensors) found.push_back(data<T>(tensor));
+  return found;
+}
+
+}  // namespace
+}  // namespace bkd
