@@ -1,4 +1,4 @@
-"""``bkd-fast calibrate``: thresholds of a run from new good images, or for another rate of false alarms."""
+"""``bkd-fast calibrate``: set the thresholds of a run from new good images, or for another false-alarm rate."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ def calibrate(
     defects: str | Path | None = None,
     device: str = "auto",
 ) -> str:
-    """Set the thresholds of a run, and say what they do.
+    """Set the thresholds of a run.
 
     Args:
         run: folder of one trained category; its ``manifest.json`` is replaced.
-        good: folder of good images that were not trained on, which the thresholds are taken from; None: from the scores
-            that the run has.
-        false_alarms: the rate that the thresholds are for; None: the run's.
-        defects: folder of defective images. How many of them would be found at several rates is reported; nothing is
-            learned from them, and no threshold moves.
-        device: ``auto`` takes CUDA where there is a device.
+        good: folder of good images that were not used in training, for new thresholds; None: use the scores in the run.
+        false_alarms: wanted false-alarm rate, between 0 and 1; None: the run's.
+        defects: folder of defective images. The report says how many of them several rates would find; they do not
+            change the thresholds.
+        device: ``auto`` uses CUDA if there is a device.
 
     Returns:
-        What a user should know, in a few lines.
+        A few lines for the user: the expected false alarms, the old and the new threshold, and the defects found.
 
     Raises:
-        BKDError: an unusable run, no images, an image that cannot be read, or a rate that is not between 0 and 1. The
-            run is then as it was.
+        BKDError: an unusable run, no images, an unreadable image, or a rate that is not between 0 and 1. The run then
+            stays unchanged.
     """
     run = Path(run)
     detector = Detector(load_trained(run), device)
@@ -54,14 +53,14 @@ def calibrate(
     lines = [after.sentence(), f"image threshold {before.threshold:.4g} -> {after.threshold:.4g}"]
     if defects is not None:
         defective, _, _ = _scores(detector, Path(defects))
-        lines += _found(after, defective)
+        lines += _defects_found(after, defective)
     manifest = read_manifest(run)
     write_json(run / MANIFEST, {**manifest, "calibration": asdict(after)})
     return "\n".join(lines)
 
 
 def _scores(detector: Detector, folder: Path) -> tuple[list[float], list[float], list[float]]:
-    """Scores of a folder's images, and the largest and the median pixel of their maps."""
+    """Return the scores of a folder's images, and the maximum and median of each anomaly map."""
     files = image_files(folder) if folder.is_dir() else []
     if not files:
         raise BKDError(f"there are no images in {folder}: expected a folder of images")
@@ -75,8 +74,9 @@ def _scores(detector: Detector, folder: Path) -> tuple[list[float], list[float],
     return scores, maxima, medians
 
 
-def _found(calibration: Calibration, defective: Sequence[float]) -> list[str]:
+def _defects_found(calibration: Calibration, defective: Sequence[float]) -> list[str]:
+    """Return a table of the defects found at several false-alarm rates."""
     lines = [f"of {len(defective)} defective images", "  false alarms   threshold   found"]
-    for rate, threshold, found in found_at_rates(calibration.scores, defective):
-        lines.append(f"  {100 * rate:>10.1f} %   {threshold:>9.4g}   {found}")
+    for rate, threshold, count in found_at_rates(calibration.scores, defective):
+        lines.append(f"  {100 * rate:>10.1f} %   {threshold:>9.4g}   {count:>5}")
     return lines

@@ -1,4 +1,4 @@
-"""What is installed, which kernels are built and where they run."""
+"""Installed versions, devices, and the kernels that are available."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "lightning-fabric
 
 
 def describe() -> dict[str, Any]:
-    """Versions, devices, threads and operator backends, as JSON values."""
+    """Return versions, devices, threads and operator backends, as JSON values."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "bkd_fast": __version__,
@@ -39,7 +39,7 @@ def describe() -> dict[str, Any]:
 
 
 def _kernels() -> str:
-    """The instruction set that the compiled CPU kernels use, of those there are."""
+    """Return the instruction set of the compiled CPU kernels, and those to choose from."""
     if available("native") is not None:
         return "none"
     from bkd_fast.ops.native.cpu import simd_tier, simd_tiers
@@ -48,7 +48,7 @@ def _kernels() -> str:
 
 
 def _cuda_kernels() -> str:
-    """Whether there are compiled CUDA kernels, or why not."""
+    """Return whether there are compiled CUDA kernels, or why not."""
     if available("native") is not None:
         return "none"
     from bkd_fast.ops import native
@@ -57,7 +57,7 @@ def _cuda_kernels() -> str:
 
 
 def _triton_kernels(gpus: list[str]) -> str:
-    """Whether Triton's kernels can be compiled and run, or what is missing."""
+    """Return whether Triton's kernels can be compiled and run, or what is missing."""
     missing = available("triton")
     if missing is None and not gpus:
         return "compiled when they first run, on a CUDA device; there is none (or no driver)"
@@ -65,7 +65,7 @@ def _triton_kernels(gpus: list[str]) -> str:
 
 
 def render(facts: dict[str, Any]) -> str:
-    """:func:`describe` as indented lines."""
+    """Return the result of :func:`describe` as indented lines."""
     lines: list[str] = []
 
     def walk(value: Any, depth: int) -> None:
@@ -82,7 +82,7 @@ def render(facts: dict[str, Any]) -> str:
 
 
 def installed_version(package: str) -> str:
-    """The version of an installed package, or ``not installed``."""
+    """Return the version of an installed package, or ``not installed``."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,12 +1,9 @@
-"""Evaluation: metrics, scores and the report of a run, from its test images."""
+"""``bkd-fast evaluate``: metrics, scores and the report of a run, from test images."""
 
 from __future__ import annotations
 
 import csv
-import json
-import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bkd_fast.artifact import LOG, MANIFEST, category_folders, load_trained
-from bkd_fast.data import (
-    Category,
-    ImageDataset,
-    Sample,
-    check_samples,
-    find_categories,
-    load_mask,
-    resize_mask,
-)
+from bkd_fast.artifact import LOG, category_folders, load_trained, read_manifest
+from bkd_fast.data import Sample, check_samples, find_categories, load_image, load_mask, resize_mask
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.environment import describe
 from bkd_fast.evaluation.metrics import (
@@ -35,24 +24,15 @@ from bkd_fast.evaluation.metrics import (
     mean_of,
     percent,
 )
-from bkd_fast.evaluation.pictures import heat_scale, inside, record
+from bkd_fast.evaluation.pictures import draw_overlay, heat_scale, inside
 from bkd_fast.evaluation.report import CategoryReport, HeatScale, ImageRecord, write_report
 from bkd_fast.files import atomic_write, write_json
 from bkd_fast.inference.detector import Detector
 from bkd_fast.model.bkd import BRANCHES
 from bkd_fast.training.checkpoint import read_log
 
-log = logging.getLogger("bkd_fast")
 SCORE_COLUMNS = ("category", "file", "defect", "label", "score", "threshold", "decision")
 BOTH = "both"
-
-
-@dataclass
-class _Branch:
-    """What is gathered of one branch, or of both together, over a category's test images."""
-
-    pixels: PixelMetrics
-    scores: list[float] = field(default_factory=list)
 
 
 def evaluate(
@@ -64,54 +44,45 @@ def evaluate(
     pictures: bool = True,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Measure a run and write ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html`` into it.
+    """Evaluate a run, and write ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html`` into it.
 
     Args:
         run: a run folder.
-        data: a data set with the run's categories; None = the one it was trained on.
-        device: ``auto`` takes CUDA where there is a device.
+        data: a data set with the run's categories; None: the one it was trained on.
+        device: ``auto`` uses CUDA if there is a device.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
         pictures: False leaves out ``overlays/`` and ``report.html``.
-        progress: a progress bar; None = where standard error is a terminal.
+        progress: show a progress bar; None: if standard error is a terminal.
 
     Returns:
-        What ``metrics.json`` holds: ``mean`` and ``categories``, each with the seven metrics of
-        :data:`bkd_fast.evaluation.metrics.METRIC_NAMES` (None where undefined), and for each category ``branches``,
-        ``decisions`` and ``images``, how many there were.
+        The content of ``metrics.json``: ``mean`` and ``categories`` with the seven
+        :data:`bkd_fast.evaluation.metrics.METRIC_NAMES` in 0..1 (None if undefined). Each category also has
+        ``branches``, ``decisions``, and the numbers of ``images`` for ``train``, ``validation`` and ``test``.
 
     Raises:
-        BKDError: an unusable run or data set; a data set without test images.
+        BKDError: an unusable run or data set, or no test images.
     """
     run = Path(run)
     folders = category_folders(run)
-    # Every category is read and checked before the first is measured.
+    # Load and check all categories before the first is evaluated.
     detectors = {name: Detector(load_trained(folder), device) for name, folder in folders.items()}
     tests = {name: _test_samples(folders[name], data, name, skip_unreadable) for name in folders}
-    scale = heat_scale(list(detectors.values()))
+    scale = heat_scale(list(detectors.values())) if pictures else None
     reports, rows = [], []
     metrics: dict[str, Any] = {"mean": {}, "categories": {}}
     for name, detector in detectors.items():
-        report, figures = _measure(
-            name, detector, tests[name], folders[name], run, scale if pictures else None, progress
+        report, metrics["categories"][name] = _evaluate_category(
+            name, detector, tests[name], folders[name], run, scale, progress
         )
         reports.append(report)
-        metrics["categories"][name] = figures
         rows += [
-            dict(
-                zip(
-                    SCORE_COLUMNS,
-                    (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision),
-                    strict=True,
-                )
-            )
+            (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision)
             for image in report.images
         ]
     metrics["mean"] = mean_metrics(metrics["categories"].values())
     write_json(run / "metrics.json", metrics)
     with atomic_write(run / "scores.csv") as file:
-        writer = csv.DictWriter(file, SCORE_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+        csv.writer(file).writerows([SCORE_COLUMNS, *rows])
     if not pictures:
         return metrics
     config = next(iter(detectors.values())).config.to_dict()
@@ -128,23 +99,22 @@ def evaluate(
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """Return what :func:`evaluate` measured, in percent: a line a category, its branches under it, the mean last.
+    """Return the metrics of :func:`evaluate` as a table in percent: the categories with their branches, and the mean.
 
-    The first two columns are what the threshold does: good images called anomalous, and defective ones called normal.
+    The first two columns depend on the threshold: good images predicted anomalous, and defective ones predicted normal.
     """
     names = ["false alarms", "misses", *(name.replace("_", " ") for name in METRIC_NAMES)]
     rows: list[tuple[str, list[float | None]]] = []
     decided: list[list[float | None]] = []
-    for category, figures in metrics["categories"].items():
-        decisions = figures["decisions"]
+    for name, category in metrics["categories"].items():
+        decisions = category["decisions"]
         missed = None if decisions["recall"] is None else 1 - decisions["recall"]
         decided.append([decisions["false_alarm_rate"], missed])
-        rows.append((category, [*decided[-1], *(figures[name] for name in METRIC_NAMES)]))
-        branches = figures["branches"]
+        rows.append((name, [*decided[-1], *(category[metric] for metric in METRIC_NAMES)]))
         rows += [
-            (f"  {branch} only", [None, None, *(branches[branch][name] for name in METRIC_NAMES)])
-            for branch in branches
-            if branch != BOTH and len(branches) > 1
+            (f"  {branch} only", [None, None, *(values[metric] for metric in METRIC_NAMES)])
+            for branch, values in category["branches"].items()
+            if branch != BOTH
         ]
     means = [mean_of(column) for column in zip(*decided, strict=True)]
     rows.append(("mean", [*means, *(metrics["mean"][name] for name in METRIC_NAMES)]))
@@ -156,7 +126,7 @@ def table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _measure(
+def _evaluate_category(
     name: str,
     detector: Detector,
     samples: list[Sample],
@@ -165,100 +135,105 @@ def _measure(
     scale: HeatScale | None,
     progress: bool | None,
 ) -> tuple[CategoryReport, dict[str, Any]]:
-    each = len(detector.model.branches()) > 1 and not detector.config.teacher.tile
-    branches = {BOTH: BRANCHES, **({branch: (branch,) for branch in BRANCHES} if each else {})}
-    gathered = {branch: _Branch(PixelMetrics()) for branch in branches}
+    """Return the report and the metrics of one category; write its overlays if there is a ``scale``."""
+    separate = len(detector.model.branches()) > 1 and not detector.config.teacher.tile
+    branches = {BOTH: BRANCHES, **({branch: (branch,) for branch in BRANCHES} if separate else {})}
+    pixels = {branch: PixelMetrics() for branch in branches}
+    scores: dict[str, list[float]] = {branch: [] for branch in branches}
     records: list[ImageRecord] = []
-    unmasked = [sample for sample in samples if sample.label and sample.mask is None]
-    bar = tqdm(
-        total=len(samples), desc=f"evaluating {name}", unit="image", disable=None if progress is None else not progress
-    )
-    with bar:
-        for part, predicted in _predicted(detector, samples, branches):
-            size = predicted[BOTH][1].shape[1:]
-            truths = [_truth(sample, (size[0], size[1])) for sample in part]  # each mask is decoded once
-            for branch, (scores, maps) in predicted.items():
-                gathered[branch].scores += scores
-                for sample, truth, anomaly_map in zip(part, truths, maps, strict=True):
+    hidden = None if progress is None else not progress
+    with tqdm(total=len(samples), desc=f"evaluating {name}", unit="image", disable=hidden) as bar:
+        for part, images, predicted in _predictions(detector, samples, branches):
+            height, width = predicted[BOTH][1].shape[1:]
+            truths = [_truth(sample, (height, width)) for sample in part]
+            for branch, (part_scores, maps) in predicted.items():
+                scores[branch] += part_scores
+                for truth, anomaly_map in zip(truths, maps, strict=True):
                     if truth is not None:
-                        gathered[branch].pixels.update(anomaly_map, truth)
-                    if branch == BOTH:
-                        score = gathered[branch].scores[len(records)]
-                        records.append(record(sample, score, anomaly_map, truth, detector, run, name, scale))
+                        pixels[branch].update(anomaly_map, truth)
+            for sample, image, truth, score, anomaly_map in zip(part, images, truths, *predicted[BOTH], strict=True):
+                overlay = None
+                if scale is not None:
+                    overlay = run / "overlays" / name / sample.defect / f"{sample.path.name}.png"
+                    draw_overlay(overlay, image, anomaly_map, truth if sample.label else None, detector, scale)
+                decision = int(score > detector.threshold)
+                records.append(
+                    ImageRecord(
+                        f"{sample.defect}/{sample.path.name}", sample.defect, sample.label, score, decision, overlay
+                    )
+                )
             bar.update(len(part))
     labels = [sample.label for sample in samples]
-    figures: dict[str, dict[str, float | None]] = {}
-    for branch, held in gathered.items():
-        figures[branch] = {**image_metrics(labels, held.scores), **held.pixels.compute()}
+    metrics = {branch: {**image_metrics(labels, scores[branch]), **pixels[branch].compute()} for branch in branches}
+    unmasked = sum(sample.label and sample.mask is None for sample in samples)
     rows = read_log(folder / LOG)
-    source = load_source(folder)
-    notes = [f"{len(unmasked)} defective images have no mask and count for image metrics only"] if unmasked else []
+    source = read_manifest(folder)["source"]
     report = CategoryReport(
         name=name,
-        metrics=figures[BOTH],
-        branches=figures,
+        metrics=metrics[BOTH],
+        branches=metrics,
         threshold=detector.threshold,
         images=records,
-        roc=gathered[BOTH].pixels.roc(),
-        pro=gathered[BOTH].pixels.pro(),
+        roc=pixels[BOTH].roc(),
+        pro=pixels[BOTH].pro(),
         log=rows,
         seconds=sum(row["seconds"] for row in rows) if rows else None,
         train_count=len(source["train_files"]),
-        inside=[] if scale is None else inside(name, detector, samples, records, run),
-        notes=notes,
+        inside=[] if scale is None else inside(detector, samples, records),
+        notes=[f"{unmasked} defective images have no mask and count for image metrics only"] if unmasked else [],
     )
-    for held in gathered.values():
-        held.pixels.close()
+    for accumulator in pixels.values():
+        accumulator.close()
     decisions = classification_metrics(labels, [record.decision for record in records])
     counts = {"train": len(source["train_files"]), "validation": len(source["validation_files"]), "test": len(samples)}
-    return report, {**figures[BOTH], "branches": figures, "decisions": decisions, "images": counts}
+    return report, {**metrics[BOTH], "branches": metrics, "decisions": decisions, "images": counts}
 
 
-def _predicted(
+def _predictions(
     detector: Detector, samples: list[Sample], branches: Mapping[str, tuple[str, ...]]
-) -> Iterator[tuple[list[Sample], dict[str, tuple[list[float], np.ndarray]]]]:
-    """Some samples at a time with each branch's scores and maps, at the network's size; of tiles at the image's own."""
-    if detector.config.teacher.tile:
-        for sample in samples:
-            prediction = detector(sample.path)
-            yield [sample], {BOTH: ([prediction.score], prediction.anomaly_map[None])}
-        return
-    dataset = ImageDataset(samples, detector.config.teacher.image_size)
-    for start in range(0, len(samples), detector.batch):
-        stop = min(start + detector.batch, len(samples))
-        result = detector.distill(torch.stack([dataset[index][0] for index in range(start, stop)]))
-        found = {branch: detector.score_features(result, members) for branch, members in branches.items()}
-        yield samples[start:stop], {branch: (s.tolist(), m.cpu().numpy()) for branch, (s, m) in found.items()}
+) -> Iterator[tuple[list[Sample], list[np.ndarray], dict[str, tuple[list[float], np.ndarray]]]]:
+    """Yield samples in batches, their images (H, W, 3) uint8, and the scores and maps (N, h, w) of each branch.
+
+    Maps have the network's size; those of a run in tiles have the image's size, and there is one image in a batch.
+    """
+    tiled = bool(detector.config.teacher.tile)
+    batch = 1 if tiled else detector.batch
+    for start in range(0, len(samples), batch):
+        part = samples[start : start + batch]
+        images = [load_image(sample.path) for sample in part]
+        if tiled:
+            prediction = detector(images[0])
+            yield part, images, {BOTH: ([prediction.score], prediction.anomaly_map[None])}
+            continue
+        result = detector.distill(torch.stack([detector.preprocess(image).input for image in images]))
+        scored = {branch: detector.score_features(result, members) for branch, members in branches.items()}
+        yield part, images, {branch: (scores.tolist(), maps.cpu().numpy()) for branch, (scores, maps) in scored.items()}
 
 
 def _truth(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
-    """The mask at the map's size; all normal for a good image; None for a defective image without a mask."""
+    """Return the ground truth ``size`` bool, all False for a good image; None for a defective one without a mask."""
     if not sample.label:
         return np.zeros(size, bool)
     return None if sample.mask is None else resize_mask(load_mask(sample.mask), size)
 
 
-def load_source(folder: Path) -> dict[str, Any]:
-    """Where a category's images came from, as its manifest says."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["source"]
-
-
 def _test_samples(folder: Path, data: str | Path | None, name: str, skip_unreadable: bool) -> list[Sample]:
-    source = load_source(folder)
+    """Return the readable test images of a category, in ``data`` or where it was trained."""
+    source = read_manifest(folder)["source"]
     root = Path(data) if data is not None else Path(source["root"])
     if data is None and not root.exists():
         raise BKDError(
-            f"the data of {folder} is no longer at {root}: name its place, `bkd-fast evaluate {folder} DATA`"
+            f"the data of {folder} is no longer at {root}: pass its new path, `bkd-fast evaluate {folder} DATA`"
         )
     extra = {key: Path(source[key]) for key in ("anomalous", "masks") if source[key] is not None and data is None}
-    categories: list[Category] = find_categories(root, None, **extra)
-    # A data set of one category is that category, whatever its folder is called.
+    categories = find_categories(root, None, **extra)
+    # In a data set of one category, the name of its folder does not matter.
     matching = [category for category in categories if category.name == name] or (
         categories if len(categories) == 1 else []
     )
     if not matching:
-        found = ", ".join(category.name for category in categories)
-        raise BKDError(f"{root} has no category {name!r}, which the run was trained on; it has {found}")
+        names = ", ".join(category.name for category in categories)
+        raise BKDError(f"{root} has no category {name!r}, which the run was trained on; it has {names}")
     if not matching[0].test:
         raise BKDError(
             f"{root} has no test images for {name!r}: expected test/good and test/<defect> folders, "

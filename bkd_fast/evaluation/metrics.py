@@ -1,7 +1,7 @@
-"""How well defects are found: figures per image, per decision and per pixel.
+"""Metrics of images, decisions and pixels.
 
-The seven figures of :data:`METRIC_NAMES` need no threshold. They are exact: every distinct score is a threshold and
-equal scores are one step, as in scikit-learn. A figure that does not exist (one class only, no masks) is None, never 0.
+The seven metrics of :data:`METRIC_NAMES` need no threshold. They are exact: each distinct score is a threshold, and
+equal scores are one step, as in scikit-learn. An undefined metric (only one class, no masks) is None, never 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.sorted_pixels import CHUNK, SortedPixels, ValueCounts
@@ -21,36 +20,43 @@ IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 METRIC_NAMES = IMAGE_METRICS + PIXEL_METRICS
 FPR_LIMIT = 0.3
-CURVE_STEPS = 98  # a curve keeps a point whenever either axis enters another of so many parts: at most 200 in all
+CURVE_STEPS = 98  # a curve keeps the first point in each of this many bins of either axis: at most 200 points
 
 Curve = tuple[np.ndarray, np.ndarray]
 
 
 def image_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float | None]:
-    """AUROC, average precision and the best F1 over all thresholds.
+    """Return AUROC, average precision and the best F1 over all thresholds.
 
     Args:
-        labels: (N,) truth, 1 or True for a defective image.
-        scores: (N,) finite anomaly scores, larger is more anomalous.
+        labels: (N,) ground truth, 1 or True for a defective image.
+        scores: (N,) finite anomaly scores; higher is more anomalous.
 
     Returns:
-        The three figures of :data:`IMAGE_METRICS` in 0..1, all None if the images are of one class or there are none.
+        The :data:`IMAGE_METRICS` in 0..1; all None without images of both classes.
 
     Raises:
-        BKDError: labels other than 0 and 1, scores that are not finite, or lengths that differ.
+        BKDError: labels other than 0 and 1, scores that are not finite, or different lengths.
     """
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score  # here: 1.4 s to load
+
     truth, values = _checked(labels, scores)
     if len(np.unique(truth)) < 2:
         return dict.fromkeys(IMAGE_METRICS)
     precision, recall, _ = precision_recall_curve(truth, values)
-    # The last point (precision 1, recall 0) is no threshold; at every other the sum is above 0.
+    # The last point (precision 1, recall 0) is not a threshold. At all others the sum is positive.
     f1 = 2 * precision[:-1] * recall[:-1] / (precision[:-1] + recall[:-1]).clip(min=np.finfo(float).tiny)
-    figures = (roc_auc_score(truth, values), average_precision_score(truth, values), f1.max())
-    return dict(zip(IMAGE_METRICS, map(float, figures), strict=True))
+    metrics = (roc_auc_score(truth, values), average_precision_score(truth, values), f1.max())
+    return dict(zip(IMAGE_METRICS, map(float, metrics), strict=True))
 
 
 def image_roc(labels: ArrayLike, scores: ArrayLike) -> Curve | None:
-    """The ROC curve over images: (false positive rate, true positive rate), at most 200 points; None for one class."""
+    """Return the ROC curve over images, (false positive rate, true positive rate); None without both classes.
+
+    It has at most 200 points. Raises as :func:`image_metrics`.
+    """
+    from sklearn.metrics import roc_curve
+
     truth, values = _checked(labels, scores)
     if len(np.unique(truth)) < 2:
         return None
@@ -59,23 +65,23 @@ def image_roc(labels: ArrayLike, scores: ArrayLike) -> Curve | None:
 
 
 def classification_metrics(labels: ArrayLike, decisions: ArrayLike) -> dict[str, float | None]:
-    """What the deployed threshold does.
+    """Return the metrics of decisions.
 
     Args:
-        labels: (N,) truth, 1 or True for a defective image.
-        decisions: (N,) 1 or True for an image called anomalous.
+        labels: (N,) ground truth, 1 or True for a defective image.
+        decisions: (N,) 1 or True for an image predicted anomalous.
 
     Returns:
-        ``precision``, ``recall``, ``f1`` and ``false_alarm_rate`` (share of good images called anomalous). A figure
-        without a denominator is None: precision if nothing was called anomalous, recall and F1 without defective
-        images, the false alarm rate without good ones.
+        ``precision``, ``recall``, ``f1`` and ``false_alarm_rate`` (share of good images predicted anomalous), in 0..1.
+        A metric without a denominator is None: precision if nothing is predicted anomalous, recall and F1 without
+        defective images, the false alarm rate without good images.
 
     Raises:
-        BKDError: values other than 0 and 1, or lengths that differ.
+        BKDError: values other than 0 and 1, or different lengths.
     """
-    truth, called = _binary("labels", labels), _binary("decisions", decisions)
-    _same_length(truth, called, "decisions")
-    hits, alarms = int((truth & called).sum()), int((~truth & called).sum())
+    truth, decided = _binary("labels", labels), _binary("decisions", decisions)
+    _same_length(truth, decided, "decisions")
+    hits, alarms = int((truth & decided).sum()), int((~truth & decided).sum())
     defective, good = int(truth.sum()), int((~truth).sum())
     return {
         "precision": hits / (hits + alarms) if hits + alarms else None,
@@ -86,7 +92,7 @@ def classification_metrics(labels: ArrayLike, decisions: ArrayLike) -> dict[str,
 
 
 def mean_metrics(categories: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Each figure of :data:`METRIC_NAMES` averaged over the categories that have it; None where none has."""
+    """Return each of :data:`METRIC_NAMES` averaged over the categories that have it; None if none has."""
     rows = list(categories)
     return {name: mean_of(row.get(name) for row in rows) for name in METRIC_NAMES}
 
@@ -98,20 +104,21 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 
 def percent(value: float | None) -> str:
-    """A figure as tables of text show it."""
+    """Return a metric in percent with one decimal; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
 class PixelMetrics:
-    """Pixel figures of one test set, image after image, exact and in bounded memory.
+    """Pixel metrics of one test set, accumulated image by image, exact and in bounded memory.
 
-    Pixel AUROC, AP and best F1 are those of scikit-learn over all pixels. AUPRO is that of MVTec AD (Bergmann et al.,
-    IJCV 2021): the share of each 8-connected defect region that is found, averaged over the regions of all images,
-    against the share of false pixels among all normal ones, integrated up to 0.3 and divided by 0.3.
+    Pixel AUROC, AP and best F1 equal scikit-learn's over all pixels. AUPRO is that of MVTec AD (Bergmann et al., IJCV
+    2021): the overlap with each 8-connected defect region, averaged over the regions of all images, against the pixel
+    false positive rate, integrated up to 0.3 and divided by 0.3.
 
     Args:
-        chunk: pixels of each kind (normal, defective) in memory at once; the rest is in a temporary file.
-        folder: where that file goes: 2 bytes a normal pixel, 8 a defective one (400 MB for 3,000 images of 256 x 256).
+        chunk: number of pixels of each kind (normal, defective) in memory; the rest is in a temporary file.
+        folder: folder of that file; None: the system's. It takes 2 bytes per normal and 8 per defective pixel (400 MB
+            for 3,000 images of 256 x 256).
     """
 
     def __init__(self, chunk: int = CHUNK, folder: str | Path | None = None) -> None:
@@ -120,12 +127,12 @@ class PixelMetrics:
         self._sweep: _Sweep | None = None
 
     def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
-        """Adds one image: its anomaly map (H, W) float32 and its true mask (H, W) bool, all False for a good image.
+        """Add one image: its anomaly map (H, W) float32 and its ground truth (H, W) bool, all False for a good image.
 
-        A defective image whose mask is unknown must be left out.
+        Leave out defective images without a mask.
 
         Raises:
-            BKDError: another dtype or shape, or values that are not finite; nothing is added then.
+            BKDError: another dtype or shape, or values that are not finite; then nothing is added.
         """
         which = f"image {self._images} (counted from 0)"
         if anomaly_map.dtype != np.float32 or mask.dtype != np.bool_:
@@ -149,28 +156,28 @@ class PixelMetrics:
         self._sweep = None
 
     def compute(self) -> dict[str, float | None]:
-        """The four figures of :data:`PIXEL_METRICS` in 0..1, all None without defective or without normal pixels."""
+        """Return the :data:`PIXEL_METRICS` in 0..1; all None without both defective and normal pixels."""
         sweep = self._swept()
-        return dict.fromkeys(PIXEL_METRICS) if sweep is None else dict(zip(PIXEL_METRICS, sweep.figures(), strict=True))
+        return dict.fromkeys(PIXEL_METRICS) if sweep is None else dict(zip(PIXEL_METRICS, sweep.metrics(), strict=True))
 
     @property
     def f1_max_threshold(self) -> float | None:
-        """The value v such that "anomalous where the map is at least v" has the best F1 (the largest of several)."""
+        """The largest v with the best F1 of "anomalous where the map is at least v"; None as in :meth:`compute`."""
         sweep = self._swept()
         return None if sweep is None else sweep.best_threshold
 
     def roc(self) -> Curve | None:
-        """(false positive rate, true positive rate) over pixels, at most 200 points of the exact curve."""
+        """Return at most 200 points of the exact ROC curve, (false positive rate, true positive rate) over pixels."""
         sweep = self._swept()
         return None if sweep is None else _joined((0.0, 0.0), sweep.roc, (1.0, 1.0))
 
     def pro(self) -> Curve | None:
-        """(false positive rate, mean overlap per region) up to the limit of 0.3, at most 200 points."""
+        """Return at most 200 points of (false positive rate, mean overlap per region), up to a rate of 0.3."""
         sweep = self._swept()
         return None if sweep is None else _joined((0.0, 0.0), sweep.pro, (FPR_LIMIT, sweep.pro_at_limit))
 
     def close(self) -> None:
-        """Drops the pixels and their file; figures that were computed stay."""
+        """Delete the pixels and their file; computed metrics stay."""
         self._pixels.close()
 
     def __enter__(self) -> PixelMetrics:
@@ -182,27 +189,27 @@ class PixelMetrics:
     def _swept(self) -> _Sweep | None:
         if self._sweep is None and self._normal and self._defect:
             sweep = _Sweep(self._normal, self._defect, self._components)
-            for values in self._pixels.falling():
+            for values in self._pixels.descending():
                 sweep.lower(values)
             self._sweep = sweep
         return self._sweep
 
 
 class _Sweep:
-    """Every pixel figure, while the threshold falls from above the largest value to the smallest."""
+    """All pixel metrics, accumulated while the threshold falls from the largest value to the smallest."""
 
     def __init__(self, normal: int, defect: int, components: int) -> None:
         self.totals = normal, defect, components
-        self.false, self.true, self.overlap = 0, 0, 0.0  # pixels at or above the threshold, and their overlap, so far
+        self.false, self.true, self.overlap = 0, 0, 0.0  # pixels at or above the threshold, and their overlap
         self.auroc = self.ap = self.pro_area = 0.0
         self.best_f1, self.best_threshold = -1.0, 0.0
         self.pro_at_limit: float = 1.0
         self.roc: list[Curve] = []
         self.pro: list[Curve] = []
-        self.last_parts = [0, 0]
+        self.last_bins = [0, 0]
 
     def lower(self, step: ValueCounts) -> None:
-        """Takes the threshold down through ``step``'s values, one after the other."""
+        """Lower the threshold through the values of ``step``, in order."""
         normal, defect, components = self.totals
         false, true = self.false + np.cumsum(step.normal), self.true + np.cumsum(step.defect)
         overlap = self.overlap + np.cumsum(step.overlap)
@@ -221,12 +228,12 @@ class _Sweep:
         self._keep(self.pro, 1, fpr[inside], pro[inside], FPR_LIMIT)
         self.false, self.true, self.overlap = int(false[-1]), int(true[-1]), float(overlap[-1])
 
-    def figures(self) -> tuple[float, ...]:
-        # Sums of many fractions: a perfect map may come out a rounding error above 1.
-        return tuple(min(figure, 1.0) for figure in (self.auroc, self.ap, self.best_f1, self.pro_area / FPR_LIMIT))
+    def metrics(self) -> tuple[float, ...]:
+        # Rounding in sums of many fractions can raise a perfect result above 1.
+        return tuple(min(metric, 1.0) for metric in (self.auroc, self.ap, self.best_f1, self.pro_area / FPR_LIMIT))
 
     def _add_pro(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Adds the area under a piece of the curve up to the limit, interpolating in the step that crosses it."""
+        """Add the area under a piece of the curve up to the limit, interpolating in the step that crosses it."""
         if x[0] >= FPR_LIMIT:
             return
         crossing = int(np.searchsorted(x, FPR_LIMIT))
@@ -239,23 +246,23 @@ class _Sweep:
 
     def _keep(self, points: list[Curve], which: int, x: np.ndarray, y: np.ndarray, width: float) -> None:
         if len(x):
-            points.append(_thinned(x, y, self.last_parts[which], width))
-            self.last_parts[which] = int(_parts(x[-1:], y[-1:], width)[0])
+            points.append(_thinned(x, y, self.last_bins[which], width))
+            self.last_bins[which] = int(_bins(x[-1:], y[-1:], width)[0])
 
 
-def _parts(x: np.ndarray, y: np.ndarray, width: float) -> np.ndarray:
-    """How many parts of either axis a rising curve has entered."""
+def _bins(x: np.ndarray, y: np.ndarray, width: float) -> np.ndarray:
+    """Return how many bins of the two axes a rising curve has entered at each point."""
     return np.floor(x / width * CURVE_STEPS) + np.floor(np.minimum(y, 1.0) * CURVE_STEPS)
 
 
 def _thinned(x: np.ndarray, y: np.ndarray, last: int, width: float = 1.0) -> Curve:
-    """The points where the curve enters another part of an axis; ``last``: the parts entered before the first point."""
-    parts = _parts(x, y, width)
-    kept = np.diff(parts, prepend=last) > 0
+    """Return the points where the curve enters a new bin; ``last``: the bins entered before the first point."""
+    kept = np.diff(_bins(x, y, width), prepend=last) > 0
     return x[kept], y[kept]
 
 
 def _joined(start: tuple[float, float], pieces: Sequence[Curve], end: tuple[float, float]) -> Curve:
+    """Return one curve from ``start`` through the pieces to ``end``, without repeated points."""
     x = np.concatenate([[start[0]], *(piece[0] for piece in pieces), [end[0]]])
     y = np.concatenate([[start[1]], *(piece[1] for piece in pieces), [end[1]]])
     new = np.append(True, (np.diff(x) > 0) | (np.diff(y) > 0))

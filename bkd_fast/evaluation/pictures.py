@@ -9,60 +9,53 @@ from pathlib import Path
 import numpy as np
 
 from bkd_fast.data import Sample, load_image, resize_image
-from bkd_fast.evaluation.report import HeatScale, ImageRecord, by_kind, render_inside, render_panel, write_overlay
+from bkd_fast.evaluation.report import HeatScale, ImageRecord, by_outcome, render_inside, render_panel, write_overlay
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.explain import explain
 
 
-def record(
-    sample: Sample,
-    score: float,
+def draw_overlay(
+    path: Path,
+    image: np.ndarray,
     anomaly_map: np.ndarray,
     truth: np.ndarray | None,
     detector: Detector,
-    run: Path,
-    category: str,
-    scale: HeatScale | None,
-) -> ImageRecord:
-    """What the report says of an image; its picture is written where there is a scale for it."""
-    overlay = run / "overlays" / category / sample.defect / f"{sample.path.name}.png"
-    if scale is not None:
-        picture = resize_image(load_image(sample.path), (anomaly_map.shape[0], anomaly_map.shape[1]))
-        # Heat is shown in units of the category's own threshold, so that one scale serves the whole run.
-        panel = render_panel(
-            picture,
-            anomaly_map / detector.pixel_threshold,
-            anomaly_map > detector.pixel_threshold,
-            truth if sample.label else None,
-            scale,
-        )
-        write_overlay(overlay, panel)
-    return ImageRecord(
-        name=f"{sample.defect}/{sample.path.name}",
-        defect=sample.defect,
-        label=sample.label,
-        score=score,
-        decision=int(score > detector.threshold),
-        overlay=overlay if scale is not None else None,
-    )
+    scale: HeatScale,
+) -> None:
+    """Write the overlay of one image.
+
+    Args:
+        path: the PNG file.
+        image: (H, W, 3) uint8, any size.
+        anomaly_map: (h, w) float32.
+        truth: (h, w) bool, the ground truth; None: not drawn.
+        scale: in units of the pixel threshold, so that one scale serves all categories of a run.
+    """
+    threshold = detector.pixel_threshold
+    picture = resize_image(image, (anomaly_map.shape[0], anomaly_map.shape[1]))
+    write_overlay(path, render_panel(picture, anomaly_map / threshold, anomaly_map > threshold, truth, scale))
 
 
-def inside(
-    category: str, detector: Detector, samples: Sequence[Sample], records: Sequence[ImageRecord], run: Path
-) -> list[ImageRecord]:
-    """One image of each outcome, with a picture of what happens inside the model."""
-    chosen = [group[0] for group in by_kind(records).values() if group]
+def inside(detector: Detector, samples: Sequence[Sample], records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Return the record of one image of each outcome, with a picture of the inside of the model as overlay.
+
+    The picture is ``NAME.inside.png`` beside the image's overlay, which the records must have.
+    """
     paths = {record.name: sample.path for record, sample in zip(records, samples, strict=True)}
-    found = []
-    for record in chosen:
+    pictured = []
+    for record in (group[0] for group in by_outcome(records).values() if group):
+        assert record.overlay is not None
         image = load_image(paths[record.name])
-        picture = run / "overlays" / category / record.defect / f"{paths[record.name].name}.inside.png"
+        picture = record.overlay.with_suffix(".inside.png")
         write_overlay(picture, render_inside(image, explain(detector, image)))
-        found.append(replace(record, overlay=picture))
-    return found
+        pictured.append(replace(record, overlay=picture))
+    return pictured
 
 
 def heat_scale(detectors: Sequence[Detector]) -> HeatScale:
-    """Logarithmic, around the threshold (1): from the plainest category's median normal pixel to as far above."""
+    """Return a logarithmic scale around the pixel threshold (1), in units of it.
+
+    It reaches down to the lowest median of normal pixels among the detectors, and as far up.
+    """
     reach = max(detector.pixel_threshold / detector.calibration.normal_level for detector in detectors)
     return HeatScale(1 / reach, reach, unit="times the pixel threshold")

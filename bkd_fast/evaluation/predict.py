@@ -1,4 +1,4 @@
-"""``bkd-fast predict``: scores, decisions, heat maps and masks of new images, in files."""
+"""``bkd-fast predict``: write scores, decisions, heat maps and masks of new images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from PIL import Image
 
 from bkd_fast.data import ImageError, image_files, load_image
 from bkd_fast.errors import BKDError
-from bkd_fast.evaluation.report import HeatScale, render_panel, write_overlay
+from bkd_fast.evaluation.pictures import heat_scale
+from bkd_fast.evaluation.report import render_panel, write_overlay
 from bkd_fast.files import atomic_path, atomic_write
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.streaming import pipeline
 
 log = logging.getLogger("bkd_fast")
-WORKERS = 2  # threads that decode, draw and write, while the network runs
+WORKERS = 2  # threads that decode, draw and write while the network runs
 COLUMNS = ("file", "score", "threshold", "decision", "normalized_score", "p_value")
 
 
@@ -35,23 +36,24 @@ def predict(
     threshold: float | None = None,
     skip_unreadable: bool = False,
 ) -> str:
-    """Predict images and write ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
+    """Predict images; write ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
 
     Args:
         run: folder of one trained category.
-        images: image files, or folders that are searched for them.
-        out: must be new or empty.
+        images: image files, or folders of them (searched recursively).
+        out: a new or empty folder.
+        device: ``auto`` uses CUDA if there is a device.
         precision: ``32``, ``bf16`` or ``fp16``; see :meth:`bkd_fast.Detector.load`.
         tile, overlap: predict in tiles; see :meth:`bkd_fast.Detector.__call__`.
-        threshold: decides instead of the run's own.
-        skip_unreadable: unreadable images are reported and left out; otherwise the first one ends the command, and
-            what was predicted before it is kept.
+        threshold: replaces the run's image threshold.
+        skip_unreadable: leave out unreadable images, with a warning; otherwise the first one is an error, and the
+            results before it are kept.
 
     Returns:
-        One line for the user: how many images there were, and how many are anomalous.
+        One line for the user: the number of images, how many are anomalous, and where the scores are.
 
     Raises:
-        BKDError: no images, an occupied or unwritable ``out``, an unreadable image, an unusable run.
+        BKDError: no images, an ``out`` that is not empty or not writable, an unreadable image, or an unusable run.
     """
     out = Path(out)
     named = _names([Path(image) for image in images])
@@ -61,8 +63,7 @@ def predict(
         detector.threshold = threshold
     if out.exists() and any(out.iterdir()):
         raise BKDError(f"the output folder {out} is not empty: choose another --out")
-    reach = detector.pixel_threshold / detector.calibration.normal_level
-    scale = HeatScale(1 / reach, reach, unit="times the pixel threshold")  # heat 1 is the threshold, as in the report
+    scale = heat_scale([detector])
     rows: list[dict[str, object]] = []
 
     def read(image: tuple[str, Path]) -> tuple[np.ndarray, Any]:
@@ -78,7 +79,7 @@ def predict(
         prediction = predictor.postprocess(raw)
         panel = render_panel(array, prediction.anomaly_map / detector.pixel_threshold, prediction.mask, None, scale)
         write_overlay(out / "heatmaps" / f"{name}.jpg", panel)
-        with atomic_path(_made(out / "masks" / f"{name}.png")) as temporary:
+        with atomic_path(_with_folder(out / "masks" / f"{name}.png")) as temporary:
             Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
         decision = "anomalous" if prediction.label else "normal"
         scores = (prediction.score, detector.threshold, decision, prediction.normalized_score, prediction.p_value)
@@ -103,18 +104,18 @@ def predict(
 
 
 def _names(arguments: Sequence[Path]) -> dict[str, Path]:
-    """Output name -> image file; two files of the same name get numbers."""
+    """Return the image file of each output name; files of the same name get numbers."""
     named: dict[str, Path] = {}
     for argument in arguments:
         if argument.is_dir():
-            found = [(str(path.relative_to(argument).with_suffix("")), path) for path in image_files(argument)]
-            if not found:
+            files = [(str(path.relative_to(argument).with_suffix("")), path) for path in image_files(argument)]
+            if not files:
                 raise BKDError(f"there are no images in the folder {argument}")
         elif argument.is_file():
-            found = [(argument.stem, argument)]
+            files = [(argument.stem, argument)]
         else:
             raise BKDError(f"there is no image or folder {argument}")
-        for name, path in found:
+        for name, path in files:
             unique, number = name, 2
             while unique in named:
                 unique, number = f"{name}_{number}", number + 1
@@ -122,6 +123,7 @@ def _names(arguments: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _made(path: Path) -> Path:
+def _with_folder(path: Path) -> Path:
+    """Return ``path`` after creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,6 +1,6 @@
-"""Published figures of MVTec AD and MPDD, to stand beside one's own, and what the two sets consist of.
+"""Published results on MVTec AD and MPDD, to compare with a run, and the sizes of both data sets.
 
-The BKD paper's figures are as printed; docs/published.md says which of them do not follow from each other.
+The BKD paper's numbers are as printed; docs/published.md says which of them contradict each other.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from bkd_fast.evaluation.metrics import percent
 
-Counts = Mapping[str, tuple[int, int]]  # category -> images in train/good, images under test
+Counts = Mapping[str, tuple[int, int]]  # category: images in train/good, images in test
 
-# File counts of the data sets as their authors offer them.
+# File counts of the original data sets.
 DATA_SETS: dict[str, dict[str, tuple[int, int]]] = {
     "MVTec AD": {
         "bottle": (209, 83),
@@ -41,7 +41,7 @@ DATA_SETS: dict[str, dict[str, tuple[int, int]]] = {
     },
 }
 
-# BKD, Table 1 at 256 x 256: "image-level/pixel-level", which are more likely pixel AUROC and PRO (docs/published.md).
+# BKD, Table 1 at 256 x 256: "image-level/pixel-level", but more likely pixel AUROC and PRO (docs/published.md).
 TABLE_1 = {
     "carpet": (97.6, 95.9),
     "grid": (98.3, 96.8),
@@ -73,7 +73,7 @@ TABLE_3 = {"MVTec AD": 87.4, "MPDD": 62.8}
 
 
 class Method(NamedTuple):
-    """Means over a data set: image AUROC, pixel AUROC and PRO in percent; where they stand and how they were got."""
+    """Means over a data set, in percent (image AUROC, pixel AUROC, PRO), and their source and conditions."""
 
     name: str
     image: float
@@ -100,44 +100,47 @@ METHODS = {
 
 
 def recognize(counts: Counts) -> str | None:
-    """The data set that all these categories are of; None where it is another, or most file counts are not its own."""
+    """Return the data set of these categories; None if it is unknown, or fewer than half of the file counts match."""
     for name, expected in DATA_SETS.items():
         if counts and all(category in expected for category in counts):
-            right = sum(counts[category] == expected[category] for category in counts)
-            return name if 2 * right >= len(counts) else None
+            matching = sum(counts[category] == expected[category] for category in counts)
+            return name if 2 * matching >= len(counts) else None
     return None
 
 
 def differences(data_set: str, counts: Counts) -> list[str]:
-    """In which categories the files are not those of the data set, a sentence each."""
+    """Return a sentence for each category whose file counts differ from the data set's."""
     expected = DATA_SETS[data_set]
     return [
-        f"{category} has {train} training and {test} test images, and {data_set}'s has {expected[category][0]} and "
-        f"{expected[category][1]}: figures of it are not comparable"
+        f"{category} has {train} training and {test} test images, {data_set} has {expected[category][0]} and "
+        f"{expected[category][1]}: the results are not comparable"
         for category, (train, test) in counts.items()
         if (train, test) != expected[category]
     ]
 
 
 def comparison(metrics: Mapping[str, Any]) -> str:
-    """The figures of :func:`bkd_fast.evaluation.evaluate` beside published ones; empty for any other data set."""
+    """Return the metrics of :func:`~bkd_fast.evaluation.evaluate.evaluate` beside published ones, as text.
+
+    The text is empty for other data sets.
+    """
     categories = metrics["categories"]
     counts = {
-        name: (figures["images"]["train"] + figures["images"]["validation"], figures["images"]["test"])
-        for name, figures in categories.items()
+        name: (category["images"]["train"] + category["images"]["validation"], category["images"]["test"])
+        for name, category in categories.items()
     }
     data_set = recognize(counts)
     if data_set is None:
         return ""
-    lines = [f"{data_set}, {len(counts)} of {len(DATA_SETS[data_set])} categories, beside published figures (percent)"]
+    lines = [f"{data_set}, {len(counts)} of {len(DATA_SETS[data_set])} categories, beside published results (percent)"]
     lines += [f"  note: {sentence}" for sentence in differences(data_set, counts)]
     if data_set == "MVTec AD":
         lines += [
             "",
             f"{'':14}image AUROC  pixel AUROC  AUPRO  BKD Table 1, 256   image F1-max  BKD Table 2, k = 2/4/8",
         ]
-        for name, figures in categories.items():
-            own = [percent(figures[key]) for key in ("image_auroc", "pixel_auroc", "aupro", "image_f1_max")]
+        for name, category in categories.items():
+            own = [percent(category[key]) for key in ("image_auroc", "pixel_auroc", "aupro", "image_f1_max")]
             printed = " / ".join(f"{value:.1f}" for value in TABLE_1[name])
             f1 = " / ".join(f"{value:.1f}" for value in TABLE_2.get(name, ())) or "–"
             lines.append(f"{name:14}{own[0]:>11}  {own[1]:>11}  {own[2]:>5}  {printed:>16}   {own[3]:>12}  {f1:>22}")
@@ -157,7 +160,7 @@ def comparison(metrics: Mapping[str, Any]) -> str:
             f"{'BKD, Table 1, 256':24}{97.2:>11.1f}  {93.0:>11.1f}      –  as printed; 15-class means are 97.3, 93.4"
         )
     lines.append(f"mean image F1-max: {percent(mean['image_f1_max'])}; BKD, Table 3, k = 2: {TABLE_3[data_set]:.1f}")
-    lines.append("what the paper's figures are, and which do not recompute: docs/published.md")
+    lines.append("docs/published.md says what the paper's numbers are, and which of them contradict each other")
     return "\n".join(lines)
 
 

@@ -1,10 +1,9 @@
-"""The pixel values of a whole test set in falling order, exactly, with most of them on disk.
+"""An exact external sort of the pixel values of a test set, in descending order.
 
-A float32 is turned into a 32-bit key of the same order. Keys are gathered in a buffer; a full buffer is sorted and
-appended to an anonymous temporary file as one run, with an index of where each upper half (a *prefix*) starts. Reading
-goes from the highest prefix down: the keys of one prefix, from every run, differ in their lower 16 bits only, so
-counting them takes a histogram of 65,536 exact bins. Neither many values nor many equal ones need more memory than a
-buffer and that histogram.
+Each float32 becomes a 32-bit key of the same order. A full buffer of keys is sorted and appended to an anonymous
+temporary file as one run; an index holds where each upper half (*prefix*) starts. Reading goes from the highest prefix
+down. The keys of one prefix differ in their lower 16 bits only, so a histogram of 65,536 bins counts them exactly.
+Memory is bounded by the buffers and this histogram, for any number of values, equal ones included.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ SIGN = np.uint32(0x8000_0000)
 
 
 class ValueCounts(NamedTuple):
-    """Distinct values (M,) float32 in falling order and how many ``normal`` and ``defect`` pixels (M,) int64 have each.
+    """Distinct values (M,) float32 in descending order, and the number of ``normal`` and ``defect`` pixels (M,) int64.
 
-    ``overlap`` (M,) float64: the sum of 1 / area over those defect pixels, area being that of their component.
+    ``overlap`` (M,) float64: sum of 1 / area over those defect pixels, where area is that of the pixel's region.
     """
 
     value: np.ndarray
@@ -38,27 +37,34 @@ class ValueCounts(NamedTuple):
 
 
 class SortedPixels:
-    """Collects pixel values, then gives how often each occurs, from the largest down.
+    """Counts of pixel values, in descending order of the values.
 
     Args:
-        chunk: pixels of each kind kept in memory before they are sorted and put on disk (12 bytes, 25 while sorting).
-        folder: where the temporary file goes (2 bytes a normal pixel, 8 a defect pixel); the system's choice if None.
+        chunk: pixels of each kind in memory before they are sorted and written (12 bytes each, 25 while sorting).
+        folder: folder of the temporary file (2 bytes per normal pixel, 8 per defect pixel); None: the system's.
+
+    Raises:
+        ValueError: ``chunk`` is below 1.
     """
 
     def __init__(self, chunk: int = CHUNK, folder: str | Path | None = None) -> None:
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}: expected at least one pixel")
-        # The prefix is known from the index, so a normal pixel's lower half is all that is stored.
+        # The index holds the prefix, so the lower half is enough for a normal pixel.
         self._normal = _Runs(chunk, np.uint32, np.uint16, folder)
         self._defect = _Runs(chunk, np.uint64, np.uint64, folder)
 
     def add(self, normal: np.ndarray, defect: np.ndarray, area: np.ndarray) -> None:
-        """Adds finite float32 values of normal (n,) and defect (d,) pixels; ``area`` (d,): pixels of its component."""
+        """Add finite float32 values of normal (n,) and defect (d,) pixels; ``area`` (d,): pixels of their regions.
+
+        Raises:
+            BKDError: the temporary file cannot be written.
+        """
         self._normal.add(_keys(normal))
         self._defect.add(_keys(defect).astype(np.uint64) << np.uint64(32) | area.astype(np.uint64))
 
-    def falling(self) -> Iterator[ValueCounts]:
-        """Every distinct value once, largest first, in parts."""
+    def descending(self) -> Iterator[ValueCounts]:
+        """Yield all distinct values, largest first, in parts."""
         self._normal.spill()
         self._defect.spill()
         for prefix in sorted(self._normal.prefixes() | self._defect.prefixes(), reverse=True):
@@ -75,13 +81,13 @@ class SortedPixels:
             yield ValueCounts(_values(keys), normal[present], defect[present], overlap[present])
 
     def close(self) -> None:
-        """Gives the disk space back."""
+        """Delete the temporary files."""
         self._normal.close()
         self._defect.close()
 
 
 class _Runs:
-    """Sorted runs of unsigned keys in one temporary file. The prefix of a key is its top 16 bits."""
+    """Sorted runs of unsigned keys in one temporary file; the prefix of a key is its top 16 bits."""
 
     def __init__(self, chunk: int, key: DTypeLike, stored: DTypeLike, folder: str | Path | None) -> None:
         self.buffer, self.filled = np.empty(chunk, key), 0
@@ -102,7 +108,7 @@ class _Runs:
                 self.spill()
 
     def spill(self) -> None:
-        """Sorts what the buffer holds and appends it to the file; index rows are (prefix, first entry, entries)."""
+        """Sort the buffer and append it to the file; index rows are (prefix, first entry, number of entries)."""
         if not self.filled:
             return
         run = self.buffer[: self.filled]
@@ -119,15 +125,15 @@ class _Runs:
             size = run.size * self.stored.itemsize / 1e6
             where = self.folder or tempfile.gettempdir()
             raise BKDError(
-                f"pixel metrics could not put {size:.0f} MB more into the temporary folder {where} ({error}): "
-                "free some space or set TMPDIR to a folder with room"
+                f"pixel metrics cannot write {size:.0f} MB to the temporary folder {where} ({error}): "
+                "free some space, or set TMPDIR to a folder on a larger disk"
             ) from error
         self.index.append(np.stack([prefix[starts].astype(np.int64), starts + self.written, counts], axis=1))
         self.written += self.filled
         self.filled = 0
 
     def prefixes(self) -> set[int]:
-        """Every prefix present; sorts the index for :meth:`read`."""
+        """Sort the index for :meth:`read`, and return all prefixes in it."""
         if self.index:
             rows = np.concatenate([self.sorted_index, *self.index])
             self.sorted_index = rows[np.argsort(rows[:, 0], kind="stable")]
@@ -135,18 +141,18 @@ class _Runs:
         return set(np.unique(self.sorted_index[:, 0]).tolist())
 
     def read(self, prefix: int) -> Iterator[np.ndarray]:
-        """The entries under ``prefix`` in parts of at most ``BLOCK``, in no particular order."""
+        """Yield the entries of ``prefix`` in parts of at most ``BLOCK``, in no particular order."""
         first, last = np.searchsorted(self.sorted_index[:, 0], [prefix, prefix + 1])
         parts: list[np.ndarray] = []
-        room = BLOCK
+        space = BLOCK
         for _, start, count in self.sorted_index[first:last].tolist():
             for offset in range(0, count, BLOCK):
                 length = min(BLOCK, count - offset)
-                if length > room:
+                if length > space:
                     yield np.concatenate(parts)
-                    parts, room = [], BLOCK
+                    parts, space = [], BLOCK
                 parts.append(self._entries(start + offset, length))
-                room -= length
+                space -= length
         if parts:
             yield np.concatenate(parts)
 
@@ -161,11 +167,11 @@ class _Runs:
 
 
 def _keys(values: np.ndarray) -> np.ndarray:
-    """float32 -> uint32 of the same order: negative numbers are inverted, positive ones get the top bit."""
-    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 + 0.0 is 0.0: the two zeros are one value
+    """Return uint32 keys in the order of float32 values: negative ones are inverted, positive ones get the top bit."""
+    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 + 0.0 is 0.0: both zeros get one key
     return np.where(bits & SIGN, ~bits, bits | SIGN)
 
 
 def _values(keys: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`_keys`."""
+    """Return the float32 values of keys: the inverse of :func:`_keys`."""
     return np.where(keys & SIGN, keys ^ SIGN, ~keys).view(np.float32)

@@ -123,7 +123,7 @@ def test_a_run_without_its_data_asks_for_it(run, tiny_data, tmp_path):
     manifest = json.loads((moved / "manifest.json").read_text())
     manifest["source"]["root"] = str(tmp_path / "gone")
     (moved / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BKDError, match="name its place"):
+    with pytest.raises(BKDError, match="pass its new path"):
         evaluate(moved)
     assert evaluate(moved, tiny_data, progress=False)["mean"]["image_auroc"] is not None
 

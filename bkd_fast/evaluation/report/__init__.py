@@ -1,6 +1,6 @@
-"""Pictures and the page that show what a detector found: overlays on one fixed colour scale, and ``report.html``."""
+"""The report of a run: overlays on one fixed colour scale, and ``report.html``."""
 
-from bkd_fast.evaluation.report.gallery import by_kind
+from bkd_fast.evaluation.report.gallery import by_outcome
 from bkd_fast.evaluation.report.heat import HeatScale
 from bkd_fast.evaluation.report.inside import render_inside
 from bkd_fast.evaluation.report.overlays import render_panel, write_overlay
@@ -11,7 +11,7 @@ __all__ = [
     "CategoryReport",
     "HeatScale",
     "ImageRecord",
-    "by_kind",
+    "by_outcome",
     "render_inside",
     "render_panel",
     "write_overlay",

@@ -1,7 +1,7 @@
 """Anomaly values as colours, on one scale for a whole run.
 
-A scale that is stretched to each image's own minimum and maximum paints a defect on every good image. This one has
-fixed ends, taken from validation images, so a colour means the same value everywhere.
+A scale stretched to each image's minimum and maximum shows a defect in every good image. This one has fixed ends, taken
+from normal images, so a colour means the same value everywhere.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from bkd_fast.errors import BKDError
 
 
 def _table(size: int = 256) -> np.ndarray:
-    """(size, 3) uint8 from near black through violet and red to pale yellow.
+    """Return colours (size, 3) uint8 from near black through violet and red to pale yellow.
 
-    A straight line in CIE L* (lightness) with turning hue: equal steps look equal and grey prints keep the order.
+    CIE L* (lightness) rises linearly while the hue turns: equal steps look equal, also in a grey print.
     """
     t = np.linspace(0, 1, size)
     lightness, chroma = 5 + 91 * t, 74 * np.sin(np.pi * (0.08 + 0.80 * t))
@@ -39,12 +39,12 @@ class HeatScale:
     """A fixed colour scale: ``low`` and below is black, ``high`` and above pale yellow.
 
     Attributes:
-        low, high: the ends, in units of the anomaly maps that are shown.
+        low, high: the ends, in units of the anomaly map.
         log: logarithmic between the ends, which must then be positive.
-        unit: what the values are, for the reader of a legend.
+        unit: unit of the values, for the legend.
 
     Raises:
-        BKDError: ends that are not finite, not in order, or not positive on a logarithmic scale.
+        BKDError: the ends are not finite, not in order, or not positive on a logarithmic scale.
     """
 
     low: float
@@ -63,12 +63,12 @@ class HeatScale:
             )
 
     def position(self, values: np.ndarray) -> np.ndarray:
-        """Where values of any shape lie on the scale, 0 (low) to 1 (high), float32."""
+        """Return the positions of values (...) on the scale, 0 (low) to 1 (high), float32."""
         clipped = np.clip(np.asarray(values, np.float64), self.low, self.high)
         if self.log:
             return (np.log(clipped / self.low) / math.log(self.high / self.low)).astype(np.float32)
         return ((clipped - self.low) / (self.high - self.low)).astype(np.float32)
 
     def colours(self, values: np.ndarray) -> np.ndarray:
-        """The colours (..., 3) uint8 of values (...)."""
+        """Return the colours (..., 3) uint8 of values (...)."""
         return COLOURS[np.round(self.position(values) * (len(COLOURS) - 1)).astype(int)]

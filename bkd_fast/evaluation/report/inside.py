@@ -1,4 +1,4 @@
-"""A picture of what happens inside a model: distances of every view, offsets, aligned support and memory."""
+"""A picture of the inside of a model: distances of each branch and level, offsets, aligned support, memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
 from bkd_fast.evaluation.report.overlays import GAP, GROUND, LEGEND, TEXT
 from bkd_fast.inference.explain import Explanation
 
-SIDE = 180  # of a tile, in pixels
+SIDE = 180  # longer side of a tile, in pixels
 CAPTION = 34
 ARROWS = 12  # along the longer side of a tile
 ARROW = (255, 214, 64)
@@ -20,17 +20,17 @@ Tile = tuple[Image.Image, str]
 
 
 def render_inside(image: np.ndarray, explanation: Explanation) -> np.ndarray:
-    """Draws a row of tiles for each part that the model has.
+    """Return a picture with a row of tiles for each part of the model.
 
-    The rows: the image and the distances of every branch and view; the offsets as arrows, and the distance of the
-    support before and after alignment; the memory items that each feature is read from: which counts most (a colour
-    an item), and how many there are.
+    The rows: the image, and the distances of each branch and level; the offsets as arrows, and the distance to the
+    support before and after alignment; the memory item with the largest weight (a colour for each item), and the number
+    of items that each feature is read from.
 
     Args:
         image: (H, W, 3) uint8, any size.
 
     Returns:
-        (rows, columns, 3) uint8, the last lines of which are a legend, as in
+        (rows, columns, 3) uint8, with the legend in the last rows, as in
         :func:`bkd_fast.evaluation.report.render_panel`.
     """
     factor = SIDE / max(image.shape[:2])
@@ -103,7 +103,7 @@ def _memory(explanation: Explanation, size: tuple[int, int]) -> list[Tile]:
 
 
 def _colour_of(item: np.ndarray) -> np.ndarray:
-    """A colour for each item (h, w, 3) uint8, the same in every picture; black where there is none."""
+    """Return the colour of each item, (h, w, 3) uint8, the same in every picture; black for no item (-1)."""
     mixed = (item.astype(np.uint64) + 1) * np.uint64(2_654_435_761)  # Knuth's multiplicative hash
     channels = [(mixed >> np.uint64(shift)).astype(np.uint8) // 2 + 96 for shift in (6, 13, 20)]
     return np.where((item >= 0)[..., None], np.stack(channels, -1), 0).astype(np.uint8)

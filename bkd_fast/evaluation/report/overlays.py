@@ -1,4 +1,4 @@
-"""One picture per image: the image, its heat map on the run's scale, outlines of the predicted and the true mask."""
+"""One picture per image: the image, its heat map on the run's scale, the outlines of prediction and ground truth."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def render_panel(
     *,
     side: int = SIDE,
 ) -> np.ndarray:
-    """Draws image | heat map over the grey image | image with outlines, and a legend line.
+    """Return a picture: image | heat map over the grey image | image with outlines, and a legend below.
 
     Args:
         image: (H, W, 3) uint8, any size.
-        anomaly_map: (h, w) float, stretched over the image if of another size.
-        mask: (h', w') bool, what is predicted to be defective: its inner edge is drawn red. None: not drawn.
-        truth: the same of the ground truth, outer edge, cyan.
+        anomaly_map: (h, w) float, resized to the image.
+        mask: (h', w') bool, predicted defects; the inner edge is drawn red. None: not drawn.
+        truth: the same for the ground truth; the outer edge is drawn cyan.
         scale: the run's colour scale.
         side: longer side of each of the three tiles, in pixels.
 
@@ -44,7 +44,7 @@ def render_panel(
         The panel (rows, columns, 3) uint8.
 
     Raises:
-        BKDError: an array of another shape or dtype.
+        BKDError: an array has another shape or dtype.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise BKDError(f"expected an image (H, W, 3) of uint8, not {image.shape} of {image.dtype}")
@@ -74,21 +74,25 @@ def render_panel(
 
 
 def write_overlay(path: str | Path, panel: np.ndarray) -> None:
-    """Writes a panel (rows, columns, 3) uint8, whole or not at all; folders are made.
+    """Write a panel (rows, columns, 3) uint8 atomically; create its folder.
 
     Args:
-        path: PNG, or where it ends in ``.jpg`` JPEG, in a twentieth of the time and a third of the room.
+        path: PNG, or JPEG if it ends in ``.jpg``: a twentieth of the time and a third of the size.
     """
     jpeg = Path(path).suffix == ".jpg"
     with atomic_path(path) as temporary:
-        if jpeg:  # with colours at every pixel: outlines are thin
+        if jpeg:  # full chroma resolution: outlines are thin
             Image.fromarray(panel).save(temporary, format="JPEG", quality=90, subsampling=0)
         else:
             Image.fromarray(panel).save(temporary, format="PNG", compress_level=3)  # half the time of 6, 7 % larger
 
 
 def thumbnail(path: str | Path, width: int) -> bytes:
-    """A written panel without its legend, at most ``width`` pixels wide, as JPEG."""
+    """Return a written panel without its legend as JPEG, at most ``width`` pixels wide.
+
+    Raises:
+        OSError: the file is missing or not an image.
+    """
     with Image.open(path) as panel:
         tiles = panel.convert("RGB").crop((0, 0, panel.width, max(1, panel.height - LEGEND)))
     tiles.thumbnail((width, width), Image.Resampling.LANCZOS)
@@ -108,29 +112,29 @@ def _inner_edge(mask: np.ndarray) -> np.ndarray:
 
 
 def _outer_edge(mask: np.ndarray) -> np.ndarray:
-    """Two pixels around the mask, and inside it at the image's border: a mask over the whole image has an edge too."""
+    """Return two pixels around the mask. At the image's border they are inside: a full mask has an edge too."""
     frame = np.ones_like(mask)
     frame[2:-2, 2:-2] = False
     return (ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=2) & ~mask) | (mask & frame)
 
 
 def _legend(scale: HeatScale, mask: bool, truth: bool, width: int) -> Image.Image:
-    """The legend line, at least ``width`` wide and as wide as its text needs."""
+    """Return the legend, at least ``width`` pixels wide and as wide as its text needs."""
     font = ImageFont.load_default(size=13)
     bar = Image.fromarray(COLOURS[None, ::2].repeat(10, axis=0))
     parts: list[str | Image.Image] = [f"heat {scale.low:.2g}", bar, f"{scale.high:.2g}"]
     for shown, name, colour in ((mask, "predicted", PREDICTED), (truth, "ground truth", TRUTH)):
         if shown:
             parts += [Image.new("RGB", (18, 3), colour), name]
-    x, places = 8, []
+    x, positions = 8, []
     for part in parts:
-        places.append(x)
+        positions.append(x)
         x += (round(font.getlength(part)) if isinstance(part, str) else part.width) + 8
     line = Image.new("RGB", (max(width, x), LEGEND), GROUND)
     draw = ImageDraw.Draw(line)
-    for place, part in zip(places, parts, strict=True):
+    for left, part in zip(positions, parts, strict=True):
         if isinstance(part, str):
-            draw.text((place, LEGEND // 2), part, fill=TEXT, font=font, anchor="lm")
+            draw.text((left, LEGEND // 2), part, fill=TEXT, font=font, anchor="lm")
         else:
-            line.paste(part, (place, (LEGEND - part.height) // 2 + 1))
+            line.paste(part, (left, (LEGEND - part.height) // 2 + 1))
     return line

@@ -1,23 +1,21 @@
-"""Small charts as inline SVG. Colours come from the page's style sheet and follow its light and dark themes."""
+"""Small charts as coordinates. ``template.html.jinja`` draws them, and ``style.css`` colours them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-WIDTH, HEIGHT = 320, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+FRAME = {"width": 320, "height": 220, "left": 46, "right": 308, "top": 12, "bottom": 180}  # SVG units, y down
 BINS = 32
 LOG_RATIO = 30.0  # values that span more than this are shown on a logarithmic axis
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Values to pixels along one side of a chart."""
+    """The values along one side of a chart."""
 
     low: float
     high: float
@@ -26,7 +24,7 @@ class Axis:
 
     @classmethod
     def around(cls, values: np.ndarray, label: str) -> Axis:
-        """An axis that holds all values, logarithmic if they are positive and far apart."""
+        """Return an axis that holds all values, logarithmic if they are positive and far apart."""
         low, high = float(values.min()), float(values.max())
         if low > 0 and high / low > LOG_RATIO:
             return cls(low / 1.1, high * 1.1, f"{label} (log scale)", log=True)
@@ -34,18 +32,18 @@ class Axis:
         return cls(low - margin, high + margin, label)
 
     def share(self, value: float) -> float:
-        """0 at the low end, 1 at the high end."""
+        """Return how far along the axis a value is: 0 at the low end, 1 at the high end."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def steps(self, count: int) -> np.ndarray:
-        """``count`` + 1 values, evenly spaced along the axis."""
+        """Return ``count`` + 1 values, evenly spaced along the axis."""
         spaced = np.geomspace if self.log else np.linspace
         return spaced(self.low, self.high, count + 1)
 
     def ticks(self) -> list[float]:
-        """Round values: powers of ten, or 3 to 7 multiples of 1, 2 or 5."""
+        """Return round values: powers of ten, or 3 to 7 multiples of 1, 2 or 5."""
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             decades = [10.0**power for power in range(first, last + 1, max(1, (last - first) // 5))]
@@ -67,81 +65,71 @@ class Series:
     y: np.ndarray
 
 
-def line_chart(title: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series], *, diagonal: bool = False) -> str:
-    """Lines over two axes, as an HTML figure; ``diagonal`` marks what guessing would give."""
-    at = _placer(x_axis, y_axis)
-    body = [_frame(x_axis, y_axis)]
+Point = tuple[float, float]
+
+
+@dataclass
+class Chart:
+    """A chart in SVG units, inside :data:`FRAME`.
+
+    Attributes:
+        legend: (name, CSS class) of each key.
+        lines: (CSS class, points); one point alone is drawn as a dot.
+        bars, rules: (CSS class, start, end): opposite corners of a bar, ends of a straight line.
+        whole: the y axis counts, so it has no ticks at fractions.
+    """
+
+    title: str
+    x_axis: Axis
+    y_axis: Axis
+    legend: Sequence[tuple[str, str]]
+    whole: bool = False
+    lines: list[tuple[str, list[Point]]] = field(default_factory=list)
+    bars: list[tuple[str, Point, Point]] = field(default_factory=list)
+    rules: list[tuple[str, Point, Point]] = field(default_factory=list)
+
+    def at(self, x: float, y: float) -> Point:
+        """Return the position of a pair of values."""
+        return (
+            FRAME["left"] + self.x_axis.share(x) * (FRAME["right"] - FRAME["left"]),
+            FRAME["bottom"] - self.y_axis.share(y) * (FRAME["bottom"] - FRAME["top"]),
+        )
+
+    @property
+    def x_ticks(self) -> list[tuple[float, str]]:
+        """(x, label) of each tick."""
+        return [(self.at(tick, self.y_axis.low)[0], f"{tick:.3g}") for tick in self.x_axis.ticks()]
+
+    @property
+    def y_ticks(self) -> list[tuple[float, str]]:
+        """(y, label) of each tick."""
+        ticks = [tick for tick in self.y_axis.ticks() if not self.whole or tick == round(tick)]
+        return [(self.at(self.x_axis.low, tick)[1], f"{tick:.3g}") for tick in ticks]
+
+
+def line_chart(title: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series], *, diagonal: bool = False) -> Chart:
+    """Return lines over two axes; ``diagonal`` adds the line of a random guess."""
+    chart = Chart(title, x_axis, y_axis, [(line.name, line.style) for line in series])
     if diagonal:
-        (x0, y0), (x1, y1) = at(x_axis.low, y_axis.low), at(x_axis.high, min(x_axis.high, y_axis.high))
-        body.append(f'<line class="guess" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>')
+        end = chart.at(x_axis.high, min(x_axis.high, y_axis.high))
+        chart.rules.append(("guess", chart.at(x_axis.low, y_axis.low), end))
     for line in series:
-        points = [at(x, y) for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True)]
-        if len(points) == 1:
-            body.append(f'<circle class="dot {line.style}" cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="3"/>')
-        else:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            body.append(f'<polyline class="line {line.style}" points="{path}"/>')
-    return _figure(title, body, [(line.name, line.style) for line in series])
+        chart.lines.append(
+            (line.style, [chart.at(x, y) for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True)])
+        )
+    return chart
 
 
-def histogram(title: str, groups: Sequence[tuple[str, str, np.ndarray]], threshold: float, label: str) -> str:
-    """Counts of each group (name, CSS class, values) over a shared axis, with the threshold as a line."""
-    values = np.concatenate([group for _, _, group in groups])
-    x_axis = Axis.around(np.append(values, threshold), label)
+def histogram(title: str, groups: Sequence[tuple[str, str, np.ndarray]], threshold: float, label: str) -> Chart:
+    """Return the counts of each group (name, CSS class, values) over a shared axis, with the threshold as a line."""
+    x_axis = Axis.around(np.append(np.concatenate([group for _, _, group in groups]), threshold), label)
     edges = x_axis.steps(BINS)
     counts = [np.histogram(group, edges)[0] for _, _, group in groups]
     y_axis = Axis(0.0, float(max(count.max() for count in counts)) * 1.05, "images")
-    at = _placer(x_axis, y_axis)
-    body = [_frame(x_axis, y_axis, whole=True)]
+    legend = [(f"{name} ({len(group)})", style) for name, style, group in groups]
+    chart = Chart(title, x_axis, y_axis, [*legend, (f"threshold {threshold:.4g}", "threshold")], whole=True)
     for (_, style, _), count in zip(groups, counts, strict=True):
         for index in np.flatnonzero(count):
-            (x0, y0), (x1, y1) = at(edges[index], 0.0), at(edges[index + 1], float(count[index]))
-            body.append(
-                f'<rect class="bar {style}" x="{x0 + 0.4:.1f}" y="{y1:.1f}" width="{x1 - x0 - 0.8:.1f}" '
-                f'height="{y0 - y1:.1f}"/>'
-            )
-    x, bottom = at(threshold, 0.0)
-    body.append(f'<line class="threshold" x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{bottom:.1f}"/>')
-    legend = [(f"{name} ({len(group)})", style) for name, style, group in groups]
-    return _figure(title, body, [*legend, (f"threshold {threshold:.4g}", "threshold")])
-
-
-def _placer(x_axis: Axis, y_axis: Axis) -> Callable[[float, float], tuple[float, float]]:
-    def at(x: float, y: float) -> tuple[float, float]:
-        across, up = x_axis.share(x), y_axis.share(y)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
-
-    return at
-
-
-def _frame(x_axis: Axis, y_axis: Axis, *, whole: bool = False) -> str:
-    """Grid, ticks and axis labels; ``whole``: the y axis counts things, so fractions get no tick."""
-    at = _placer(x_axis, y_axis)
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    parts = []
-    for tick in y_axis.ticks():
-        if whole and tick != round(tick):
-            continue
-        y = at(x_axis.low, tick)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 3.5:.1f}">{tick:.3g}</text>')
-    for tick in x_axis.ticks():
-        x = at(tick, y_axis.low)[0]
-        parts.append(f'<line class="grid" x1="{x:.1f}" y1="{bottom}" x2="{x:.1f}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick middle" x="{x:.1f}" y="{bottom + 15}">{tick:.3g}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}"/>')
-    middle_x, middle_y = (LEFT + right) / 2, (TOP + bottom) / 2
-    parts.append(f'<text class="label middle" x="{middle_x:.1f}" y="{HEIGHT - 6}">{escape(x_axis.label)}</text>')
-    parts.append(
-        f'<text class="label middle" transform="translate(11 {middle_y:.1f}) rotate(-90)">{escape(y_axis.label)}</text>'
-    )
-    return "".join(parts)
-
-
-def _figure(title: str, body: Sequence[str], legend: Sequence[tuple[str, str]]) -> str:
-    keys = "".join(f'<span class="key"><i class="swatch {style}"></i>{escape(name)}</span>' for name, style in legend)
-    return (
-        f'<figure class="chart"><h4>{escape(title)}</h4>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg>'
-        f"<figcaption>{keys}</figcaption></figure>"
-    )
+            chart.bars.append((style, chart.at(edges[index], 0.0), chart.at(edges[index + 1], float(count[index]))))
+    chart.rules.append(("threshold", chart.at(threshold, y_axis.high), chart.at(threshold, 0.0)))
+    return chart

@@ -1,4 +1,4 @@
-"""What a report is made from: plain facts, no model and no arrays of pixels."""
+"""What a report is made from: plain values, no model and no pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from bkd_fast.errors import BKDError
 
-Figures = Mapping[str, float | None]
+Metrics = Mapping[str, float | None]
 Curve = tuple[np.ndarray, np.ndarray]
 
 
@@ -20,12 +20,12 @@ class ImageRecord:
     """One test image.
 
     Attributes:
-        name: what the user knows it by, for instance ``hole/003.png``.
-        defect: kind of defect, ``good`` for a good image.
-        label: truth, 1 for a defective image.
+        name: for the reader, such as ``hole/003.png``.
+        defect: the kind of defect; ``good`` for a good image.
+        label: ground truth, 1 for a defective image.
         score: anomaly score.
-        decision: 1 if called anomalous.
-        overlay: the PNG of :func:`~bkd_fast.evaluation.report.render_panel`, shown small; None without a picture.
+        decision: 1 if predicted anomalous.
+        overlay: the PNG of :func:`~bkd_fast.evaluation.report.render_panel`, shown as a thumbnail; None: no picture.
     """
 
     name: str
@@ -38,26 +38,29 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class CategoryReport:
-    """One category: what was measured and on what.
+    """The results of one category.
 
     Attributes:
-        name: of the category.
-        metrics: figures named in :data:`bkd_fast.evaluation.metrics.METRIC_NAMES`, 0..1 or None.
-        branches: the same for each of ``forward``, ``reverse`` and ``both``, as far as the model has them.
-        threshold: scores above it are called anomalous.
+        name: name of the category.
+        metrics: the :data:`bkd_fast.evaluation.metrics.METRIC_NAMES`, in 0..1 or None.
+        branches: the same for ``both`` branches, and for ``forward`` and ``reverse`` if the model has both.
+        threshold: images with a higher score are predicted anomalous.
         images: every test image.
-        roc: pixel ROC (false positive rate, true positive rate), None without masks.
-        pro: (false positive rate up to 0.3, mean overlap per region), None without masks.
-        log: a row an epoch: ``epoch``, ``total`` (or ``loss``), ``forward``, ``reverse``, ``validation_loss``.
-        seconds: training time.
-        train_count: normals trained on.
-        inside: some of the images, with what :func:`render_inside` draws as ``overlay``.
-        notes: sentences the reader must know, such as defective images without a mask.
+        roc: pixel ROC (false positive rate, true positive rate); None without masks.
+        pro: (false positive rate up to 0.3, mean overlap per region); None without masks.
+        log: one row per epoch: ``epoch``, ``total`` (or ``loss``), ``forward``, ``reverse``, ``validation_loss``.
+        seconds: training time in s.
+        train_count: number of training images.
+        inside: some of the images; their ``overlay`` is from :func:`~bkd_fast.evaluation.report.render_inside`.
+        notes: remarks for the reader, such as that masks are missing.
+
+    Raises:
+        BKDError: the threshold is not finite.
     """
 
     name: str
-    metrics: Figures
-    branches: Mapping[str, Figures]
+    metrics: Metrics
+    branches: Mapping[str, Metrics]
     threshold: float
     images: Sequence[ImageRecord]
     roc: Curve | None = None

@@ -6,6 +6,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import METRIC_NAMES, image_metrics
 from bkd_fast.evaluation.report import CategoryReport, HeatScale, ImageRecord, write_overlay, write_report
-from bkd_fast.evaluation.report.gallery import BUDGET, by_kind, chosen
+from bkd_fast.evaluation.report.gallery import BUDGET, by_outcome, chosen
 from bkd_fast.evaluation.report.plots import Axis
 
 VOID = {"meta", "img", "br", "line", "polyline", "rect", "circle"}
@@ -115,6 +116,7 @@ def test_a_whole_report_is_valid_and_loads_nothing(tmp_path, overlay):
         heat_scale=HeatScale(0.1, 10, unit="times the threshold"),
     )
     assert not re.search(r"https?://|@import|url\(|<script|<link|<iframe", text)
+    assert "color-scheme: light dark" in text  # the style sheet is in the page
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
     assert page.all("img")
     assert {
@@ -172,9 +174,7 @@ def test_small_and_one_sided_test_sets(tmp_path, good, bad):
 
 def test_no_category_at_all(tmp_path):
     page, _ = write(tmp_path)
-    assert (
-        "0 categories, 0 test images: 0 defective of which 0 missed, 0 good of which 0 called anomalous." in page.words
-    )
+    assert "0 categories, 0 test images: 0 defective (0 missed), 0 good (0 false alarms)." in page.words
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_ticks_are_round_and_inside():
 
 def test_worst_misses_and_false_alarms_come_first():
     images = records(200, 200, seed=1)
-    picked = chosen(by_kind(images), 24)
+    picked = chosen(by_outcome(images), 24)
     assert list(picked) == ["Missed defects", "False alarms", "Found defects", "Good images"]
     assert [len(group) for group in picked.values()] == [8, 8, 4, 4]
     missed = sorted(image.score for image in images if image.label and not image.decision)
@@ -209,8 +209,8 @@ def test_worst_misses_and_false_alarms_come_first():
     assert len({image.name for group in picked.values() for image in group}) == 24
 
 
-def test_a_kind_without_images_leaves_its_places_to_others():
-    picked = chosen(by_kind([image for image in records(100, 100) if bool(image.label) == bool(image.decision)]), 24)
+def test_an_outcome_without_images_leaves_its_places_to_others():
+    picked = chosen(by_outcome([image for image in records(100, 100) if bool(image.label) == bool(image.decision)]), 24)
     assert [len(group) for group in picked.values()] == [0, 0, 20, 4]
 
 
@@ -237,12 +237,43 @@ def test_a_threshold_must_be_finite():
         category([], threshold=math.nan)
 
 
+def tiles(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"<div><b>([^<]*).*?</b><span>(.*?)</span></div>", text)
+
+
 def test_the_first_tiles_say_what_the_thresholds_do(tmp_path):
     images = records(8, 4, seed=3)
-    found = sum(image.decision for image in images if image.label) / 4
+    detected = sum(image.decision for image in images if image.label) / 4
     alarms = sum(image.decision for image in images if not image.label) / 8
     made = category(images)
-    write_report(tmp_path / "report.html", title="t", categories=[made], mean=made.metrics, config={}, environment={})
-    tiles = re.findall(r"<div><b>(.*?)</b><span>(.*?)</span></div>", (tmp_path / "report.html").read_text())
-    assert [label for _, label in tiles[:3]] == ["Defects found", "False alarms", "Image AUROC"]
-    assert [float(value.rstrip(" %")) for value, _ in tiles[:2]] == pytest.approx([100 * found, 100 * alarms], abs=0.06)
+    shown = tiles(write(tmp_path, made, mean=made.metrics)[1])
+    assert [label for _, label in shown] == ["Defects found", "False alarms", "Image AUROC", "Pixel AUROC", "AUPRO"]
+    assert [float(value) for value, _ in shown[:3]] == pytest.approx(
+        [100 * detected, 100 * alarms, 100 * made.metrics["image_auroc"]], abs=0.06
+    )
+    assert [value for value, _ in shown[3:]] == ["—", "—"]
+
+
+def test_the_tiles_of_several_categories_are_means(tmp_path):
+    one = [ImageRecord("a", "hole", 1, 1.0, 1), ImageRecord("b", "good", 0, 0.0, 0)]
+    other = [ImageRecord("a", "hole", 1, 0.0, 0), ImageRecord("b", "good", 0, 0.0, 0)]
+    shown = tiles(write(tmp_path, category(one), category(other, "other"), category([], "empty"))[1])
+    assert shown[:2] == [("50.0", "Defects found, mean"), ("0.0", "False alarms, mean")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ['"><img src=x onerror=alert(1)>.png', "' onmouseover='alert(1)", "{{ 7 * 7 }}{% raise %}", "&lt;b&gt; #?%.png"],
+)
+def test_a_hostile_file_name_is_text_and_its_link_opens_the_file(tmp_path, name):
+    path = tmp_path / "overlays" / "javascript:alert(1)" / name
+    write_overlay(path, np.zeros((60, 90, 3), np.uint8))
+    image = ImageRecord(name, "hole", 1, 1.0, 1, path)
+    page, _ = write(tmp_path, category([image], inside=[image]))
+    assert page.words.count(name) == 2
+    assert len(page.all("img")) == 2
+    assert not [tag for tag, attributes in page.tags if any(key.startswith("on") for key in attributes)]
+    assert {picture["alt"] for picture in page.all("img")} == {f"{name}: image, heat map, outlines"}
+    links = [unquote(link["href"]) for link in page.all("a") if not link["href"].startswith("#")]
+    assert [tmp_path / link for link in links] == [path, path]
+    assert all(link.startswith("overlays/") for link in links)
