@@ -108,8 +108,8 @@ def table(metrics: Mapping[str, Any]) -> str:
     decided: list[list[float | None]] = []
     for name, category in metrics["categories"].items():
         decisions = category["decisions"]
-        missed = None if decisions["recall"] is None else 1 - decisions["recall"]
-        decided.append([decisions["false_alarm_rate"], missed])
+        misses = None if decisions["recall"] is None else 1 - decisions["recall"]
+        decided.append([decisions["false_alarm_rate"], misses])
         rows.append((name, [*decided[-1], *(category[metric] for metric in METRIC_NAMES)]))
         rows += [
             (f"  {branch} only", [None, None, *(values[metric] for metric in METRIC_NAMES)])
@@ -152,16 +152,12 @@ def _evaluate_category(
                     if truth is not None:
                         pixels[branch].update(anomaly_map, truth)
             for sample, image, truth, score, anomaly_map in zip(part, images, truths, *predicted[BOTH], strict=True):
-                overlay = None
+                key, overlay = f"{sample.defect}/{sample.path.name}", None
                 if scale is not None:
-                    overlay = run / "overlays" / name / sample.defect / f"{sample.path.name}.png"
+                    overlay = run / "overlays" / name / f"{key}.png"
                     draw_overlay(overlay, image, anomaly_map, truth if sample.label else None, detector, scale)
                 decision = int(score > detector.threshold)
-                records.append(
-                    ImageRecord(
-                        f"{sample.defect}/{sample.path.name}", sample.defect, sample.label, score, decision, overlay
-                    )
-                )
+                records.append(ImageRecord(key, sample.defect, sample.label, score, decision, overlay))
             bar.update(len(part))
     labels = [sample.label for sample in samples]
     metrics = {branch: {**image_metrics(labels, scores[branch]), **pixels[branch].compute()} for branch in branches}

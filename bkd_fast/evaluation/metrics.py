@@ -20,6 +20,7 @@ IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 METRIC_NAMES = IMAGE_METRICS + PIXEL_METRICS
 FPR_LIMIT = 0.3
+ABSENT = "–"  # an undefined metric in tables
 CURVE_STEPS = 98  # a curve keeps the first point in each of this many bins of either axis: at most 200 points
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -104,8 +105,8 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 
 def percent(value: float | None) -> str:
-    """Return a metric in percent with one decimal; a dash for None."""
-    return "–" if value is None else f"{100 * value:.1f}"
+    """Return a metric in percent with one decimal, or :data:`ABSENT`."""
+    return ABSENT if value is None else f"{100 * value:.1f}"
 
 
 class PixelMetrics:
@@ -238,9 +239,8 @@ class _Sweep:
             return
         crossing = int(np.searchsorted(x, FPR_LIMIT))
         if crossing < len(x):
-            self.pro_at_limit = float(
-                np.interp(FPR_LIMIT, x[crossing - 1 : crossing + 1], y[crossing - 1 : crossing + 1])
-            )
+            step = slice(crossing - 1, crossing + 1)
+            self.pro_at_limit = float(np.interp(FPR_LIMIT, x[step], y[step]))
             x, y = np.append(x[:crossing], FPR_LIMIT), np.append(y[:crossing], self.pro_at_limit)
         self.pro_area += float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
 

@@ -65,28 +65,28 @@ def test_the_report_looks_inside_the_model(run, metrics):
     assert all(picture.name in page for picture in pictures)
 
 
-def test_the_table_shows_every_figure(metrics):
+def test_the_table_shows_every_metric(metrics):
     text = table(metrics)
     for label in ("tile", "forward only", "reverse only", "mean", "image auroc", "aupro"):
         assert label in text
     assert f"{100 * metrics['mean']['pixel_auroc']:.1f}" in text
 
 
-def test_figures_that_do_not_exist_are_absent(run, make_category, tmp_path):
+def test_metrics_that_do_not_exist_are_absent(run, make_category, tmp_path):
     data = make_category(tmp_path / "tile", bad=0)
     copied = shutil.copytree(run, tmp_path / "run")
-    found = evaluate(copied, data, progress=False)
-    assert all(found["mean"][name] is None for name in METRIC_NAMES)
+    result = evaluate(copied, data, progress=False)
+    assert all(result["mean"][name] is None for name in METRIC_NAMES)
     assert json.loads((copied / "metrics.json").read_text())["mean"]["aupro"] is None
-    assert "–" in table(found)
+    assert "–" in table(result)
 
 
-def test_defective_images_without_masks_count_for_image_figures(run, make_category, tmp_path):
+def test_defective_images_without_masks_count_for_image_metrics(run, make_category, tmp_path):
     data = make_category(tmp_path / "tile")
     shutil.rmtree(data / "ground_truth")
-    found = evaluate(shutil.copytree(run, tmp_path / "run"), data, progress=False)["mean"]
-    assert found["image_auroc"] is not None
-    assert found["pixel_auroc"] is None
+    result = evaluate(shutil.copytree(run, tmp_path / "run"), data, progress=False)["mean"]
+    assert result["image_auroc"] is not None
+    assert result["pixel_auroc"] is None
     assert "have no mask" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
@@ -94,10 +94,10 @@ def test_several_categories_have_a_model_each_and_a_mean(make_category, tiny_con
     for name in ("nut", "bolt"):
         make_category(tmp_path / "data" / name, train=8)
     run = train(tmp_path / "data", tmp_path / "run", tiny_config.with_changes({"training.epochs": 1}), progress=False)
-    found = evaluate(run, progress=False)
-    assert list(found["categories"]) == ["bolt", "nut"]
-    expected = np.mean([figures["pixel_auroc"] for figures in found["categories"].values()])
-    assert found["mean"]["pixel_auroc"] == pytest.approx(expected)
+    result = evaluate(run, progress=False)
+    assert list(result["categories"]) == ["bolt", "nut"]
+    expected = np.mean([computed["pixel_auroc"] for computed in result["categories"].values()])
+    assert result["mean"]["pixel_auroc"] == pytest.approx(expected)
     assert (run / "nut" / "model.safetensors").is_file()
     with pytest.raises(BKDError, match="holds several categories"):
         Detector.load(run)
@@ -111,8 +111,8 @@ def test_a_plain_folder_can_be_trained_and_evaluated(make_category, tiny_config,
     shutil.copytree(data / "train/good", plain)
     extra = {"anomalous": data / "test/hole", "masks": data / "ground_truth/hole"}
     run = train(plain, tmp_path / "run", tiny_config.with_changes({"training.epochs": 1}), progress=False, **extra)
-    found = evaluate(run, progress=False)["categories"]["plain"]
-    assert found["aupro"] is not None
+    result = evaluate(run, progress=False)["categories"]["plain"]
+    assert result["aupro"] is not None
     without = train(plain, tmp_path / "other", tiny_config.with_changes({"training.epochs": 1}), progress=False)
     with pytest.raises(BKDError, match="no test images"):
         evaluate(without)
@@ -143,9 +143,9 @@ def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, cap
     tiled = [*arguments[:-1], str(tmp_path / "tiled"), "--tile", "40", "60", "--overlap", "10"]
     assert main(tiled) == 0
     path = tiny_data / "test/hole/000.png"
-    judged = {row["file"]: float(row["score"]) for row in scores_of(tmp_path / "tiled")}
+    predicted = {row["file"]: float(row["score"]) for row in scores_of(tmp_path / "tiled")}
     expected = Detector.load(run)(path, tile=(40, 60), overlap=10).score
-    assert judged[str(path)] == pytest.approx(expected, rel=1e-4)
+    assert predicted[str(path)] == pytest.approx(expected, rel=1e-4)
     # Scores are logarithms: none is as low.
     again = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "low"), "--threshold=-1000"]
     assert main(again) == 0

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and a brute-force AUPRO; absent figures, refused input, bounded memory."""
+"""Metrics against scikit-learn and a brute-force AUPRO; undefined metrics, refused input, bounded memory."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def random_images(count: int, size: tuple[int, int], seed: int, levels: int | No
 def expected(images: Images) -> dict[str, float]:
     scores = np.concatenate([anomaly_map.ravel() for anomaly_map, _ in images])
     truth = np.concatenate([mask.ravel() for _, mask in images])
-    figures = (
+    computed = (
         roc_auc_score(truth, scores),
         average_precision_score(truth, scores),
         f1_max(truth, scores),
         brute_force_aupro(images),
     )
-    return dict(zip(PIXEL_METRICS, figures, strict=True))
+    return dict(zip(PIXEL_METRICS, computed, strict=True))
 
 
 @given(
@@ -95,10 +95,10 @@ def expected(images: Images) -> dict[str, float]:
 @settings(deadline=None, max_examples=50)
 def test_image_metrics_with_ties_equal_scikit_learn(rows):
     truth, scores = np.array([row[0] for row in rows]), np.array([row[1] for row in rows], float)
-    figures = image_metrics(truth, scores)
-    assert figures["image_auroc"] == pytest.approx(roc_auc_score(truth, scores))
-    assert figures["image_ap"] == pytest.approx(average_precision_score(truth, scores))
-    assert figures["image_f1_max"] == pytest.approx(f1_max(truth, scores))
+    computed = image_metrics(truth, scores)
+    assert computed["image_auroc"] == pytest.approx(roc_auc_score(truth, scores))
+    assert computed["image_ap"] == pytest.approx(average_precision_score(truth, scores))
+    assert computed["image_f1_max"] == pytest.approx(f1_max(truth, scores))
 
 
 @pytest.mark.parametrize("labels", [[], [0, 0, 0], [1, 1, 1]])
@@ -126,7 +126,7 @@ def test_image_roc_has_the_area_of_the_auroc_and_few_points():
         ([0, 1], [1, 2, 3], "expected one of each per image"),
     ],
 )
-def test_image_metrics_refuse_what_they_cannot_judge(labels, scores, message):
+def test_image_metrics_refuse_wrong_input(labels, scores, message):
     with pytest.raises(BKDError, match=message):
         image_metrics(labels, scores)
 
@@ -146,7 +146,7 @@ def test_classification_metrics_without_a_denominator_are_absent():
     assert classification_metrics([1, 1], [0, 0]) == {**nothing, "recall": 0, "f1": 0}
 
 
-def test_mean_metrics_leave_absent_figures_out():
+def test_mean_metrics_leave_absent_metrics_out():
     mean = mean_metrics([{"image_auroc": 0.5, "aupro": None}, {"image_auroc": 1.0, "aupro": 0.8}, {"image_ap": None}])
     assert mean == {**dict.fromkeys(METRIC_NAMES), "image_auroc": 0.75, "aupro": 0.8}
     assert mean_metrics([]) == dict.fromkeys(METRIC_NAMES)
@@ -180,12 +180,12 @@ def test_any_pixels_in_any_chunks_are_exact(data, chunk, values):
         for _ in range(data.draw(st.integers(1, 4)))
     ]
     with filled(images, chunk=chunk) as metrics:
-        figures = metrics.compute()
+        computed = metrics.compute()
     share = np.mean([mask.mean() for _, mask in images])
     if share in (0, 1):
-        assert figures == dict.fromkeys(PIXEL_METRICS)
+        assert computed == dict.fromkeys(PIXEL_METRICS)
     else:
-        assert figures == pytest.approx(expected(images), abs=1e-12)
+        assert computed == pytest.approx(expected(images), abs=1e-12)
 
 
 def test_one_chunk_and_many_chunks_agree_also_where_equal_values_fill_several_blocks(monkeypatch):
@@ -246,20 +246,20 @@ def test_pixel_metrics_that_do_not_exist_are_absent(masked):
     assert metrics.roc() is metrics.pro() is metrics.f1_max_threshold is None
 
 
-def test_curves_are_short_rising_and_close_to_the_figures():
+def test_curves_are_short_rising_and_close_to_the_metrics():
     metrics = filled(random_images(6, (64, 64), seed=3))
-    figures = metrics.compute()
+    computed = metrics.compute()
     (fpr, tpr), (pro_fpr, pro) = metrics.roc(), metrics.pro()
     for x, y in ((fpr, tpr), (pro_fpr, pro)):
         assert 50 < len(x) <= 200
         assert (np.diff(x) >= 0).all()
         assert (np.diff(y) >= 0).all()
-    assert auc(fpr, tpr) == pytest.approx(figures["pixel_auroc"], abs=2e-3)
-    assert auc(pro_fpr, pro) / 0.3 == pytest.approx(figures["aupro"], abs=2e-3)
+    assert auc(fpr, tpr) == pytest.approx(computed["pixel_auroc"], abs=2e-3)
+    assert auc(pro_fpr, pro) / 0.3 == pytest.approx(computed["aupro"], abs=2e-3)
     assert (fpr[-1], tpr[-1], pro_fpr[-1]) == (1, 1, 0.3)
 
 
-def test_images_may_be_added_after_figures_were_asked_for():
+def test_images_may_be_added_after_metrics_were_asked_for():
     images = random_images(4, (9, 9), seed=4, levels=2)
     metrics = filled(images[:2])
     assert metrics.compute() == pytest.approx(expected(images[:2]), abs=1e-12)
@@ -293,7 +293,7 @@ def test_unusable_maps_are_refused_by_image_and_leave_nothing_behind(anomaly_map
     assert metrics.compute() == pytest.approx(expected(images), abs=1e-12)
 
 
-def test_no_room_for_pixels_is_said(tmp_path: Path):
+def test_a_temporary_folder_that_cannot_be_written_is_named(tmp_path: Path):
     metrics = PixelMetrics(chunk=8, folder=tmp_path / "missing")
     with pytest.raises(BKDError, match="temporary folder .*missing.*TMPDIR"):
         metrics.update(np.ones((4, 4), np.float32), np.zeros((4, 4), bool))
@@ -312,9 +312,9 @@ def test_memory_does_not_grow_with_the_number_of_images(monkeypatch):
             for index in range(count):
                 metrics.update(image * np.float32(1 + index / count / 16), mask)
             metrics.compute()
-        _, most = tracemalloc.get_traced_memory()
+        _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        return most
+        return highest
 
     # 200 maps are 52 MB of float32; what is in memory is the buffers, one block and the index.
     assert peak(200) < 1.05 * peak(100) < 16e6

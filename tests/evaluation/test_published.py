@@ -1,4 +1,4 @@
-"""Published figures: data sets are told by their files, and the comparison shows what it should."""
+"""Published results: data sets are recognized by their file counts, and the comparison is complete."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from bkd_fast.evaluation.published import DATA_SETS, TABLE_1, TABLE_2, compariso
 
 
 def metrics(counts):
-    def figures(count):
+    def of(count):
         train, test = count
         images = {"train": train - 10, "validation": 10, "test": test}
         return {**dict.fromkeys(METRIC_NAMES, 0.5), "images": images}
 
     return {
         "mean": dict.fromkeys(METRIC_NAMES, 0.5),
-        "categories": {name: figures(count) for name, count in counts.items()},
+        "categories": {name: of(count) for name, count in counts.items()},
     }
 
 
@@ -41,7 +41,7 @@ def test_a_data_set_is_told_by_its_files():
     assert "screw has 320 training and 159 test" in sentence
 
 
-def test_the_comparison_has_the_papers_figures_and_those_of_others():
+def test_the_comparison_has_the_papers_metrics_and_those_of_others():
     text = comparison(metrics(DATA_SETS["MVTec AD"]))
     assert "92.1 / 68.0" in text
     assert "80.3 / 68.0 / 81.2" in text

@@ -64,9 +64,7 @@ def chosen(outcomes: dict[str, list[ImageRecord]], count: int) -> dict[str, list
 
 def _spread(group: list[ImageRecord], number: int) -> list[ImageRecord]:
     """Return ``number`` of the group, evenly from its first to its last."""
-    if number < 2:
-        return group[:number]
-    return [group[round(index * (len(group) - 1) / (number - 1))] for index in range(number)]
+    return [group[round(index * (len(group) - 1) / max(1, number - 1))] for index in range(number)]
 
 
 class Gallery:

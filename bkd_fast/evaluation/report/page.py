@@ -9,22 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from bkd_fast.evaluation.metrics import FPR_LIMIT, METRIC_NAMES, classification_metrics, image_roc, mean_of
+from bkd_fast.evaluation.metrics import (
+    ABSENT,
+    FPR_LIMIT,
+    METRIC_NAMES,
+    classification_metrics,
+    image_roc,
+    mean_of,
+    percent,
+)
 from bkd_fast.evaluation.report.gallery import Gallery, by_outcome
 from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
 from bkd_fast.evaluation.report.plots import FRAME, Axis, Chart, Series, histogram, line_chart
 from bkd_fast.evaluation.report.records import CategoryReport, Metrics
 from bkd_fast.files import atomic_write
 
-ABSENT = "—"
 DECISIONS = ("precision", "recall", "f1", "false_alarm_rate")
-LOSSES = (
-    ("total", "total"),
-    ("loss", "total"),
-    ("forward", "forward"),
-    ("reverse", "reverse"),
-    ("validation_loss", "validation"),
-)
+LOSSES = ("total", "loss", "forward", "reverse", "validation_loss")
+LOSS_STYLES = {"loss": "total", "validation_loss": "validation"}  # the CSS class, if it is not the name
 
 
 def write_report(
@@ -59,7 +61,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    jinja.filters.update(percent=_percent, duration=_duration, px="{:.1f}".format)
+    jinja.filters.update(percent=percent, duration=_duration, px="{:.1f}".format)
     gallery = Gallery(Path(path).parent, len(categories))
     sections: list[dict[str, Any]] = [
         {
@@ -129,11 +131,11 @@ def _pixel_charts(category: CategoryReport) -> list[Chart]:
 
 def _loss_chart(category: CategoryReport) -> list[Chart]:
     series = []
-    for key, style in LOSSES:
+    for key in LOSSES:
         rows = [(float(row["epoch"]), float(row[key])) for row in category.log if "epoch" in row and key in row]
         points = np.array([row for row in rows if all(map(math.isfinite, row))])
         if len(points):
-            series.append(Series(key.replace("_", " "), style, points[:, 0], points[:, 1]))
+            series.append(Series(key.replace("_", " "), LOSS_STYLES.get(key, key), points[:, 0], points[:, 1]))
     if not series:
         return []
     x_values, y_values = (np.concatenate([getattr(line, name) for line in series]) for name in "xy")
@@ -151,10 +153,6 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             rows.append((f"{prefix}{name}", ABSENT if value is None or text == "" else text))
     return rows
-
-
-def _percent(value: float | None) -> str:
-    return ABSENT if value is None else f"{100 * value:.1f}"
 
 
 def _duration(seconds: float | None) -> str:

@@ -71,9 +71,9 @@ def records(good: int, bad: int, *, seed: int = 0, overlay: Path | None = None) 
 
 
 def category(images: list[ImageRecord], name: str = "tile", **options) -> CategoryReport:
-    figures = {**NOTHING, **image_metrics([image.label for image in images], [image.score for image in images])}
-    defaults = {"branches": {"forward": figures, "both": figures}, "threshold": 0.5, "log": LOG, "seconds": 75.2}
-    return CategoryReport(name, figures, images=images, **{**defaults, **options})
+    computed = {**NOTHING, **image_metrics([image.label for image in images], [image.score for image in images])}
+    defaults = {"branches": {"forward": computed, "both": computed}, "threshold": 0.5, "log": LOG, "seconds": 75.2}
+    return CategoryReport(name, computed, images=images, **{**defaults, **options})
 
 
 def write(tmp_path: Path, *categories: CategoryReport, **options) -> tuple[Page, str]:
@@ -157,9 +157,9 @@ def test_every_text_is_escaped(tmp_path):
     assert evil in page.words
 
 
-def test_absent_figures_are_shown_as_absent(tmp_path):
+def test_absent_metrics_are_shown_as_absent(tmp_path):
     page, text = write(tmp_path, category(records(4, 0)))
-    assert "—" in page.words
+    assert "–" in page.words
     assert not re.search(r">(nan|None|inf)<", text)
     assert {"Missed defects", "Found defects", "ROC", "Per-region overlap (PRO)"}.isdisjoint(page.words)
     assert "Good images" in page.words
@@ -251,7 +251,7 @@ def test_the_first_tiles_say_what_the_thresholds_do(tmp_path):
     assert [float(value) for value, _ in shown[:3]] == pytest.approx(
         [100 * detected, 100 * alarms, 100 * made.metrics["image_auroc"]], abs=0.06
     )
-    assert [value for value, _ in shown[3:]] == ["—", "—"]
+    assert [value for value, _ in shown[3:]] == ["–", "–"]
 
 
 def test_the_tiles_of_several_categories_are_means(tmp_path):
