@@ -8,17 +8,33 @@
 #include <optional>
 #include <vector>
 
+#include "../common/checks.h"
 #include "kernels.h"
 
 namespace bkd {
 
-using torch::stable::Tensor;
-using Integers = std::vector<int64_t>;
-
 // The tiers that this machine can run, the slowest first.
 const std::vector<Tier>& tiers();
 const Tier& tier_at(int64_t index);
+// The kernel of a tier.
+// Throws std::invalid_argument where there is no such tier.
+template <class Problem>
+typename Kernel<Problem>::Function kernel_of(const Kernel<Problem>& kernel, int64_t tier) {
+  const std::string name = tier_at(tier).name;
+#if defined(__x86_64__)
+  if (name == "avx2") return kernel.avx2;
+  if (name == "avx512") return kernel.avx512;
+#endif
+  return kernel.portable;
+}
 void run_parallel(int64_t tasks, Worker worker, const void* data);
+
+// Run the kernel of a tier on as many threads as torch has.
+template <class Problem>
+void run(const Kernel<Problem>& kernel, int64_t tier, Problem& p) {
+  p.parallel = run_parallel;
+  kernel_of(kernel, tier)(p);
+}
 
 template <class T>
 const Kernels<T>& kernels_of(int64_t tier) {

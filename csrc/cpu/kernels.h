@@ -1,25 +1,11 @@
 // The CPU kernels as one table of functions, filled once for each instruction set.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
+#include "kernel.h"
 
 namespace bkd {
 
-// Hands out task numbers to the threads of one call; whoever is free takes the next, so that a slow core takes fewer.
-struct Queue {
-  explicit Queue(int64_t tasks) : tasks(tasks) {}
-  int64_t next() {
-    const int64_t task = taken.fetch_add(1, std::memory_order_relaxed);
-    return task < tasks ? task : -1;
-  }
-  const int64_t tasks;
-  std::atomic<int64_t> taken{0};
-};
-
-// Runs worker(queue, data) on as many threads as there are, and tasks for; comes back when all are done.
-using Worker = void (*)(Queue& queue, const void* data);
-using Parallel = void (*)(int64_t tasks, Worker worker, const void* data);
+using Queue = TaskQueue;
 
 // Modulated deformable convolution. Images are channels-last, (N, H, W, C).
 // offset (N, 2 G K, Ho, Wo) and mask (N, G K, Ho, Wo) or null, contiguous.

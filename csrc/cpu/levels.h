@@ -6,8 +6,6 @@
 namespace bkd {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-
 // Levels with pointers into the tensors; students are given branch after branch.
 template <class T>
 struct Pairs {
