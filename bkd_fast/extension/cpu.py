@@ -80,8 +80,5 @@ def _units() -> list[tuple[str, str | None]]:
     units: list[tuple[str, str | None]] = [("library.cpp", None)]
     for path in sorted(sources_folder().glob("cpu/*.cpp")):
         simd = path.name.endswith(".simd.cpp")
-        if path.stem.startswith("tier_"):
-            units.append((f"cpu/{path.name}", path.stem.removeprefix("tier_")))
-            continue
         units += [(f"cpu/{path.name}", tier) for tier in (TIERS if simd else (None,))]
     return units

@@ -9,39 +9,32 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "kernels.h"
+#include "kernel.h"
 
 namespace bkd {
 
+enum class Tier { portable, avx2, avx512 };
+
 // The tiers that this machine can run, the slowest first.
 const std::vector<Tier>& tiers();
-const Tier& tier_at(int64_t index);
-// The kernel of a tier.
-// Throws std::invalid_argument where there is no such tier.
-template <class Problem>
-typename Kernel<Problem>::Function kernel_of(const Kernel<Problem>& kernel, int64_t tier) {
-  const std::string name = tier_at(tier).name;
-#if defined(__x86_64__)
-  if (name == "avx2") return kernel.avx2;
-  if (name == "avx512") return kernel.avx512;
-#endif
-  return kernel.portable;
-}
+// Throws std::invalid_argument where the machine has no tier of this index.
+Tier tier_at(int64_t index);
 void run_parallel(int64_t tasks, Worker worker, const void* data);
 
 // Run the kernel of a tier on as many threads as torch has.
 template <class Problem>
 void run(const Kernel<Problem>& kernel, int64_t tier, Problem& p) {
   p.parallel = run_parallel;
-  kernel_of(kernel, tier)(p);
-}
-
-template <class T>
-const Kernels<T>& kernels_of(int64_t tier) {
-  if constexpr (sizeof(T) == 4)
-    return tier_at(tier).single;
-  else
-    return tier_at(tier).twice;
+  switch (tier_at(tier)) {
+#if defined(__x86_64__)
+    case Tier::avx2:
+      return kernel.avx2(p);
+    case Tier::avx512:
+      return kernel.avx512(p);
+#endif
+    default:
+      return kernel.portable(p);
+  }
 }
 
 // Null where there are no elements.
@@ -53,11 +46,20 @@ template <class T>
 const T* data(const std::optional<Tensor>& tensor) {
   return tensor ? data<T>(*tensor) : nullptr;
 }
+template <class T>
+std::vector<T*> data(const Tensors& tensors) {
+  std::vector<T*> pointers;
+  for (const Tensor& tensor : tensors) pointers.push_back(data<T>(tensor));
+  return pointers;
+}
 
-// call(T{}) for the element type of a tensor; the Python side has seen to it that there are only these two.
+// What the kernels compute with.
+constexpr std::initializer_list<ScalarType> KERNEL_TYPES = {ScalarType::Float, ScalarType::Double};
+
+// Call with T{} for the element type of a tensor, which the checks have seen to be one of KERNEL_TYPES.
 template <class Call>
 void dispatch(const Tensor& tensor, const Call& call) {
-  if (tensor.element_size() == sizeof(float))
+  if (tensor.scalar_type() == ScalarType::Float)
     call(float{});
   else
     call(double{});
