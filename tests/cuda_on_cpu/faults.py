@@ -20,6 +20,21 @@ ANOMALY, LOSS = "reference and anomaly", "reference and loss"
 MATCH = "matching or no_image"
 
 FAULTS = (
+    # the template
+    Fault(
+        "scaled copy: the last elements are left out",
+        "scaled_copy.cu",
+        "for (int64_t i = first; i < p.count; ++i)",
+        "for (int64_t i = first; i < p.count - 1; ++i)",
+        "template",
+    ),
+    Fault(
+        "scaled copy: a chunk too many",
+        "scaled_copy.cu",
+        "first + kCount <= p.count",
+        "first < p.count",
+        "template",
+    ),
     # tiles and instructions
     Fault(
         "fragment of a: rows 8 to 15 before the deeper half",

@@ -1,8 +1,10 @@
 // Modulated deformable convolution, backward. Nothing is kept from the forward pass; sums have one order whatever the
 // number of threads, because every sum that is spread over tasks belongs to one of them or is added up afterwards.
-#pragma once
-
 #include "deform_conv.h"
+
+#include "channels.h"
+#include "gemm.h"
+#include "sampling.h"
 
 namespace bkd {
 namespace {
@@ -108,12 +110,12 @@ void data_backward(const DeformConv<T>& p) {
   Scratch<T> found(together * run_count * taps * 3 * pixels);
   for (int64_t first = 0; first < p.batch; first += together) {
     const int64_t images = least(together, p.batch - first);
-    in_parallel(p.parallel, images * run_count, [&](Queue& queue) {
+    in_parallel(p.parallel, images * run_count, [&](TaskQueue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;)
         run_backward<T>(p, first + task / run_count, runs[task % run_count], found + task * taps * 3 * pixels);
     });
     // What the runs of an offset group found, added up in their order.
-    in_parallel(p.parallel, images * slots, [&](Queue& queue) {
+    in_parallel(p.parallel, images * slots, [&](TaskQueue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;) {
         const int64_t n = task / slots, slot = task % slots, at = (first + n) * slots + slot;
         T* by_y = p.grad_offset ? p.grad_offset + 2 * at * pixels : nullptr;
@@ -164,7 +166,7 @@ void weight_backward(const DeformConv<T>& p) {
   const int64_t length = least(backward_channels(p), 32), run_count = split_channels(p, length, runs);
   const int64_t pieces = least(tiles, parts(16, run_count)), each = parts(tiles, pieces), used = parts(tiles, each);
   Scratch<T> others((used - 1) * size);  // what all pieces but the first found
-  in_parallel(p.parallel, run_count * used, [&](Queue& queue) {
+  in_parallel(p.parallel, run_count * used, [&](TaskQueue& queue) {
     const int64_t widest = rounded(least(length, p.channels) * taps, NR<T>);
     Samples<T> samples(taps, WIDTH);
     Scratch<T> sampled(WIDTH * widest), sums(per_group * widest);
@@ -191,4 +193,7 @@ void deform_conv_backward(const DeformConv<T>& p) {
 }
 
 }  // namespace
+
+BKD_DEFINE_KERNEL(deform_conv_backward, DeformConv)
+
 }  // namespace bkd

@@ -1,8 +1,8 @@
 // Sparse memory attention, backward: the weights are computed again. Rows go through in chunks: first a task owns a tile
 // of queries, then a task owns a block of the memory's gradient, so that every sum has one order.
-#pragma once
-
 #include "memory_attention.h"
+
+#include "attention.h"
 
 namespace bkd {
 namespace {
@@ -161,7 +161,7 @@ void memory_attention_backward(const MemoryAttention<T>& p) {
   std::memset(pull, 0, p.items * sizeof(T));
   for (int64_t begin = 0; begin < p.rows; begin += rows) {
     const int64_t count = least(rows, p.rows - begin), used = parts(count, width);
-    in_parallel(p.parallel, used, [&](Queue& queue) {
+    in_parallel(p.parallel, used, [&](TaskQueue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;)
         attention_tile_backward<T>(p, items, begin + task * width, least(width, count - task * width), width,
                                    task * width, task, chunk);
@@ -171,7 +171,7 @@ void memory_attention_backward(const MemoryAttention<T>& p) {
     for (int64_t tile = 0; tile < used; ++tile) total += kept[tile];
     const bool sparse = few<T>(total, count * p.items, CHANNELS);
     const int64_t across = parts(p.channels, CHANNELS);
-    in_parallel(p.parallel, parts(p.items, ITEMS) * across, [&](Queue& queue) {
+    in_parallel(p.parallel, parts(p.items, ITEMS) * across, [&](TaskQueue& queue) {
       Scratch<T> panels(DEPTH * CHANNELS), sums(ITEMS * CHANNELS);
       const Selection<T> room(1, rows);
       std::memset(sums, 0, ITEMS * CHANNELS * sizeof(T));
@@ -190,4 +190,7 @@ void memory_attention_backward(const MemoryAttention<T>& p) {
 }
 
 }  // namespace
+
+BKD_DEFINE_KERNEL(memory_attention_backward, MemoryAttention)
+
 }  // namespace bkd
