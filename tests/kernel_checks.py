@@ -4,27 +4,27 @@ import cases
 import pytest
 import torch
 
-from bkd_fast.ops import backend
-from bkd_fast.ops.gpu import attention_backward, layout
+from bkd_fast.ops import backend, layout
+from bkd_fast.ops.memory_attention import gpu
 
 
 def more_images_than_a_launch_takes(chosen, name, monkeypatch):
     case = cases.CASES[name]()
     whole = cases.results(case, chosen, torch.float32)
-    monkeypatch.setattr(layout, "MOST_PIXELS", 63)
+    monkeypatch.setattr(layout, "MAX_PIXELS", 63)
     for one, other in zip(cases.results(case, chosen, torch.float32), whole, strict=True):
         torch.testing.assert_close(one, other)
-    monkeypatch.setattr(layout, "MOST_PIXELS", 20)
+    monkeypatch.setattr(layout, "MAX_PIXELS", 20)
     with pytest.raises(RuntimeError, match="images of up to 20 pixels, this one has .*: use tiles"):
         cases.results(case, chosen, torch.float32)
 
 
 def more_queries_than_a_launch_takes(chosen, module, monkeypatch):
-    """``module``: the backend's memory_attention."""
+    """``module``: the backend's module of memory_attention."""
     case = cases.attention(150, 70)
     whole = cases.results(case, chosen, torch.float32)
-    monkeypatch.setattr(module, "MOST_PRODUCTS", 70 * 40)
-    monkeypatch.setattr(attention_backward, "MOST_PRODUCTS", 70 * 40)
+    monkeypatch.setattr(module, "MAX_PRODUCTS", 70 * 40)
+    monkeypatch.setattr(gpu, "MAX_PRODUCTS", 70 * 40)
     for one, other in zip(cases.results(case, chosen, torch.float32), whole, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -47,10 +47,10 @@ class DeformConv2d(nn.Module):
             )
         name = "DeformConv2d"
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = tuple(pair(name, "kernel_size", kernel_size, least=1))
-        self.stride = tuple(pair(name, "stride", stride, least=1))
-        self.padding = tuple(pair(name, "padding", padding, least=0))
-        self.dilation = tuple(pair(name, "dilation", dilation, least=1))
+        self.kernel_size = tuple(pair(name, "kernel_size", kernel_size, min=1))
+        self.stride = tuple(pair(name, "stride", stride, min=1))
+        self.padding = tuple(pair(name, "padding", padding, min=0))
+        self.dilation = tuple(pair(name, "dilation", dilation, min=1))
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias: nn.Parameter | None
         self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)

@@ -124,7 +124,7 @@ def test_memories_of_any_size_agree(rows, items, channels, threshold, half):
 
 
 def _nearest(case, threshold):
-    from bkd_fast.ops.reference import memory_attention_weights
+    from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 
     return (memory_attention_weights(*case[1], 0.0, 0.3, False) - threshold).abs().min().item()
 
@@ -174,9 +174,9 @@ def test_more_images_than_a_launch_takes(name, ieee, monkeypatch):
 
 
 def test_more_queries_than_a_launch_takes(monkeypatch):
-    from bkd_fast.ops.native.cuda import memory_attention
+    from bkd_fast.ops.memory_attention import cuda
 
-    kernel_checks.more_queries_than_a_launch_takes("native", memory_attention, monkeypatch)
+    kernel_checks.more_queries_than_a_launch_takes("native", cuda, monkeypatch)
 
 
 def test_logits_of_a_small_temperature_overflow_nothing():

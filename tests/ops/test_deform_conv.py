@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import deform_conv2d
 
-from bkd_fast.ops import modulated_deform_conv2d, modulated_deform_gather, project_support, reference
+from bkd_fast.ops import deform_gather, modulated_deform_conv2d, modulated_deform_gather, project_support
+from bkd_fast.ops.deform_conv import Arguments, reference
+from bkd_fast.ops.deform_gather import reference as gather_reference
 
 
 def output_size(size, kernel, stride, padding, dilation):
@@ -142,11 +144,10 @@ def test_explicit_backward_is_autograd_of_the_reference():
     tensors, geometry = case()
     inputs = [value.requires_grad_() for value in tensors.values()]
     input, offset, weight, bias, mask = inputs
-    output = reference.modulated_deform_conv2d(input, offset, weight, bias, *geometry.values(), mask)
+    arguments = Arguments(input, offset, weight, bias, *geometry.values(), mask)
+    output = reference.modulated_deform_conv2d(arguments)
     grad = torch.randn_like(output)
-    found = reference.modulated_deform_conv2d_backward(
-        grad, input, offset, weight, mask, *geometry.values(), [True] * 5
-    )
+    found = reference.modulated_deform_conv2d_backward(grad, arguments, [True] * 5)
     for mine, other in zip(found, torch.autograd.grad(output, inputs, grad), strict=True):
         torch.testing.assert_close(mine, other)
 
@@ -156,9 +157,7 @@ def test_only_the_gradients_asked_for_are_computed():
     grad = modulated_deform_conv2d(**tensors, **geometry)
     for wanted in range(5):
         needs = [index == wanted for index in range(5)]
-        found = reference.modulated_deform_conv2d_backward(
-            grad, tensors["input"], tensors["offset"], tensors["weight"], tensors["mask"], *geometry.values(), needs
-        )
+        found = reference.modulated_deform_conv2d_backward(grad, Arguments(**tensors, **geometry), needs)
         assert [value.numel() > 0 for value in found] == needs
 
 
@@ -230,13 +229,10 @@ def test_gather_gradients_are_derivatives(batch, masked):
     projected = torch.randn(batch, 18 * 2, 4, 5, dtype=torch.float64, requires_grad=True)
     inputs = [projected, tensors["offset"].requires_grad_()] + ([tensors["mask"].requires_grad_()] if masked else [])
     assert torch.autograd.gradcheck(modulated_deform_gather, inputs, atol=1e-6)
-    output = reference.modulated_deform_gather(
-        *inputs[:2], inputs[2] if masked else None, (3, 3), (1, 1), (1, 1), (1, 1)
-    )
+    arguments = deform_gather.Arguments(*inputs[:2], inputs[2] if masked else None, [3, 3], [1, 1], [1, 1], [1, 1])
+    output = gather_reference.modulated_deform_gather(arguments)
     grad = torch.randn_like(output)
-    found = reference.modulated_deform_gather_backward(
-        grad, *inputs[:2], inputs[2] if masked else None, (3, 3), (1, 1), (1, 1), (1, 1), [True, True, masked]
-    )
+    found = gather_reference.modulated_deform_gather_backward(grad, arguments, [True, True, masked])
     for mine, other in zip(found, torch.autograd.grad(output, inputs, grad), strict=False):
         torch.testing.assert_close(mine, other)
 
