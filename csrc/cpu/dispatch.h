@@ -56,6 +56,12 @@ std::vector<T*> data(const Tensors& tensors) {
 // What the kernels compute with.
 constexpr std::initializer_list<ScalarType> KERNEL_TYPES = {ScalarType::Float, ScalarType::Double};
 
+inline Numbers numbers_of(const Tensor& tensor) {
+  if (tensor.scalar_type() == ScalarType::Half) return Numbers::Half;
+  if (tensor.scalar_type() == ScalarType::BFloat16) return Numbers::BFloat;
+  return Numbers::Same;
+}
+
 // Call with T{} for the element type of a tensor, which the checks have seen to be one of KERNEL_TYPES.
 template <class Call>
 void dispatch(const Tensor& tensor, const Call& call) {

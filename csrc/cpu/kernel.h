@@ -28,6 +28,9 @@ struct TaskQueue {
 using Worker = void (*)(TaskQueue& queue, const void* data);
 using Parallel = void (*)(int64_t tasks, Worker worker, const void* data);
 
+// What an argument's numbers are: of the type that is computed in, or 16 bits of a float.
+enum class Numbers { Same, Half, BFloat };
+
 // The kernel of an operator in each tier. Problem: the struct of its arguments.
 template <class Problem>
 struct Kernel {

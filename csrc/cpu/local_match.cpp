@@ -18,12 +18,6 @@ std::vector<Move> moves_of(int64_t radius) {
   return moves;
 }
 
-Numbers numbers_of(const Tensor& tensor) {
-  if (tensor.scalar_type() == ScalarType::Half) return Numbers::Half;
-  if (tensor.scalar_type() == ScalarType::BFloat16) return Numbers::BFloat;
-  return Numbers::Same;
-}
-
 // Images are channels-last.
 void check_arguments(const Tensor& query, const Tensor& support, const Tensor& shots, int64_t radius,
                      const Tensor& distance, const Tensor& displacement) {

@@ -7,9 +7,6 @@ namespace bkd {
 
 constexpr int64_t MAX_MATCH_RADIUS = 8;
 
-// What a support's numbers are: the query's type, or 16 bits of a float.
-enum class Numbers { Same, Half, BFloat };
-
 struct Move {
   int64_t y, x;
 };

@@ -1,0 +1,19 @@
+"""The arguments of the GPU kernels: rows of whole chunks, the query in float32."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bkd_fast.ops.layout import floats, whole_chunks
+from bkd_fast.ops.neighbor_regression import Arguments
+
+
+def regression_arguments(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query and bank with zeros up to whole chunks of the bank, and a buffer for the result.
+
+    A contiguous bank of whole chunks is not copied.
+    """
+    bank = whole_chunks(a.bank, 1, a.bank.shape[1]).contiguous()
+    query = F.pad(a.query.float(), [0, bank.shape[1] - a.query.shape[1]]).contiguous()
+    return query, bank, floats(query.shape, query)
