@@ -125,7 +125,7 @@ class RetrievedSupport(Group):
     """Supports that each query retrieves: its most similar normals, matched to it pixel by pixel."""
 
     group, kind = "support", "retrieved"
-    shots: int = option(16, "k, the number of support images of a query", 1, 1024)
+    shots: int = option(16, "k, the number of support images of a query", 1, 64)
     bank_size: int = option(200, "normal images to retrieve from, those that differ most", 2, 100_000)
     match_radius: int = option(1, "of the window in which supports are matched, in feature pixels", 0, 8)
     neighbors: int = option(5, 'shots that "regression" combines, those that match best', 1, 64)

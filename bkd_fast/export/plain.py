@@ -17,6 +17,8 @@ from bkd_fast.ops import anomaly_map
 from bkd_fast.ops.anomaly_map import reference
 from bkd_fast.ops.local_match.reference import match
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
+from bkd_fast.ops.neighbor_regression.reference import combined
+from bkd_fast.ops.select_matches.reference import positions
 
 
 def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedProgram:
@@ -31,11 +33,18 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
         ops.sparse_memory_attention.default: attention,
         ops.cosine_anomaly_map.default: _anomaly_map,
         ops.local_match.default: match,
+        ops.neighbor_regression.default: combined,
+        ops.select_matches.default: _selected,
         ops.modulated_deform_gather.default: gather_by_deform_conv if deform_conv else gather_by_grid_sample,
     }
     if not deform_conv:
         made[ops.modulated_deform_conv2d.default] = conv_by_grid_sample
     return program.run_decompositions(made)
+
+
+def _selected(distance: Tensor, displacement: Tensor, shots: Tensor, count: int) -> Tensor:
+    # A sort that keeps the order of equal distances is not to be had everywhere.
+    return positions(displacement, shots, distance.topk(count, dim=1, largest=False).indices)
 
 
 def _anomaly_map(*arguments: Any) -> Tensor:

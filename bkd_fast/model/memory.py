@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from bkd_fast.config import MemoryConfig
-from bkd_fast.model.regression import regression_weights
 from bkd_fast.ops import sparse_memory_attention
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
+from bkd_fast.ops.neighbor_regression import RIDGE, neighbor_regression
+from bkd_fast.ops.neighbor_regression.reference import combined, regression_weights
 
 
 class SparseMemory(nn.Module):
@@ -44,8 +45,11 @@ class SparseMemory(nn.Module):
             read = sparse_memory_attention(query, self.items, self.threshold, self.temperature, self.renormalize)
             return read.permute(0, 3, 1, 2)
         rows = query.flatten(0, 2)
-        _, items, weights = self._nearest(rows, None if exclude is None else _by_pixel(exclude, features))
-        read = (weights.unsqueeze(1) @ items).squeeze(1)
+        nearest = self._nearest(rows, None if exclude is None else _by_pixel(exclude, features))
+        if torch.is_grad_enabled() and (rows.requires_grad or self.items.requires_grad):
+            read = combined(rows, self.items, nearest, RIDGE)  # which has a gradient
+        else:
+            read = neighbor_regression(rows, self.items, nearest)
         return read.view(query.shape).permute(0, 3, 1, 2)
 
     def attention(self, features: Tensor) -> Tensor:
@@ -53,19 +57,19 @@ class SparseMemory(nn.Module):
         query = features.permute(0, 2, 3, 1)
         if self.read == "attention":
             return memory_attention_weights(query, self.items, self.threshold, self.temperature, self.renormalize)
-        nearest, _, weights = self._nearest(query.flatten(0, 2), None)
+        rows = query.flatten(0, 2)
+        nearest = self._nearest(rows, None)
+        weights = regression_weights(rows, self.items[nearest])
         dense = torch.zeros(len(nearest), len(self.items), device=weights.device).scatter(1, nearest, weights)
         return dense.view(*query.shape[:3], -1)
 
-    def _nearest(self, rows: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices (R, k), items (R, k, C) and weights (R, k) that features (R, C) are read from."""
+    def _nearest(self, rows: Tensor, exclude: Tensor | None) -> Tensor:
+        """Return the indices (R, k) of the items that features (R, C) are read from, in any order."""
         # Largest where the squared distance is smallest: the query's own square is the same for all items.
-        similarity = rows @ self.items.T - 0.5 * self.items.square().sum(1)
+        similarity = torch.addmm(self.items.square().sum(1), rows, self.items.T, beta=-0.5)
         if exclude is not None:
             similarity = similarity.masked_fill(exclude, -torch.inf)
-        nearest = similarity.topk(self.neighbors, dim=1).indices
-        items = self.items[nearest]
-        return nearest, items, regression_weights(rows, items)
+        return similarity.topk(self.neighbors, dim=1, sorted=False).indices
 
 
 def _by_pixel(exclude: Tensor, features: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bkd_fast.config import RetrievedSupport
 from bkd_fast.model.alignment import AlignmentPyramid, PreparedLevel
-from bkd_fast.model.regression import regression_weights
 from bkd_fast.ops import local_match
+from bkd_fast.ops.neighbor_regression import neighbor_regression
+from bkd_fast.ops.select_matches import select_matches
 
 GRID = 4  # cells along each side of the deepest level that two images are compared by
 
@@ -136,9 +137,7 @@ def residual(query: Tensor, bank: SupportBank, chosen: Tensor) -> Tensor:
         query: (N, D) descriptors.
         chosen: (N, k), see :func:`nearest`.
     """
-    shots = bank.descriptors[chosen]
-    combined = (regression_weights(query, shots).unsqueeze(1) @ shots).squeeze(1)
-    return (query - combined).square().mean(1)
+    return (query - neighbor_regression(query, bank.descriptors, chosen)).square().mean(1)
 
 
 @torch.no_grad()
@@ -158,16 +157,10 @@ def matched(query: Sequence[Tensor], bank: SupportBank, chosen: Tensor, radius: 
 
 def _combined(query: Tensor, images: Tensor, chosen: Tensor, radius: int, neighbors: int) -> Tensor:
     distance, displacement = local_match(query, images, chosen, radius)
-    shots = distance.topk(neighbors, dim=1, largest=False).indices  # (N, K, H, W)
-    numbers = chosen[:, :, None, None].expand_as(distance).gather(1, shots)
-    offsets = displacement.gather(1, shots.unsqueeze(2).expand(-1, -1, 2, -1, -1)).long()
-    height, width = query.shape[-2:]
-    rows = torch.arange(height, device=query.device).unsqueeze(1) + offsets[:, :, 0]
-    columns = torch.arange(width, device=query.device) + offsets[:, :, 1]
-    positions = ((numbers * height + rows) * width + columns).permute(0, 2, 3, 1)
+    positions = select_matches(distance, displacement, chosen, neighbors)
     flat = images.permute(0, 2, 3, 1).flatten(0, 2)  # (P * H * W, C), a view of a channels_last bank
-    features = flat[positions.flatten(0, 2)].to(query.dtype)  # (N * H * W, K, C)
     if neighbors > 1:
-        weights = regression_weights(query.permute(0, 2, 3, 1).flatten(0, 2), features)
-        features = weights.unsqueeze(1) @ features
+        features = neighbor_regression(query.permute(0, 2, 3, 1).flatten(0, 2), flat, positions.flatten(0, 2))
+    else:
+        features = flat[positions.flatten()].to(query.dtype)
     return features.view(*positions.shape[:3], -1).permute(0, 3, 1, 2)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bkd_fast.model.regression import regression_weights
 from bkd_fast.model.support import describe, make_bank, matched, nearest, residual, shrink
+from bkd_fast.ops.neighbor_regression.reference import regression_weights
 
 SHAPES = ((5, 16, 12), (7, 8, 6))
 

@@ -14,12 +14,16 @@ def select_matches(a: Arguments) -> Tensor:
 
 
 def selected(distance: Tensor, displacement: Tensor, shots: Tensor, count: int) -> Tensor:
-    """Return the same; the arguments one by one, as an exported graph has them."""
-    height, width = distance.shape[2:]
-    # Infinity in place of NaN would tie with a real infinity: NaN is sorted behind all numbers as it is.
-    nearest = distance.sort(dim=1, stable=True).indices[:, :count]
-    images = shots[:, :, None, None].expand_as(distance).gather(1, nearest)
+    """Return the same; the arguments one by one."""
+    # NaN is sorted behind all numbers, and of equal distances the first shot stays in front.
+    return positions(displacement, shots, distance.sort(dim=1, stable=True).indices[:, :count])
+
+
+def positions(displacement: Tensor, shots: Tensor, nearest: Tensor) -> Tensor:
+    """Return the positions (N, H, W, count) of the pixels that the ``nearest`` (N, count, H, W) of the shots match."""
+    height, width = nearest.shape[2:]
+    images = shots[:, :, None, None].expand(-1, -1, height, width).gather(1, nearest)
     moved = displacement.gather(1, nearest.unsqueeze(2).expand(-1, -1, 2, -1, -1)).long()
-    rows = torch.arange(height, device=distance.device).unsqueeze(1) + moved[:, :, 0]
-    columns = torch.arange(width, device=distance.device) + moved[:, :, 1]
+    rows = torch.arange(height, device=nearest.device).unsqueeze(1) + moved[:, :, 0]
+    columns = torch.arange(width, device=nearest.device) + moved[:, :, 1]
     return ((images * height + rows) * width + columns).permute(0, 2, 3, 1)

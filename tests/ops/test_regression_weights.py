@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bkd_fast.model.regression import regression_weights
+from bkd_fast.ops.neighbor_regression.reference import regression_weights
 
 
 def exact(query: torch.Tensor, neighbors: torch.Tensor, ridge: float) -> torch.Tensor:
