@@ -12,11 +12,13 @@ from torch import Tensor
 class Corner(NamedTuple):
     """One of the four neighbours of every sample; all of shape (N, Ho, Wo, T).
 
-    ``pixel``: y * W + x, clamped into the image. ``weight``: bilinear weight, 0 outside the image.
-    ``by_y``, ``by_x``: derivative of the weight by the sample's position.
+    ``pixel``: y * W + x, clamped into the image. ``inside``: whether it is in the image; what is outside counts as
+    zero, even where the border holds Inf or NaN. ``weight``: bilinear weight, 0 outside the image. ``by_y``, ``by_x``:
+    derivative of the weight with respect to the sampling position.
     """
 
     pixel: Tensor
+    inside: Tensor  # with a last dimension of 1
     weight: Tensor
     by_y: Tensor
     by_x: Tensor
@@ -53,13 +55,16 @@ def corners(
     for below in (0, 1):
         for beside in (0, 1):
             row, column = top + below, left + beside
-            inside = ((row >= 0) & (row < height) & (column >= 0) & (column < width)).to(wide.dtype)
+            # NaN is neither: it stays a weight of NaN.
+            outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)
+            inside = (~outside).to(wide.dtype)
             vertical = down if below else 1 - down
             horizontal = right if beside else 1 - right
             # Clamped as integers: a NaN position gives a NaN weight, and must not give an index outside.
             index = row.long().clamp(0, height - 1) * width + column.long().clamp(0, width - 1)
             yield Corner(
                 index,
+                ~outside.unsqueeze(-1),
                 vertical * horizontal * inside,
                 (1 if below else -1) * horizontal * inside,
                 (1 if beside else -1) * vertical * inside,
@@ -91,7 +96,8 @@ def sample(table: Tensor, offset: Tensor, mask: Tensor | None, grid: Grid) -> Te
     modulation = None if mask is None else mask.permute(0, 2, 3, 1)
     for corner in corners(offset, (table.shape[1], table.shape[2]), *grid[:4]):
         weight = corner.weight if modulation is None else corner.weight * modulation
-        part = rows[base + corner.pixel * table.shape[3]] * weight.unsqueeze(-1)
+        values = rows[base + corner.pixel * table.shape[3]].where(corner.inside, 0.0)
+        part = values * weight.unsqueeze(-1)
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -113,9 +119,10 @@ def sample_backward(
         index = base + corner.pixel * table.shape[3]
         if grad_rows is not None:
             weight = corner.weight if modulation is None else corner.weight * modulation
-            grad_rows.index_add_(0, index.flatten(), (grad * weight.unsqueeze(-1)).flatten(0, -2).to(grad_rows.dtype))
+            part = (grad * weight.unsqueeze(-1)).where(corner.inside, 0.0)
+            grad_rows.index_add_(0, index.flatten(), part.flatten(0, -2).to(grad_rows.dtype))
         if needs[1] or needs[2]:
-            by_weight = (rows[index] * grad).sum(-1)
+            by_weight = (rows[index].where(corner.inside, 0.0) * grad).sum(-1)
             if needs[2]:
                 part = by_weight * corner.weight
                 by_mask = part if by_mask is None else by_mask + part
