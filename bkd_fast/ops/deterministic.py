@@ -57,13 +57,18 @@ def convolution_bound(grad: Tensor, kernel: Tensor, mask: Tensor | None, offset:
         grad: with respect to the output. kernel: (O, C / groups, kh, kw). mask, offset: of the convolution.
     """
     columns = largest(grad) * kernel.float().abs().sum(0).max()
-    return columns * largest(mask) * (offset.shape[1] // 2 * offset.shape[2] * offset.shape[3])
+    return columns * largest(mask) * _finite(offset) * (offset.shape[1] // 2 * offset.shape[2] * offset.shape[3])
 
 
 def gather_bound(grad: Tensor, mask: Tensor | None, offset: Tensor, images: int) -> Tensor:
     """Return the same for a table of ``images`` images: each sample reads the channels of one tap."""
     samples = offset[:, 0].numel() if images == 1 else offset.shape[2] * offset.shape[3]
-    return largest(grad) * largest(mask) * torch.ones((), device=grad.device) * max(samples, 1)
+    return largest(grad) * largest(mask) * _finite(offset) * max(samples, 1)
+
+
+def _finite(offset: Tensor) -> Tensor:
+    """1; NaN where an offset is NaN, and with it the gradient of the input."""
+    return torch.where(offset.isnan().any(), torch.nan, 1.0)
 
 
 def exact_sums(needed: bool) -> bool:

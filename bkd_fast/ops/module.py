@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bkd_fast.ops.checks import pair
-from bkd_fast.ops.deform_conv import modulated_deform_conv2d
 
 
 class DeformConv2d(nn.Module):
     """Modulated deformable convolution with learned weights, in place of ``torchvision.ops.DeformConv2d``.
 
     Arguments, initialisation, state dict and ``forward`` are torchvision's, so that a model changes its import and
-    loads its checkpoints. See :func:`bkd_fast.ops.modulated_deform_conv2d`.
+    loads its checkpoints; ``torch.jit.script`` compiles it too. See :func:`bkd_fast.ops.modulated_deform_conv2d`.
 
     Args:
         in_channels, out_channels: C and O.
@@ -57,20 +56,27 @@ class DeformConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the weights anew, as ``torch.nn.Conv2d`` does."""
+        """Draw new weights, as ``torch.nn.Conv2d`` does."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(N, C, H, W), (N, 2 G kh kw, Ho, Wo), (N, G kh kw, Ho, Wo) or None -> (N, O, Ho, Wo)."""
-        return modulated_deform_conv2d(
+        """Return (N, O, Ho, Wo).
+
+        Args:
+            input: (N, C, H, W).
+            offset: (N, 2 G kh kw, Ho, Wo).
+            mask: (N, G kh kw, Ho, Wo) or None.
+        """
+        # The registered operator checks its arguments too, and TorchScript can call it.
+        return torch.ops.bkd_fast.modulated_deform_conv2d(
             input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
         )
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of it."""
+        """Return the settings that ``print`` shows."""
         shown = {name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
         settings = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"{self.in_channels}, {self.out_channels}, {settings}, bias={self.bias is not None}"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 from torch.library import CustomOpDef
@@ -83,7 +84,11 @@ def register(
     backward_name = f"{name}_backward"
 
     def pack(flat: Sequence[Any]) -> tuple[Any, ...]:
-        return *flat[: 1 + extra], arguments(*flat[1 + extra : -1]), flat[-1]
+        given, needs = arguments(*flat[1 + extra : -1]), list(flat[-1])
+        slots = _slots(fields, given)
+        if len(needs) == len(slots):  # otherwise the check refuses them
+            needs = [need and tensor is not None for need, tensor in zip(needs, slots, strict=True)]
+        return *flat[: 1 + extra], given, needs
 
     def check_backward(grad: Tensor, *others: Any) -> None:
         *kept, given, needs = others
@@ -243,15 +248,19 @@ def _refuse_backward(operator: CustomOpDef, message: str) -> None:
 
 
 def _refuse_tangents(name: str, flat: Sequence[Any]) -> None:
-    """Refuse tensors with a tangent: below autograd it would be lost without a word."""
+    """Refuse tensors with a tangent: below autograd it would be lost, and the result silently constant.
+
+    Under torch.func.jvp tangents are out of sight here, so that every call is refused.
+    """
     if forward_ad._current_level < 0:
         return
-    for tensor in _tensors(flat):
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            raise RuntimeError(
-                f"{name} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad); "
-                "use reverse mode: torch.autograd.grad, or torch.func.vjp"
-            )
+    with forward_ad._set_fwd_grad_enabled(True):
+        tangent = any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in _tensors(flat))
+    if tangent or eager_transforms.JVP_NESTING:
+        raise RuntimeError(
+            f"{name} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad): use reverse mode, "
+            "torch.autograd.grad or backward()"
+        )
 
 
 def _slots(fields: Mapping[str, Any], given: Sequence[Any]) -> list[Tensor | None]:

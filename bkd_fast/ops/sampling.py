@@ -14,11 +14,13 @@ COLUMN_BYTES = 64 * 2**20  # samples that are held at a time
 class Neighbour(NamedTuple):
     """One of the four neighbours of every sample; all of shape (N, Ho, Wo, T).
 
-    ``pixel``: y * W + x, clamped into the image. ``weight``: bilinear weight, 0 outside the image.
-    ``grad_y``, ``grad_x``: derivative of the weight with respect to the sampling position.
+    ``pixel``: y * W + x, clamped into the image. ``inside``: whether it is in the image; values outside count as
+    zero, even where the border holds Inf or NaN. ``weight``: bilinear weight, 0 outside the image. ``grad_y``,
+    ``grad_x``: derivative of the weight with respect to the sampling position.
     """
 
     pixel: Tensor
+    inside: Tensor  # with a last dimension of 1
     weight: Tensor
     grad_y: Tensor
     grad_x: Tensor
@@ -55,13 +57,16 @@ def neighbours(
     for below in (0, 1):
         for beside in (0, 1):
             row, column = top + below, left + beside
-            inside = ((row >= 0) & (row < height) & (column >= 0) & (column < width)).to(wide.dtype)
+            # A NaN position is not outside: its weight stays NaN.
+            outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)
+            inside = (~outside).to(wide.dtype)
             vertical = down if below else 1 - down
             horizontal = right if beside else 1 - right
             # Clamped as integers: a NaN position gives a NaN weight, and must not give an index outside.
             index = row.long().clamp(0, height - 1) * width + column.long().clamp(0, width - 1)
             yield Neighbour(
                 index,
+                ~outside.unsqueeze(-1),
                 vertical * horizontal * inside,
                 (1 if below else -1) * horizontal * inside,
                 (1 if beside else -1) * vertical * inside,
@@ -93,7 +98,8 @@ def sample(table: Tensor, offset: Tensor, mask: Tensor | None, grid: Grid) -> Te
     modulation = None if mask is None else mask.permute(0, 2, 3, 1)
     for neighbour in neighbours(offset, (table.shape[1], table.shape[2]), *grid[:4]):
         weight = neighbour.weight if modulation is None else neighbour.weight * modulation
-        part = rows[base + neighbour.pixel * table.shape[3]] * weight.unsqueeze(-1)
+        values = rows[base + neighbour.pixel * table.shape[3]].where(neighbour.inside, 0.0)
+        part = values * weight.unsqueeze(-1)
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -115,9 +121,10 @@ def sample_backward(
         index = base + neighbour.pixel * table.shape[3]
         if grad_rows is not None:
             weight = neighbour.weight if modulation is None else neighbour.weight * modulation
-            grad_rows.index_add_(0, index.flatten(), (grad * weight.unsqueeze(-1)).flatten(0, -2).to(grad_rows.dtype))
+            part = (grad * weight.unsqueeze(-1)).where(neighbour.inside, 0.0)
+            grad_rows.index_add_(0, index.flatten(), part.flatten(0, -2).to(grad_rows.dtype))
         if needs[1] or needs[2]:
-            grad_weight = (rows[index] * grad).sum(-1)
+            grad_weight = (rows[index].where(neighbour.inside, 0.0) * grad).sum(-1)
             if needs[2]:
                 part = grad_weight * neighbour.weight
                 grad_mask = part if grad_mask is None else grad_mask + part

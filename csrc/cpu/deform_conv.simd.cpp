@@ -78,7 +78,7 @@ void deform_conv(const DeformConv<T>& p) {
   Scratch<Run> runs(p.channels);
   const int64_t run_count = split_channels(p, tile.channels, runs);
   in_parallel(p.parallel, p.batch * tiles, [&](TaskQueue& queue) {
-    Samples<T> samples(taps, width);
+    Samples<T> samples(taps, width, p.channels);
     Scratch<T> panels(width * least(tile.channels, p.channels) * taps), sums(p.outputs * width);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);

@@ -37,9 +37,11 @@ void pack_weights(const DeformConv<T>& p, Run run, T* packed) {
 
 // Takes the gradient by one sample to the image's gradient, and to the corners: dots[k * pitch] = <grad, corner k>.
 template <class T>
-BKD_INLINE void sample_backward(const Sample<T>& sample, const T* grad, const T* image, T* grad_image, int64_t channels,
+BKD_INLINE void sample_backward(const Sample<T>& sample, const T* grad, T* grad_image, T* ignored, int64_t channels,
                                 T* dots, int64_t pitch) {
   constexpr int W = LANES<T>;
+  T* targets[4];
+  for (int k = 0; k < 4; ++k) targets[k] = grad_image && sample.offset[k] >= 0 ? grad_image + sample.offset[k] : ignored;
   Vec<T> sums[4] = {};
   T totals[4];
   int64_t c = 0;
@@ -49,7 +51,7 @@ BKD_INLINE void sample_backward(const Sample<T>& sample, const T* grad, const T*
     for (int k = 0; k < 4; ++k) {
       sums[k] += g * load(sample.from[k] + c);
       if (grad_image) {
-        T* to = grad_image + (sample.from[k] - image) + c;
+        T* to = targets[k] + c;
         store(to, load(to) + g * sample.weight[k]);
       }
     }
@@ -59,7 +61,7 @@ BKD_INLINE void sample_backward(const Sample<T>& sample, const T* grad, const T*
     for (int k = 0; k < 4; ++k) {
       sums[k] += g * load_part(sample.from[k] + c, rest);
       if (grad_image) {
-        T* to = grad_image + (sample.from[k] - image) + c;
+        T* to = targets[k] + c;
         store_part(to, load_part(to, rest) + g * sample.weight[k], rest);
       }
     }
@@ -79,7 +81,7 @@ void run_backward(const DeformConv<T>& p, int64_t n, Run run, T* found) {
   T* grad_image = p.grad_input ? p.grad_input + (image - p.input) : nullptr;
   const T* grad = p.grad + n * p.outputs * pixels + group * per_group * p.output_channel_stride;
   Scratch<T> packed(per_group * pitch), columns(WIDTH * pitch), dots(4 * WIDTH);
-  Samples<T> samples(taps, WIDTH);
+  Samples<T> samples(taps, WIDTH, p.channels);
   pack_weights<T>(p, run, packed);
   for (int64_t begin = 0; begin < pixels; begin += WIDTH) {
     const int64_t count = least(WIDTH, pixels - begin);
@@ -91,8 +93,8 @@ void run_backward(const DeformConv<T>& p, int64_t n, Run run, T* found) {
               {packed + o * NR<T>, per_group * NR<T>, NR<T>}, pitch / NR<T>, columns, pitch, o > 0);
     for (int64_t tap = 0; tap < taps; ++tap) {
       for (int64_t i = 0; i < count; ++i)
-        sample_backward<T>({samples, tap, i, image, p.channels}, columns + i * pitch + tap * channels, image, grad_image,
-                           channels, dots + i, WIDTH);
+        sample_backward<T>({samples, tap, i, image, p.channels}, columns + i * pitch + tap * channels, grad_image,
+                           samples.ignored, channels, dots + i, WIDTH);
       T* to = found + 3 * tap * pixels + begin;
       moves<T>(View<T, DeformConv<T>>{p, n, slot + tap, begin, count, samples.rows, samples.columns}, dots, WIDTH, to, to + pixels,
                to + 2 * pixels);
@@ -168,7 +170,7 @@ void weight_backward(const DeformConv<T>& p) {
   Scratch<T> others((used - 1) * size);  // what all pieces but the first found
   in_parallel(p.parallel, run_count * used, [&](TaskQueue& queue) {
     const int64_t widest = rounded(least(length, p.channels) * taps, NR<T>);
-    Samples<T> samples(taps, WIDTH);
+    Samples<T> samples(taps, WIDTH, p.channels);
     Scratch<T> sampled(WIDTH * widest), sums(per_group * widest);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t piece = task % used, first = piece * each;

@@ -41,7 +41,7 @@ void deform_gather(const DeformGather<T>& p) {
   while (width > 16 && p.batch * parts(pixels, width) < 4 * p.threads) width /= 2;
   const int64_t tiles = parts(pixels, width);
   in_parallel(p.parallel, p.batch * tiles, [&](TaskQueue& queue) {
-    Samples<T> samples(taps, width);
+    Samples<T> samples(taps, width, p.channels);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
       const T* image = p.image(n);
@@ -66,7 +66,7 @@ template <class T>
 void moves_backward(const DeformGather<T>& p) {
   const int64_t pixels = p.pixels(), taps = p.taps, width = 64, tiles = parts(pixels, width);
   in_parallel(p.parallel, p.batch * tiles, [&](TaskQueue& queue) {
-    Samples<T> samples(taps, width);
+    Samples<T> samples(taps, width, p.channels);
     Scratch<T> dots(4 * samples.pitch);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
@@ -94,7 +94,7 @@ void projected_backward(const DeformGather<T>& p) {
   const int64_t pixels = p.pixels(), taps = p.taps, pixel_stride = taps * p.channels;
   const int64_t blocks = parts(p.channels, BLOCK), inputs = p.shared ? 1 : p.batch;
   in_parallel(p.parallel, inputs * taps * blocks, [&](TaskQueue& queue) {
-    Samples<T> samples(1, PIXELS);
+    Samples<T> samples(1, PIXELS, BLOCK);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t input = task / (taps * blocks), tap = task / blocks % taps, first = task % blocks * BLOCK;
       const int64_t channels = least(BLOCK, p.channels - first);
@@ -106,7 +106,9 @@ void projected_backward(const DeformGather<T>& p) {
           for (int64_t i = 0; i < count; ++i) {
             const T* grad = p.grad + (n * pixels + begin + i) * p.channels + first;
             for (int k = 0; k < 4; ++k) {
-              T* to = image + int64_t(samples.pixel[k * samples.pitch + i]) * pixel_stride;
+              const int64_t pixel = samples.pixel[k * samples.pitch + i];
+              if (pixel < 0) continue;
+              T* to = image + pixel * pixel_stride;
               const T weight = samples.weight[k * samples.pitch + i];
               int64_t c = 0;
               for (; c + W <= channels; c += W) store(to + c, load(to + c) + load(grad + c) * weight);

@@ -138,6 +138,28 @@ FAULTS = (
         CONV,
     ),
     Fault(
+        "sampling: the border is read for what lies outside",
+        "sampling.cuh",
+        "return pixel < 0 ? kOutside : base + pixel;",
+        "return base + (pixel < 0 ? 0 : pixel);",
+        "outside_is_zero or beyond_the_image",
+    ),
+    Fault(
+        "sampling: what lies outside is read",
+        "sampling.cuh",
+        "if (index[i] != kOutside) value[i] = load<Pack<T>>(input + int64_t{index[i]} * channels + channel);",
+        "value[i] = load<Pack<T>>(input + int64_t{index[i] == kOutside ? 0 : index[i]} * channels + channel);",
+        "outside_is_zero",
+    ),
+    Fault(
+        "backward: gradients of what lies outside go to the first pixel",
+        "scatter.cuh",
+        "    if (spot.pixel[i] == kOutside) continue;  // the same for the whole warp\n"
+        "    const int64_t at = int64_t{spot.pixel[i]} * line + channel;",
+        "    const int64_t at = int64_t{spot.pixel[i] == kOutside ? 0 : spot.pixel[i]} * line + channel;",
+        "outside_is_zero or beyond_the_image",
+    ),
+    Fault(
         "backward: no barrier before columns are read",
         "deform_conv_backward.cu",
         "    });\n    __syncthreads();\n#pragma unroll\n    for (int i = 0; i < kOwn; ++i) {",

@@ -202,6 +202,20 @@ def test_not_a_number_stays_where_it_is_read(ieee):
     kernel_checks.not_a_number_stays_where_it_is_read("native")
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["conv", "gather", "gather: shared"])
+def test_what_lies_outside_is_zero_whatever_the_border_holds(name, value, ieee):
+    kernel_checks.what_lies_outside_is_zero_whatever_the_border_holds("native", name, value)
+
+
+def test_a_gradient_of_the_output_beyond_the_image_goes_nowhere(ieee):
+    kernel_checks.a_gradient_of_the_output_beyond_the_image_goes_nowhere("native")
+
+
+def test_offsets_that_are_not_numbers_show_in_exact_sums(ieee):
+    kernel_checks.offsets_that_are_not_numbers_show_in_exact_sums("native")
+
+
 def test_levels_of_different_types_are_compared_in_float32():
     kernel_checks.levels_of_different_types_are_compared_in_float32("native")
 

@@ -318,3 +318,30 @@ def test_what_does_not_fit_is_named(changes, words):
 def test_what_does_not_fit_the_gather_is_named(shape, offset, words):
     with pytest.raises(ValueError, match=words):
         modulated_deform_gather(torch.zeros(shape), torch.zeros(offset))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("channels", [3, 19])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_lies_outside_is_zero_as_torchvision_has_it(value, channels, layout, device):
+    """The border holds Inf or NaN, and samples reach beyond it: forward and all gradients."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    input, weight, bias = random(2, channels, 7, 9), random(5, channels, 3, 3), random(5)
+    offset, mask = 3 * random(2, 18, 7, 9), random(2, 9, 7, 9)
+    input[:, 1, 0, 0], input[:, 0, -1, :], input[:, 2, :, -1] = value, value, value
+    offset[0, :, 2, 3] = -100.0
+    grad = random(2, 5, 7, 9).to(device)
+    results = []
+    for function in (modulated_deform_conv2d, deform_conv2d):
+        tensors = [input.contiguous(memory_format=layout), offset, weight, bias, mask]
+        leaves = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
+        output = function(*leaves[:4], padding=1, mask=leaves[4])
+        results.append([output, *torch.autograd.grad(output, leaves, grad)])
+    assert results[1][0].isfinite().any()
+    assert not results[1][0].isfinite().all()
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other, equal_nan=True)

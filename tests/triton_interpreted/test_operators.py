@@ -188,6 +188,20 @@ def test_offsets_and_masks_of_another_type_keep_their_precision():
     kernel_checks.offsets_and_masks_of_another_type_keep_their_precision("triton")
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["conv", "gather", "gather: shared"])
+def test_what_lies_outside_is_zero_whatever_the_border_holds(name, value):
+    kernel_checks.what_lies_outside_is_zero_whatever_the_border_holds("triton", name, value)
+
+
+def test_a_gradient_of_the_output_beyond_the_image_goes_nowhere():
+    kernel_checks.a_gradient_of_the_output_beyond_the_image_goes_nowhere("triton")
+
+
+def test_offsets_that_are_not_numbers_show_in_exact_sums():
+    kernel_checks.offsets_that_are_not_numbers_show_in_exact_sums("triton")
+
+
 def test_not_a_number_stays_where_it_is_read():
     kernel_checks.not_a_number_stays_where_it_is_read("triton")
 

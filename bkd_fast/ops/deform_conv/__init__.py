@@ -73,7 +73,7 @@ def _check(a: Arguments) -> None:
     if 0 in a.weight.shape:
         raise ValueError(f"{_NAME}: weight has shape {tuple(a.weight.shape)}, expected no size 0")
     channels, outputs, part = a.input.shape[1], a.weight.shape[0], a.weight.shape[1]
-    if channels % part or outputs % (channels // part) or not channels:
+    if not channels or channels % part or outputs % (channels // part):
         raise ValueError(
             f"{_NAME}: weight has shape {tuple(a.weight.shape)} and input {channels} channels; expected "
             "weight.shape[1] to divide the input's channels into groups, and the groups to divide weight.shape[0]"
