@@ -130,6 +130,11 @@ class Checks {
     that(!tensor.numel() || reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0, name,
          "does not start at a multiple of 16 bytes", "a tensor that does");
   }
+  // Runs of channels fill whole chunks of 16 bytes, so that no chunk belongs to two.
+  void chunks(const std::string& name, const Tensor& tensor, int64_t channels) const {
+    that(channels * static_cast<int64_t>(tensor.element_size()) % 16 == 0, name,
+         "has runs of " + std::to_string(channels) + " channels", "whole chunks of 16 bytes");
+  }
   // No size 0 in the dimensions from `first` on.
   void not_empty(const std::string& name, const Tensor& tensor, int64_t first) const {
     for (int64_t dim = first; dim < tensor.dim(); ++dim)

@@ -35,7 +35,7 @@ struct Arguments {
   template <class T>
   DeformGather<T> problem() const {
     DeformGather<T> p{};
-    geometry.set(p);
+    set_geometry(geometry, p);
     p.batch = offset.size(0), p.shared = projected.size(0) == 1, p.taps = offset.size(1) / 2;
     p.channels = projected.size(1) / p.taps, p.height = projected.size(2), p.width = projected.size(3);
     p.out_height = offset.size(2), p.out_width = offset.size(3);
