@@ -32,11 +32,12 @@ inline void check_sampling(const Checks& check, const Tensor& image, int64_t bat
 }
 
 // Gradients without elements are not needed; that of the image is of 64-bit integers where there is a scale.
-inline void check_sampling_gradients(const Checks& check, const char* name, const Tensor& grad_image, const Tensor& image,
-                                     const std::optional<Tensor>& scale, const Tensor& grad_offset, const Tensor& offset,
-                                     const Tensor& grad_mask, const std::optional<Tensor>& mask) {
+inline void check_sampling_gradients(const Checks& check, const char* name, const Tensor& grad_image,
+                                     const Tensor& image, const std::optional<Tensor>& scale, const Tensor& grad_offset,
+                                     const Tensor& offset, const Tensor& grad_mask, const std::optional<Tensor>& mask) {
   if (grad_image.numel())
-    check.tensor(name, grad_image, scale ? ScalarType::Long : ScalarType::Float, sizes_of(image), Layout::channels_last);
+    check.tensor(name, grad_image, scale ? ScalarType::Long : ScalarType::Float, sizes_of(image),
+                 Layout::channels_last);
   if (scale) check.tensor("scale", *scale, ScalarType::Float, {});
   if (grad_offset.numel()) check.tensor("grad_offset", grad_offset, ScalarType::Float, sizes_of(offset));
   check.that(mask || !grad_mask.numel(), "grad_mask", "has elements", "none, since there is no mask");
@@ -52,7 +53,8 @@ inline void set_strides(const Tensor& tensor, int64_t& image, int& channel, int&
 }
 
 inline Sampling sampling(const Tensor& offset, const std::optional<Tensor>& mask, int64_t height, int64_t width,
-                  const Integers& kernel, const Integers& stride, const Integers& padding, const Integers& dilation) {
+                         const Integers& kernel, const Integers& stride, const Integers& padding,
+                         const Integers& dilation) {
   Sampling s{};
   s.offset = data(offset);
   s.float_offset = is_float(offset);

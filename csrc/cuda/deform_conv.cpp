@@ -8,9 +8,10 @@ namespace bkd {
 namespace {
 
 // `outputs`: of output or its gradient, or those that a gradient of the weights has.
-Checks check_arguments(const char* function, const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask,
-                       int64_t outputs, int64_t part, const Integers& kernel, const Integers& stride,
-                       const Integers& padding, const Integers& dilation, int64_t offset_groups) {
+Checks check_arguments(const char* function, const Tensor& input, const Tensor& offset,
+                       const std::optional<Tensor>& mask, int64_t outputs, int64_t part, const Integers& kernel,
+                       const Integers& stride, const Integers& padding, const Integers& dilation,
+                       int64_t offset_groups) {
   const Checks check(function, "input", input, KERNEL_TYPES);
   check.tensor("input", input, {ANY, ANY, ANY, ANY}, Layout::channels_last);
   check.not_empty("input", input, 1), check.aligned("input", input);
@@ -47,12 +48,12 @@ void conv(const Tensor& input, const Tensor& offset, const std::optional<Tensor>
           const std::optional<Tensor>& bias, const Integers& stride, const Integers& padding, const Integers& dilation,
           int64_t offset_groups, bool tf32, const Tensor& output) {
   check_dimensions("deform_conv", "weight", weight, 4);
-  const Checks check =
-      check_arguments("deform_conv", input, offset, mask, weight.size(0), weight.size(1),
-                      {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
+  const Checks check = check_arguments("deform_conv", input, offset, mask, weight.size(0), weight.size(1),
+                                       {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
   check_weight(check, weight);
   check.tensor("bias", bias, {weight.size(0)});
-  check.tensor("output", output, {input.size(0), weight.size(0), offset.size(2), offset.size(3)}, Layout::channels_last);
+  check.tensor("output", output, {input.size(0), weight.size(0), offset.size(2), offset.size(3)},
+               Layout::channels_last);
   const Current current(input);
   DeformConv p = problem(input, offset, mask, weight.size(0), input.size(1) / weight.size(1),
                          {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
@@ -67,9 +68,8 @@ void conv_backward(const Tensor& grad, const Tensor& input, const Tensor& offset
                    int64_t offset_groups, bool tf32, const Tensor& grad_input, const std::optional<Tensor>& scale,
                    const Tensor& grad_offset, const Tensor& grad_mask) {
   check_dimensions("deform_conv_backward", "weight", weight, 4);
-  const Checks check =
-      check_arguments("deform_conv_backward", input, offset, mask, weight.size(0), weight.size(1),
-                      {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
+  const Checks check = check_arguments("deform_conv_backward", input, offset, mask, weight.size(0), weight.size(1),
+                                       {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
   check_weight(check, weight);
   check.tensor("grad", grad, {input.size(0), weight.size(0), offset.size(2), offset.size(3)}, Layout::channels_last);
   check.aligned("grad", grad), check.chunks("grad", grad, weight.size(0) / (input.size(1) / weight.size(1)));

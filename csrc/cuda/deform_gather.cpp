@@ -55,9 +55,10 @@ void gather_backward(const Tensor& grad, const Tensor& projected, const Tensor& 
                      const std::optional<Tensor>& mask, const Integers& kernel, const Integers& stride,
                      const Integers& padding, const Integers& dilation, const Tensor& grad_projected,
                      const std::optional<Tensor>& scale, const Tensor& grad_offset, const Tensor& grad_mask) {
-  const Checks check =
-      check_arguments("deform_gather_backward", projected, offset, mask, {kernel, stride, padding, dilation}, "grad", grad);
-  check_sampling_gradients(check, "grad_projected", grad_projected, projected, scale, grad_offset, offset, grad_mask, mask);
+  const Checks check = check_arguments("deform_gather_backward", projected, offset, mask,
+                                       {kernel, stride, padding, dilation}, "grad", grad);
+  check_sampling_gradients(check, "grad_projected", grad_projected, projected, scale, grad_offset, offset, grad_mask,
+                           mask);
   const Current current(projected);
   DeformGather p = problem(projected, offset, mask, kernel, stride, padding, dilation);
   p.grad = data(grad);

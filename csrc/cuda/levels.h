@@ -10,8 +10,8 @@
 namespace bkd {
 
 // channels: of each level, without those that only fill chunks.
-inline Checks check_pairs(const char* function, const Tensors& teacher, const Tensors& student, const Integers& channels,
-                          size_t max_branches = MAX_INT) {
+inline Checks check_pairs(const char* function, const Tensors& teacher, const Tensors& student,
+                          const Integers& channels, size_t max_branches = MAX_INT) {
   const Checks check = check_levels(function, teacher, student, KERNEL_TYPES, max_branches);
   check.length("channels", channels.size(), teacher.size());
   for (size_t i = 0; i < teacher.size(); ++i) {
@@ -35,7 +35,8 @@ inline void check_floats(const Checks& check, const std::string& name, const Ten
 }
 
 // One gradient for each of the levels, laid out as it is, or without elements.
-inline void check_gradients(const Checks& check, const std::string& name, const Tensors& gradients, const Tensors& levels) {
+inline void check_gradients(const Checks& check, const std::string& name, const Tensors& gradients,
+                            const Tensors& levels) {
   check.length(name, gradients.size(), levels.size());
   for (size_t i = 0; i < gradients.size(); ++i) {
     const std::string own = name + "[" + std::to_string(i) + "]";
