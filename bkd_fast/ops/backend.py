@@ -89,13 +89,12 @@ def implementation(operator: str, device: str, dtype: torch.dtype | None = None)
     Raises:
         RuntimeError: the chosen backend does not have the operator for this device and dtype.
     """
-    tensors = f"{device} tensors" if dtype is None else f"{device} tensors of {dtype}"
     name = _chosen.get() or os.environ.get(VARIABLE) or None
     if name is not None:
         function = _find(_devices(name), operator, device, dtype)
         if function is None:
             raise RuntimeError(
-                f"the {name} backend has no {operator} for {tensors}; "
+                f"the {name} backend has no {operator} for {_tensors(device, dtype)}; "
                 f"choose another with bkd_fast.backend(…) or {VARIABLE}"
             )
         return function
@@ -104,7 +103,11 @@ def implementation(operator: str, device: str, dtype: torch.dtype | None = None)
             function = _find(_devices(candidate), operator, device, dtype)
             if function is not None:
                 return function
-    raise RuntimeError(f"no backend has {operator} for {tensors}")  # the reference runs everywhere
+    raise RuntimeError(f"no backend has {operator} for {_tensors(device, dtype)}")  # the reference runs everywhere
+
+
+def _tensors(device: str, dtype: torch.dtype | None) -> str:
+    return f"{device} tensors" if dtype is None else f"{device} tensors of {dtype}"
 
 
 def available(name: str) -> str | None:

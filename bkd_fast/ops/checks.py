@@ -54,12 +54,14 @@ def check_shape(function: str, name: str, tensor: Tensor, expected: Sequence[int
         ValueError: another number of dimensions or another size.
     """
     shape = tuple(tensor.shape)
-    fits = len(shape) == len(expected) and all(
-        isinstance(wanted, str) or size == wanted for size, wanted in zip(shape, expected, strict=True)
-    )
-    if not fits:
-        words = ", ".join(str(wanted) for wanted in expected)
-        raise ValueError(f"{function}: {name} has shape {shape}, expected ({words})")
+    if len(shape) == len(expected):
+        for size, wanted in zip(shape, expected, strict=True):
+            if not isinstance(wanted, str) and size != wanted:
+                break
+        else:
+            return
+    words = ", ".join(str(wanted) for wanted in expected)
+    raise ValueError(f"{function}: {name} has shape {shape}, expected ({words})")
 
 
 def check_index(function: str, name: str, sizes: Sequence[int]) -> None:
@@ -99,11 +101,15 @@ def pair(function: str, name: str, value: int | Sequence[int], min: int) -> list
         ValueError: not one or two integers from ``min`` to MAX_INDEX.
     """
     values = [value, value] if isinstance(value, int) else list(value)
-    if len(values) != 2 or any(not isinstance(part, (int, torch.SymInt)) or part < min for part in values):
+    if len(values) != 2 or not _is_size(values[0], min) or not _is_size(values[1], min):
         raise ValueError(f"{function}: {name} is {value!r}, expected an integer or a pair of integers, at least {min}")
-    for part in values:
-        check_index(function, name, [part])
+    check_index(function, name, values[:1])
+    check_index(function, name, values[1:])
     return values
+
+
+def _is_size(value: object, min: int) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and bool(value >= min)
 
 
 def output_size(
@@ -119,7 +125,8 @@ def output_size(
     for label, value, low in (
         ("kernel_size", kernel, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
     ):  # fmt: skip
-        pair(name, label, value, low)
+        if len(value) != 2 or not (low <= value[0] <= MAX_INDEX and low <= value[1] <= MAX_INDEX):
+            pair(name, label, value, low)
     sizes = []
     for axis in (0, 1):
         padded = input.shape[2 + axis] + 2 * padding[axis]

@@ -9,6 +9,7 @@ To compilers an operator is one opaque call, dispatched when it runs; on the Tri
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
@@ -44,6 +45,15 @@ class Operator(NamedTuple):
 
 
 OPERATORS: dict[str, Operator] = {}
+
+
+class _OwnCall(threading.local):
+    """Whether autograd calls the gradient, with what was checked before and, by its counters, not changed since."""
+
+    active = False
+
+
+_own_call = _OwnCall()
 _SLOTS = (Tensor, Tensor | None, list[Tensor])  # types of the arguments that have gradients
 
 
@@ -91,6 +101,8 @@ def register(
         return *flat[: 1 + extra], given, needs
 
     def check_backward(grad: Tensor, *others: Any) -> None:
+        if _own_call.active:
+            return
         *kept, given, needs = others
         check(given)
         for label, tensor, result in zip(["grad", *saved], [grad, *kept], results(given), strict=True):
@@ -148,7 +160,11 @@ def register(
         ]
         wanted = [need for need, kind in zip(ctx.needs_input_grad, kinds, strict=True) if kind in _SLOTS]
         needs = [one for need in wanted for one in (need if isinstance(need, (list, tuple)) else [need])]
-        found = call(grad, *kept, *inputs, needs)
+        _own_call.active = True
+        try:
+            found = call(grad, *kept, *inputs, needs)
+        finally:
+            _own_call.active = False
         rest = iter([value if need else None for value, need in zip(found, needs, strict=True)])
         return tuple(
             [next(rest) for _ in range(value)] if kind == list[Tensor] else next(rest) if kind in _SLOTS else None
@@ -194,7 +210,9 @@ def _define(
         tensors = [found] if one else found
         return gathered(
             [
-                tensor.to(result.dtype).contiguous(memory_format=result.layout)
+                (tensor if tensor.dtype == result.dtype else tensor.to(result.dtype)).contiguous(
+                    memory_format=result.layout
+                )
                 for tensor, result in zip(tensors, results(packed), strict=True)
             ]
         )

@@ -1,6 +1,6 @@
 // Checks of what a registered function is given. They come before anything is read or written, so that calls of
-// torch.ops.bkd_fast_native and torch.ops.bkd_fast_cuda are safe whatever their arguments. An error names the function, the
-// argument, what it was and what was expected.
+// torch.ops.bkd_fast_native and torch.ops.bkd_fast_cuda are safe whatever their arguments. An error names the function,
+// the argument, what it was and what was expected.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -21,9 +21,9 @@ using torch::stable::Tensor;
 using Integers = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
 
-constexpr int64_t ANY = -1;                // a size that is not checked
+constexpr int64_t ANY = -1;  // a size that is not checked
 constexpr int64_t MAX_INT = 0x7fffffff;
-constexpr int64_t MAX_SIGMA = 1'000'000;   // pixels
+constexpr int64_t MAX_SIGMA = 1'000'000;  // pixels
 
 inline Integers sizes_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
@@ -71,7 +71,8 @@ class Checks {
   }
 
   [[noreturn]] void fail(const std::string& name, const std::string& was, const std::string& expected) const {
-    throw std::invalid_argument("bkd_fast: " + std::string(function_) + ": " + name + " " + was + ", expected " + expected);
+    throw std::invalid_argument("bkd_fast: " + std::string(function_) + ": " + name + " " + was + ", expected " +
+                                expected);
   }
   void that(bool holds, const std::string& name, const std::string& was, const std::string& expected) const {
     if (!holds) fail(name, was, expected);
@@ -129,6 +130,11 @@ class Checks {
   void aligned(const std::string& name, const Tensor& tensor) const {
     that(!tensor.numel() || reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0, name,
          "does not start at a multiple of 16 bytes", "a tensor that does");
+  }
+  // Runs of channels fill whole chunks of 16 bytes, so that no chunk belongs to two.
+  void chunks(const std::string& name, const Tensor& tensor, int64_t channels) const {
+    that(channels * static_cast<int64_t>(tensor.element_size()) % 16 == 0, name,
+         "has runs of " + std::to_string(channels) + " channels", "whole chunks of 16 bytes");
   }
   // No size 0 in the dimensions from `first` on.
   void not_empty(const std::string& name, const Tensor& tensor, int64_t first) const {

@@ -12,9 +12,10 @@ inline Checks check_levels(const char* function, const Tensors& teacher, const T
                            std::initializer_list<ScalarType> types, size_t max_branches = MAX_INT) {
   if (teacher.empty()) throw std::invalid_argument("bkd_fast: " + std::string(function) + ": teacher has no levels");
   const Checks check(function, "teacher[0]", teacher[0], types);
-  check.that(!student.empty() && student.size() % teacher.size() == 0 && student.size() / teacher.size() <= max_branches,
-             "student", "has " + std::to_string(student.size()) + " levels",
-             "a multiple of the teacher's " + std::to_string(teacher.size()));
+  check.that(
+      !student.empty() && student.size() % teacher.size() == 0 && student.size() / teacher.size() <= max_branches,
+      "student", "has " + std::to_string(student.size()) + " levels",
+      "a multiple of the teacher's " + std::to_string(teacher.size()));
   for (size_t i = 0; i < teacher.size(); ++i) {
     const std::string name = "teacher[" + std::to_string(i) + "]";
     check.tensor(name, teacher[i], {i ? teacher[0].size(0) : ANY, ANY, ANY, ANY}, Layout::either);

@@ -111,7 +111,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_native, m) {
       "cosine_distances_backward(int tier, Tensor grad, Tensor[] teacher, Tensor[] student, float[] weights, "
       "float value_share, Tensor(a!)[] grad_teacher, Tensor(b!)[] grad_student) -> ()");
   m.def(
-      "anomaly_map(int tier, Tensor[] teacher, Tensor[] student, float[] weights, float[] exponents, float value_share, "
+      "anomaly_map(int tier, Tensor[] teacher, Tensor[] student, float[] weights, float[] exponents, float "
+      "value_share, "
       "bool product, float sigma, bool align_corners, Tensor(a!) output) -> ()");
 }
 

@@ -55,12 +55,15 @@ void cosine_distances_backward(const AnomalyMap<T>& p) {
         statistics<T, false>(level, t, s, tile.begin, tile.count, sums);
         for (int64_t i = 0; i < tile.count; ++i) {
           const T by_distance = grad[i] * level.weight[b];
-          const Slopes<T> slope = slopes(-(1 - p.value_share) * by_distance, p.value_share * by_distance / T(level.channels),
-                                         sums.dot[i], sums.teacher[i], sums.student[i]);
+          const Slopes<T> slope =
+              slopes(-(1 - p.value_share) * by_distance, p.value_share * by_distance / T(level.channels), sums.dot[i],
+                     sums.teacher[i], sums.student[i]);
           other[i] = slope.other, own_teacher[i] = slope.own_teacher, own_student[i] = slope.own_student;
         }
-        if (by_teacher) combine_pixels(level, t, s, own_teacher, other, tile.begin, tile.count, by_teacher + image, b > 0);
-        if (by_student) combine_pixels(level, s, t, own_student, other, tile.begin, tile.count, by_student + image, false);
+        if (by_teacher)
+          combine_pixels(level, t, s, own_teacher, other, tile.begin, tile.count, by_teacher + image, b > 0);
+        if (by_student)
+          combine_pixels(level, s, t, own_student, other, tile.begin, tile.count, by_student + image, false);
       }
     }
   });
@@ -88,7 +91,8 @@ inline int64_t mirrored(int64_t i, int64_t length) {
   return least(folded, 2 * length - 1 - folded);
 }
 
-// A band of output rows from the levels: rows that lie between the same two input rows share what is worked out along them.
+// A band of output rows from the levels: rows that lie between the same two input rows share what is worked out along
+// them.
 template <class T>
 class Band {
  public:

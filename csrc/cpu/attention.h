@@ -30,7 +30,7 @@ struct Items {
       }
     });
   }
-  Scratch<T> turned;  // (C, I)
+  Scratch<T> turned;           // (C, I)
   Scratch<T> norms, inverses;  // (I), and one over them
 };
 
@@ -41,7 +41,9 @@ struct InverseNorms {
   BKD_INLINE Vec<T> of(const Items<T>& items, int64_t i) const {
     return regular(items, i) ? inverses * items.inverses[i] : all(T(1 / LEAST_NORMS));
   }
-  BKD_INLINE auto regular(const Items<T>& items, int64_t i) const { return norms * items.norms[i] > all(T(LEAST_NORMS)); }
+  BKD_INLINE auto regular(const Items<T>& items, int64_t i) const {
+    return norms * items.norms[i] > all(T(LEAST_NORMS));
+  }
   const Vec<T> norms, inverses;
 };
 
@@ -50,8 +52,8 @@ struct InverseNorms {
 template <class T>
 int64_t attention_rows(const MemoryAttention<T>& p, int64_t copies) {
   int64_t rows = 128;
-  while (rows > NR<T> && (rows * (p.items * copies + p.channels) * int64_t(sizeof(T)) > 320 * 1024 ||
-                          parts(p.rows, rows) < 16))
+  while (rows > NR<T> &&
+         (rows * (p.items * copies + p.channels) * int64_t(sizeof(T)) > 320 * 1024 || parts(p.rows, rows) < 16))
     rows /= 2;
   return rounded(rows, NR<T>);
 }
@@ -77,7 +79,8 @@ void multiply(int64_t rows, int64_t depth, const T* a, const T* panels, int64_t 
                 {panels + (i * depth + k) * NR<T>, 0, NR<T>}, 1, to + (i * rows + r) * NR<T>, NR<T>, k > 0);
 }
 
-// The softmax of one panel: values[item][NR] are dot products and become weights (Eq. 6 and 7). cosine: kept if not null.
+// The softmax of one panel: values[item][NR] are dot products and become weights (Eq. 6 and 7). cosine: kept if not
+// null.
 template <class T>
 void attend(const MemoryAttention<T>& p, const Items<T>& items, const T* query_norms, T* values, T* cosine) {
   using V = Vec<T>;

@@ -54,7 +54,8 @@ struct Statistics {
 
 // Channels-first: pixels lie side by side. Four channels at a time, so that the sums are not moved for each of them.
 template <class T, bool Difference>
-void statistics_by_channel(const T* t, const T* s, int64_t channels, int64_t stride, int64_t count, Statistics<T>& sums) {
+void statistics_by_channel(const T* t, const T* s, int64_t channels, int64_t stride, int64_t count,
+                           Statistics<T>& sums) {
   constexpr int W = LANES<T>;
   for (T* sum : {sums.dot, sums.teacher, sums.student, sums.difference}) std::memset(sum, 0, count * sizeof(T));
   const int64_t whole = count / W * W;
@@ -117,7 +118,8 @@ BKD_INLINE void statistics_of(const T* t, const T* s, int64_t count, T* sums) {
 template <class T, bool Difference>
 void statistics(const Level<T>& level, const T* t, const T* s, int64_t begin, int64_t count, Statistics<T>& sums) {
   if (level.pixel_stride == 1)
-    return statistics_by_channel<T, Difference>(t + begin, s + begin, level.channels, level.channel_stride, count, sums);
+    return statistics_by_channel<T, Difference>(t + begin, s + begin, level.channels, level.channel_stride, count,
+                                                sums);
   for (int64_t i = 0; i < count; ++i) {
     T of[4];
     const int64_t at = (begin + i) * level.pixel_stride;
@@ -163,8 +165,8 @@ BKD_INLINE void combine(const T* values, const T* others, T own, T other, int64_
 
 // The same with factors for each pixel, for pixels begin.. of one image.
 template <class T>
-void combine_pixels(const Level<T>& level, const T* values, const T* others, const T* own, const T* other, int64_t begin,
-                    int64_t count, T* result, bool add) {
+void combine_pixels(const Level<T>& level, const T* values, const T* others, const T* own, const T* other,
+                    int64_t begin, int64_t count, T* result, bool add) {
   constexpr int W = LANES<T>;
   if (level.pixel_stride != 1) {
     for (int64_t i = 0; i < count; ++i) {

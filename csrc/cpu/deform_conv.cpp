@@ -40,7 +40,7 @@ struct Arguments {
   DeformConv<T> problem(const Tensor& output) const {
     DeformConv<T> p{};
     const Integers kernel = {weight.size(2), weight.size(3)};
-    Geometry{kernel, stride, padding, dilation}.set(p);
+    set_geometry({kernel, stride, padding, dilation}, p);
     p.batch = input.size(0), p.channels = input.size(1), p.height = input.size(2), p.width = input.size(3);
     p.outputs = weight.size(0), p.out_height = offset.size(2), p.out_width = offset.size(3);
     p.groups = p.channels / weight.size(1);

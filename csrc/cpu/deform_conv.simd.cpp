@@ -2,7 +2,8 @@
 //
 // A task is a tile of output pixels. For one block of channels after another it samples all taps into panels that fit
 // the second cache, and multiplies them by the weights, which are read as they lie in memory: a row of the weights is
-// contiguous in (channel, tap), and the panels are filled in that order. No column buffer and no packing of the weights.
+// contiguous in (channel, tap), and the panels are filled in that order. No column buffer and no packing of the
+// weights.
 #include "deform_conv.h"
 
 #include "channels.h"
@@ -16,8 +17,8 @@ namespace {
 template <class T>
 constexpr int64_t PANEL_ELEMENTS = 192 * 1024 / sizeof(T);
 
-// Pixels of a tile, and channels that are sampled for it at a time. The channels set the order of sums: the number of threads
-// has no part in them.
+// Pixels of a tile, and channels that are sampled for it at a time. The channels set the order of sums: the number of
+// threads has no part in them.
 struct TileSize {
   int64_t pixels, channels;
 };
@@ -34,7 +35,8 @@ TileSize tile_size(const DeformConv<T>& p) {
 // panels[pixel / NR][(c - first) * taps + tap][pixel % NR] of a run of channels, for a tile of `count` pixels; samples:
 // of the run's offset group.
 template <class T>
-void sample_panels(const DeformConv<T>& p, const T* image, const Samples<T>& samples, int64_t count, Run run, T* panels) {
+void sample_panels(const DeformConv<T>& p, const T* image, const Samples<T>& samples, int64_t count, Run run,
+                   T* panels) {
   constexpr int W = LANES<T>;
   constexpr int64_t AT_ONCE = 64;  // channels of one pixel that are sampled before they are turned round
   const int64_t taps = p.taps(), depth = (run.last - run.first) * taps;

@@ -41,7 +41,8 @@ BKD_INLINE void sample_backward(const Sample<T>& sample, const T* grad, T* grad_
                                 T* dots, int64_t pitch) {
   constexpr int W = LANES<T>;
   T* targets[4];
-  for (int k = 0; k < 4; ++k) targets[k] = grad_image && sample.offset[k] >= 0 ? grad_image + sample.offset[k] : ignored;
+  for (int k = 0; k < 4; ++k)
+    targets[k] = grad_image && sample.offset[k] >= 0 ? grad_image + sample.offset[k] : ignored;
   Vec<T> sums[4] = {};
   T totals[4];
   int64_t c = 0;
@@ -89,15 +90,16 @@ void run_backward(const DeformConv<T>& p, int64_t n, Run run, T* found) {
     // columns[pixel][(tap, channel)]: the gradient by the samples
     for (int64_t o = 0; o < per_group; o += DEPTH)
       gemm<T>(count, least(DEPTH, per_group - o),
-              {grad + begin * p.output_pixel_stride + o * p.output_channel_stride, p.output_pixel_stride, p.output_channel_stride},
+              {grad + begin * p.output_pixel_stride + o * p.output_channel_stride, p.output_pixel_stride,
+               p.output_channel_stride},
               {packed + o * NR<T>, per_group * NR<T>, NR<T>}, pitch / NR<T>, columns, pitch, o > 0);
     for (int64_t tap = 0; tap < taps; ++tap) {
       for (int64_t i = 0; i < count; ++i)
         sample_backward<T>({samples, tap, i, image, p.channels}, columns + i * pitch + tap * channels, grad_image,
                            samples.ignored, channels, dots + i, WIDTH);
       T* to = found + 3 * tap * pixels + begin;
-      moves<T>(View<T, DeformConv<T>>{p, n, slot + tap, begin, count, samples.rows, samples.columns}, dots, WIDTH, to, to + pixels,
-               to + 2 * pixels);
+      moves<T>(View<T, DeformConv<T>>{p, n, slot + tap, begin, count, samples.rows, samples.columns}, dots, WIDTH, to,
+               to + pixels, to + 2 * pixels);
     }
   }
 }
@@ -138,8 +140,8 @@ void data_backward(const DeformConv<T>& p) {
 
 // grad_weight of one run of channels, from tiles first.. of all images' tiles: sums[output][tap * channels + channel].
 template <class T>
-void weight_sums(const DeformConv<T>& p, Run run, int64_t width, int64_t first, int64_t last, Samples<T>& samples, T* sampled,
-                 T* sums) {
+void weight_sums(const DeformConv<T>& p, Run run, int64_t width, int64_t first, int64_t last, Samples<T>& samples,
+                 T* sampled, T* sums) {
   const int64_t taps = p.taps(), pixels = p.pixels(), tiles = parts(pixels, width), part = p.channels / p.groups;
   const int64_t per_group = p.outputs / p.groups, channels = run.last - run.first, group = run.first / part;
   const int64_t slot = run.first / (p.channels / p.offset_groups) * taps, pitch = rounded(channels * taps, NR<T>);
@@ -148,7 +150,8 @@ void weight_sums(const DeformConv<T>& p, Run run, int64_t width, int64_t first, 
     samples.plan(p, n, slot, slot + taps, begin, count);
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t tap = 0; tap < taps; ++tap)
-        Sample<T>(samples, tap, i, p.image(n) + run.first, p.channels).read(channels, sampled + i * pitch + tap * channels);
+        Sample<T>(samples, tap, i, p.image(n) + run.first, p.channels)
+            .read(channels, sampled + i * pitch + tap * channels);
       for (int64_t c = taps * channels; c < pitch; ++c) sampled[i * pitch + c] = 0;
     }
     const T* grad = p.grad + n * p.outputs * pixels + group * per_group * p.output_channel_stride;

@@ -22,8 +22,9 @@ struct Arguments {
     const int64_t batch = offset.size(0), taps = offset.size(1) / 2;
     check.that(projected.size(0) == 1 || projected.size(0) == batch, "projected",
                "has batch " + std::to_string(projected.size(0)), "1 or " + std::to_string(batch));
-    check.that(taps > 0 && offset.size(1) == 2 * taps && taps % (geometry.kernel[0] * geometry.kernel[1]) == 0, "offset",
-               "has " + std::to_string(offset.size(1)) + " channels", "a multiple of twice the kernel's taps");
+    check.that(taps > 0 && offset.size(1) == 2 * taps && taps % (geometry.kernel[0] * geometry.kernel[1]) == 0,
+               "offset", "has " + std::to_string(offset.size(1)) + " channels",
+               "a multiple of twice the kernel's taps");
     check.that(projected.size(1) % taps == 0, "projected", "has " + std::to_string(projected.size(1)) + " channels",
                "a multiple of the " + std::to_string(taps) + " taps of offset");
     check.tensor("mask", mask, {batch, taps, offset.size(2), offset.size(3)});
@@ -35,7 +36,7 @@ struct Arguments {
   template <class T>
   DeformGather<T> problem() const {
     DeformGather<T> p{};
-    geometry.set(p);
+    set_geometry(geometry, p);
     p.batch = offset.size(0), p.shared = projected.size(0) == 1, p.taps = offset.size(1) / 2;
     p.channels = projected.size(1) / p.taps, p.height = projected.size(2), p.width = projected.size(3);
     p.out_height = offset.size(2), p.out_width = offset.size(3);

@@ -9,8 +9,8 @@ namespace {
 constexpr int GATHER_VECTORS = 8;  // of channels whose sums stay in registers
 constexpr int64_t GATHER_PIXELS = 256;
 
-// to[0..Vectors LANES) = sum of `taps` samples of pixel i, or of the first `lanes` channels (0 = all); channels of tap t at
-// image + t * channels.
+// to[0..Vectors LANES) = sum of `taps` samples of pixel i, or of the first `lanes` channels (0 = all); channels of tap
+// t at image + t * channels.
 template <class T, int Vectors>
 BKD_INLINE void gather_channels(const Samples<T>& samples, int64_t i, int64_t taps, const T* image, int64_t channels,
                                 int64_t lanes, T* to) {

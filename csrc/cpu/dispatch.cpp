@@ -5,9 +5,7 @@
 namespace bkd {
 namespace {
 
-std::string name_of(Tier tier) {
-  return tier == Tier::avx512 ? "avx512" : tier == Tier::avx2 ? "avx2" : "portable";
-}
+std::string name_of(Tier tier) { return tier == Tier::avx512 ? "avx512" : tier == Tier::avx2 ? "avx2" : "portable"; }
 
 std::string cpu_tiers() {
   std::string names;
@@ -36,8 +34,8 @@ const std::vector<Tier>& tiers() {
 Tier tier_at(int64_t index) {
   const int64_t last = static_cast<int64_t>(tiers().size()) - 1;
   if (index < 0 || index > last)
-    throw std::invalid_argument("bkd_fast: tier is " + std::to_string(index) + ", expected 0 to " + std::to_string(last) +
-                                " (" + cpu_tiers() + ")");
+    throw std::invalid_argument("bkd_fast: tier is " + std::to_string(index) + ", expected 0 to " +
+                                std::to_string(last) + " (" + cpu_tiers() + ")");
   return tiers()[index];
 }
 
@@ -45,15 +43,12 @@ Tier tier_at(int64_t index) {
 void run_parallel(int64_t tasks, Worker worker, const void* data) {
   TaskQueue queue(tasks);
   const int64_t threads = torch::stable::get_num_threads();
-  torch::stable::parallel_for(0, tasks < threads ? tasks : threads, 1,
-                              [&](int64_t, int64_t) { worker(queue, data); });
+  torch::stable::parallel_for(0, tasks < threads ? tasks : threads, 1, [&](int64_t, int64_t) { worker(queue, data); });
 }
 
 }  // namespace bkd
 
-STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_native, m) {
-  m.def("cpu_tiers() -> str");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_native, m) { m.def("cpu_tiers() -> str"); }
 
 STABLE_TORCH_LIBRARY_IMPL(bkd_fast_native, CompositeExplicitAutograd, m) {
   m.impl("cpu_tiers", TORCH_BOX(&bkd::cpu_tiers));

@@ -104,8 +104,10 @@ void distillation_loss_backward(const DistillationLoss<T>& p) {
         const Slopes<T> slope = slopes(by_cosine, by_square, kept[at], kept[vectors + at], kept[2 * vectors + at]);
         other[i] = slope.other, own_teacher[i] = slope.own_teacher, own_student[i] = slope.own_student;
       }
-      if (by_teacher) combine_pixels(level, t, s, own_teacher, other, part.begin, part.count, by_teacher + image, false);
-      if (by_student) combine_pixels(level, s, t, own_student, other, part.begin, part.count, by_student + image, false);
+      if (by_teacher)
+        combine_pixels(level, t, s, own_teacher, other, part.begin, part.count, by_teacher + image, false);
+      if (by_student)
+        combine_pixels(level, s, t, own_student, other, part.begin, part.count, by_student + image, false);
     }
   });
 }

@@ -94,7 +94,8 @@ void gemm(int64_t rows, int64_t depth, Left<T> a, Right<T> b, int64_t panels, T*
     const Left<T> now = copy ? copied(from, depth, buffer) : from;
     for (int64_t p = 0; p < panels; ++p) {
       fetch_rows(next, least(MR, rows - r - MR), depth, p, panels);
-      gemm_tile<T, MR>(depth, now, b.at + p * b.panel_stride, b.depth_stride, c + r * c_stride + p * NR<T>, c_stride, add);
+      gemm_tile<T, MR>(depth, now, b.at + p * b.panel_stride, b.depth_stride, c + r * c_stride + p * NR<T>, c_stride,
+                       add);
     }
   }
   a.at += r * a.row_stride;

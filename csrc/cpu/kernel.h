@@ -1,8 +1,8 @@
-// What the bindings of an operator and its kernels share. Kernels are compiled once for each instruction set (tier), in a
-// namespace of the tier's name; an operator's table names them by field.
+// What the bindings of an operator and its kernels share. Kernels are compiled once for each instruction set (tier), in
+// a namespace of the tier's name; an operator's table names them by field.
 //
-// Nothing here may emit code of its own: of a function that several translation units emit the linker keeps one copy, which
-// may use instructions that the machine does not have. Members of the argument structs are therefore BKD_INLINE.
+// Nothing here may emit code of its own: of a function that several translation units emit the linker keeps one copy,
+// which may use instructions that the machine does not have. Members of the argument structs are therefore BKD_INLINE.
 #pragma once
 
 #include <atomic>
@@ -43,20 +43,18 @@ struct Kernel {
 
 }  // namespace bkd
 
-#define BKD_DECLARE(tier, name, Problem)  \
-  namespace tier {                        \
-  void name(const Problem<float>& p);     \
-  void name(const Problem<double>& p);    \
+#define BKD_DECLARE(tier, name, Problem) \
+  namespace tier {                       \
+  void name(const Problem<float>& p);    \
+  void name(const Problem<double>& p);   \
   }
 #if defined(__x86_64__)
 #define BKD_DECLARE_TIERS(name, Problem) \
   BKD_DECLARE(portable, name, Problem) BKD_DECLARE(avx2, name, Problem) BKD_DECLARE(avx512, name, Problem)
-#define BKD_TIERS(name) \
-  { portable::name, avx2::name, avx512::name }
+#define BKD_TIERS(name) {portable::name, avx2::name, avx512::name}
 #else
 #define BKD_DECLARE_TIERS(name, Problem) BKD_DECLARE(portable, name, Problem)
-#define BKD_TIERS(name) \
-  { portable::name }
+#define BKD_TIERS(name) {portable::name}
 #endif
 // Declare the kernel `name` in all tiers, and its table name_kernel<float or double>; in namespace bkd of a header.
 #define BKD_DECLARE_KERNEL(name, Problem) \
@@ -65,8 +63,8 @@ struct Kernel {
   constexpr Kernel<Problem<T>> name##_kernel = BKD_TIERS(name);
 
 // Define the kernel `name` of the tier being compiled by a template of that name; at the end of a *.simd.cpp.
-#define BKD_DEFINE_KERNEL(name, Problem)                          \
-  namespace BKD_TIER {                                            \
-  void name(const Problem<float>& p) { bkd::name<float>(p); }     \
-  void name(const Problem<double>& p) { bkd::name<double>(p); }   \
+#define BKD_DEFINE_KERNEL(name, Problem)                        \
+  namespace BKD_TIER {                                          \
+  void name(const Problem<float>& p) { bkd::name<float>(p); }   \
+  void name(const Problem<double>& p) { bkd::name<double>(p); } \
   }

@@ -36,7 +36,8 @@ void memory_attention(const MemoryAttention<T>& p) {
       }
       multiply<T>(channels, p.items, items.turned, weights, used, panels);
       for (int64_t i = 0; i < count; i += NR<T>)
-        transpose_block<T>(panels + i * channels, NR<T>, channels, least(NR<T>, count - i), output + i * channels, channels);
+        transpose_block<T>(panels + i * channels, NR<T>, channels, least(NR<T>, count - i), output + i * channels,
+                           channels);
     }
   });
 }

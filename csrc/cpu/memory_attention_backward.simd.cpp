@@ -1,5 +1,5 @@
-// Sparse memory attention, backward: the weights are computed again. Rows go through in chunks: first a task owns a tile
-// of queries, then a task owns a block of the memory's gradient, so that every sum has one order.
+// Sparse memory attention, backward: the weights are computed again. Rows go through in chunks: first a task owns a
+// tile of queries, then a task owns a block of the memory's gradient, so that every sum has one order.
 #include "memory_attention.h"
 
 #include "attention.h"
@@ -11,14 +11,15 @@ namespace {
 template <class T>
 struct Chunk {
   int64_t pitch;
-  T* read;    // the sparse weights
-  T* by_dot;  // gradient by the dot products
-  T* pulls;   // (tiles, I): what the items' norms take back, in units of an item over its square
+  T* read;        // the sparse weights
+  T* by_dot;      // gradient by the dot products
+  T* pulls;       // (tiles, I): what the items' norms take back, in units of an item over its square
   int64_t* kept;  // (tiles): how many sparse weights are not zero
 };
 
-// One panel. weights, cosine: of attend(); sparse, totals: of prune(). by_read: gradient by the sparse weights; becomes the
-// gradient by the dot products. query_pull, item_pull: what the norms take back, in units of a vector over its square.
+// One panel. weights, cosine: of attend(); sparse, totals: of prune(). by_read: gradient by the sparse weights; becomes
+// the gradient by the dot products. query_pull, item_pull: what the norms take back, in units of a vector over its
+// square.
 template <class T>
 void attend_backward(const MemoryAttention<T>& p, const Items<T>& items, const T* query_norms, const T* weights,
                      const T* cosine, const T* sparse, const T* totals, T* by_read, T* query_pull, Vec<T>* item_pull) {
@@ -31,7 +32,8 @@ void attend_backward(const MemoryAttention<T>& p, const Items<T>& items, const T
     const V factor = all(T(1)) / load(totals + column);
     V along = {};
     if (p.renormalize)
-      for (int64_t i = 0; i < p.items; ++i) along += load(by_read + i * NR<T> + column) * load(sparse + i * NR<T> + column);
+      for (int64_t i = 0; i < p.items; ++i)
+        along += load(by_read + i * NR<T> + column) * load(sparse + i * NR<T> + column);
     V mean = {};
     for (int64_t i = 0; i < p.items; ++i) {
       const V w = load(weights + i * NR<T> + column), difference = w - p.threshold;
@@ -103,7 +105,8 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
     if (chunk.read)
       for (int64_t item = 0; item < p.items; ++item) {
         std::memcpy(chunk.read + item * chunk.pitch + column + i * NR<T>, sparse + item * NR<T>, rows * sizeof(T));
-        std::memcpy(chunk.by_dot + item * chunk.pitch + column + i * NR<T>, by_read + i * panel + item * NR<T>, rows * sizeof(T));
+        std::memcpy(chunk.by_dot + item * chunk.pitch + column + i * NR<T>, by_read + i * panel + item * NR<T>,
+                    rows * sizeof(T));
       }
   }
   if (chunk.read)
@@ -117,8 +120,8 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
     take_back(pull[i], norms[i], query + i * channels, channels, result + i * channels);
 }
 
-// Adds what a chunk of `rows` queries from `begin` on gives to one block of the memory's gradient; `sparse`: few weights are
-// not zero.
+// Adds what a chunk of `rows` queries from `begin` on gives to one block of the memory's gradient; `sparse`: few
+// weights are not zero.
 template <class T>
 void memory_block_backward(const MemoryAttention<T>& p, const Chunk<T>& chunk, bool sparse, int64_t begin, int64_t rows,
                            int64_t item, int64_t items, int64_t first, int64_t channels, T* panels,
@@ -130,8 +133,8 @@ void memory_block_backward(const MemoryAttention<T>& p, const Chunk<T>& chunk, b
     for (int64_t c = 0; c < channels; c += NR<T>)  // panels[channel / NR][row][channel % NR]
       for (int64_t r = 0; r < depth; ++r)
         std::memcpy(panels + c * depth + r * NR<T>, from + r * p.channels + c, least(NR<T>, channels - c) * sizeof(T));
-    gemm<T>(items, depth, {factor + item * chunk.pitch + k, chunk.pitch, 1}, {panels, depth * NR<T>, NR<T>}, pitch / NR<T>,
-            sums, pitch, add);
+    gemm<T>(items, depth, {factor + item * chunk.pitch + k, chunk.pitch, 1}, {panels, depth * NR<T>, NR<T>},
+            pitch / NR<T>, sums, pitch, add);
   };
   if (sparse)
     for (int64_t i = 0; i < items; ++i)
@@ -153,7 +156,8 @@ void memory_attention_backward(const MemoryAttention<T>& p) {
   constexpr int64_t ITEMS = 96, CHANNELS = 4 * NR<T>;
   const Items<T> items(p);
   const int64_t width = attention_rows(p, 3), rows = least(rounded(p.rows, width), rounded(1024, width));
-  const int64_t tiles = rows / width, pitch = rows + 64 / sizeof(T);  // no power of two: its rows would share a few sets of the caches
+  const int64_t tiles = rows / width,
+                pitch = rows + 64 / sizeof(T);  // no power of two: its rows would share a few sets of the caches
   const int64_t size = p.grad_memory ? p.items * pitch : 0;
   Scratch<T> read(size), by_dot(size), pulls(p.grad_memory ? p.items * tiles : 0), pull(p.items);
   Scratch<int64_t> kept(tiles);

@@ -32,7 +32,8 @@ void neighbor_regression(int64_t tier, const Tensor& query, const Tensor& bank, 
   dispatch(query, [&](auto zero) {
     using T = decltype(zero);
     NeighborRegression<T> p{};
-    p.rows = query.size(0), p.channels = query.size(1), p.neighbors = neighbors.size(1), p.ridge = static_cast<T>(ridge);
+    p.rows = query.size(0), p.channels = query.size(1), p.neighbors = neighbors.size(1),
+    p.ridge = static_cast<T>(ridge);
     p.query = data<T>(query);
     p.bank = data<char>(bank), p.numbers = numbers_of(bank), p.bytes = bank.element_size();
     p.neighbor = data<int64_t>(neighbors), p.output = data<T>(output);

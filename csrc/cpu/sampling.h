@@ -100,8 +100,8 @@ struct Samples {
   Scratch<T> zeros, ignored;  // what is read outside the image, and where gradients go that belong there
 };
 
-// One sample: its four pixels in an image whose pixels are `stride` elements apart, and their weights. What lies outside is
-// read as zeros.
+// One sample: its four pixels in an image whose pixels are `stride` elements apart, and their weights. What lies
+// outside is read as zeros.
 template <class T>
 struct Sample {
   BKD_INLINE Sample(const Samples<T>& samples, int64_t slot, int64_t i, const T* image, int64_t stride) {
@@ -132,8 +132,8 @@ struct Sample {
   T weight[4];
 };
 
-// Derivatives of a tile's samples by their y, x and mask: dots[k * pitch + i] is the product of the gradient by sample i
-// with corner k. Results where not null.
+// Derivatives of a tile's samples by their y, x and mask: dots[k * pitch + i] is the product of the gradient by sample
+// i with corner k. Results where not null.
 template <class T, class Problem>
 void moves(const View<T, Problem>& view, const T* dots, int64_t pitch, T* by_y, T* by_x, T* by_mask) {
   const auto write = [&](T* to, int64_t i, Vec<T> value) {

@@ -29,8 +29,7 @@ void select_matches(int64_t tier, const Tensor& distance, const Tensor& displace
 }  // namespace bkd
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bkd_fast_native, m) {
-  m.def(
-      "select_matches(int tier, Tensor distance, Tensor displacement, Tensor shots, Tensor(a!) positions) -> ()");
+  m.def("select_matches(int tier, Tensor distance, Tensor displacement, Tensor shots, Tensor(a!) positions) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bkd_fast_native, CPU, m) { m.impl("select_matches", TORCH_BOX(&bkd::select_matches)); }

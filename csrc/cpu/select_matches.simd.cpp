@@ -7,9 +7,9 @@
 namespace bkd {
 namespace {
 
-// Sort a shot into the first `filled` of a list, the nearest in front; return what falls out at its end in `distance` and
-// `number`. NaN is behind every number, and of equal distances the first one stays in front. Numbers of shots are kept as
-// T, which is exact.
+// Sort a shot into the first `filled` of a list, the nearest in front; return what falls out at its end in `distance`
+// and `number`. NaN is behind every number, and of equal distances the first one stays in front. Numbers of shots are
+// kept as T, which is exact.
 template <class T>
 BKD_INLINE void insert(Vec<T>* nearest, Vec<T>* shot, int64_t filled, Vec<T>& distance, Vec<T>& number) {
   auto moved = distance != distance;

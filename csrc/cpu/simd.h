@@ -23,7 +23,8 @@
 #endif
 
 namespace bkd {
-namespace {  // Each tier has its own copy of everything: a function shared by the linker could hold another's instructions.
+namespace {  // Each tier has its own copy of everything: a function shared by the linker could hold another's
+             // instructions.
 
 template <class T>
 struct Simd;
@@ -113,7 +114,8 @@ BKD_INLINE Vec<T> fold(Vec<T> value, int half, std::integer_sequence<int, I...>)
 template <class T>
 BKD_INLINE T lane_sum(Vec<T> value) {
 #pragma GCC unroll 4
-  for (int half = LANES<T> / 2; half > 0; half /= 2) value = fold<T>(value, half, std::make_integer_sequence<int, LANES<T>>{});
+  for (int half = LANES<T> / 2; half > 0; half /= 2)
+    value = fold<T>(value, half, std::make_integer_sequence<int, LANES<T>>{});
   return value[0];
 }
 template <class T, int... I>
@@ -182,7 +184,7 @@ BKD_INLINE V larger(V a, V b) {
 BKD_INLINE Vec<float> exponential(Vec<float> x) {
   using V = Vec<float>;
   using I = Simd<float>::I;
-  x = x < -87.5f ? all(-87.5f) : x;  // NaN stays
+  x = x < -87.5f ? all(-87.5f) : x;                           // NaN stays
   const V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounds to the nearest whole number
   const V r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   V p = all(1.9875691500e-4f);
@@ -219,7 +221,8 @@ BKD_INLINE void interleave(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high, std::i
 template <class T, int Block, int Lane, int... I>
 BKD_INLINE void unpack(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high, std::integer_sequence<int, I...>) {
   constexpr int W = LANES<T>;
-  low = __builtin_shufflevector(a, b, (I / Lane * Lane + I % Lane / (2 * Block) * Block + I % Block + (I / Block % 2) * W)...);
+  low = __builtin_shufflevector(
+      a, b, (I / Lane * Lane + I % Lane / (2 * Block) * Block + I % Block + (I / Block % 2) * W)...);
   high = __builtin_shufflevector(
       a, b, (I / Lane * Lane + Lane / 2 + I % Lane / (2 * Block) * Block + I % Block + (I / Block % 2) * W)...);
 }

@@ -6,19 +6,21 @@
 namespace bkd {
 namespace {
 
-// to[0..count) = halves as floats.
+// to[0..count) = numbers of 16 bits as floats.
 inline void widen_halves(const uint16_t* from, int64_t count, float* to) {
   int64_t i = 0;
 #if defined(__AVX512F__)
   for (; i + 16 <= count; i += 16)
-    store(to + i, static_cast<Vec<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)))));
+    store(to + i,
+          static_cast<Vec<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)))));
 #endif
 #if defined(__F16C__)
   for (; i + 8 <= count; i += 8)
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
 #endif
   for (; i < count; ++i) {
-    // Exponent and fraction in their places make 2^-112 of the number, subnormal or not; infinity and NaN are set apart.
+    // Exponent and fraction in their places make 2^-112 of the number, subnormal or not; infinity and NaN are set
+    // apart.
     const uint32_t bits = (from[i] & 0x7fffu) << 13, sign = (from[i] & 0x8000u) << 16;
     float value;
     std::memcpy(&value, &bits, sizeof value);

@@ -1,3 +1,4 @@
+// The anomaly map.
 #include "anomaly_map.h"
 
 #include <cmath>
@@ -7,8 +8,31 @@
 namespace bkd {
 namespace {
 
+Checks check_arguments(const char* function, const Tensors& teacher, const Tensors& student,
+                       const std::vector<double>& weights, double value_share, const Integers& channels) {
+  const Checks check = check_pairs(function, teacher, student, channels);
+  check.length("weights", weights.size(), student.size());
+  check.in_range("value_share", value_share, 0.0, 1.0);
+  return check;
+}
+
+std::vector<Integers> map_sizes(const Tensors& teacher) {
+  std::vector<Integers> sizes;
+  for (const Tensor& level : teacher) sizes.push_back({level.size(0), level.size(2), level.size(3)});
+  return sizes;
+}
+std::vector<Integers> statistics_sizes(const Tensors& teacher, const Tensors& student) {
+  std::vector<Integers> sizes;
+  const int64_t branches = student.size() / teacher.size();
+  for (const Tensor& level : teacher) sizes.push_back({branches, 3, level.size(0) * level.size(2) * level.size(3)});
+  return sizes;
+}
+
 void all_distances(const Tensors& teacher, const Tensors& student, const std::vector<double>& weights,
                    double value_share, const Integers& channels, const Tensors& output, const Tensors& statistics) {
+  const Checks check = check_arguments("cosine_distances", teacher, student, weights, value_share, channels);
+  check_floats(check, "output", output, map_sizes(teacher));
+  if (!statistics.empty()) check_floats(check, "statistics", statistics, statistics_sizes(teacher, student));
   const Current current(teacher[0]);
   const size_t branches = student.size() / teacher.size();
   for (size_t level = 0; level < teacher.size(); ++level) {
@@ -32,6 +56,11 @@ void all_distances(const Tensors& teacher, const Tensors& student, const std::ve
 void distances_gradient(const Tensors& grad, const Tensors& teacher, const Tensors& student,
                         const std::vector<double>& weights, double value_share, const Integers& channels,
                         const Tensors& statistics, const Tensors& grad_teacher, const Tensors& grad_student) {
+  const Checks check = check_arguments("cosine_distances_backward", teacher, student, weights, value_share, channels);
+  check_floats(check, "grad", grad, map_sizes(teacher));
+  check_floats(check, "statistics", statistics, statistics_sizes(teacher, student));
+  check_gradients(check, "grad_teacher", grad_teacher, teacher);
+  check_gradients(check, "grad_student", grad_student, student);
   const Current current(teacher[0]);
   const size_t branches = student.size() / teacher.size();
   for (size_t level = 0; level < teacher.size(); ++level) {
@@ -57,9 +86,19 @@ void distances_gradient(const Tensors& grad, const Tensors& teacher, const Tenso
 // Distances are (images, height, width), a level each.
 void map(const Tensors& level_distances, bool product, double sigma, int64_t radius, bool align_corners,
          const Tensor& rows, const Tensor& output) {
+  const Checks check("anomaly_map", "output", output, {ScalarType::Float});
+  check.tensor("output", output, {ANY, ANY, ANY});
+  check.not_empty("output", output, 1);
+  check.in_range("the number of levels", static_cast<int64_t>(level_distances.size()), 1, kMostLevels);
+  for (size_t i = 0; i < level_distances.size(); ++i) {
+    const std::string name = "distances[" + std::to_string(i) + "]";
+    check.tensor(name, level_distances[i], {output.size(0), ANY, ANY});
+    check.not_empty(name, level_distances[i], 1);
+  }
+  check.in_range("radius", radius, 0, 4 * MAX_SIGMA);
+  check.that(sigma > 0 || radius == 0, "sigma", "is " + std::to_string(sigma), "a number above 0");
+  if (radius) check.tensor("rows", rows, sizes_of(output));
   const Current current(output);
-  if (level_distances.size() > kMostLevels)
-    throw std::runtime_error("bkd_fast: more levels than the CUDA kernels take");
   AnomalyMap p{};
   p.levels = static_cast<int>(level_distances.size());
   for (int level = 0; level < p.levels; ++level) {

@@ -1,44 +1,35 @@
+// Modulated deformable convolution.
 #include "deform_conv.h"
 
 #include "bindings.h"
-#include "deform_gather.h"
+#include "convolution.h"
 
 namespace bkd {
 namespace {
 
-// Channels first, or last where that is how the tensor lies.
-void set_strides(const Tensor& tensor, int64_t& image, int& channel, int& pixel) {
-  const int64_t channels = tensor.size(1), pixels = tensor.size(2) * tensor.size(3);
-  image = channels * pixels;
-  channel = static_cast<int>(tensor.is_contiguous() ? pixels : 1);
-  pixel = static_cast<int>(tensor.is_contiguous() ? 1 : channels);
+// `outputs`: of output or its gradient, or those that a gradient of the weights has.
+Checks check_arguments(const char* function, const Tensor& input, const Tensor& offset,
+                       const std::optional<Tensor>& mask, int64_t outputs, int64_t part, const Integers& kernel,
+                       const Integers& stride, const Integers& padding, const Integers& dilation,
+                       int64_t offset_groups) {
+  const Checks check(function, "input", input, KERNEL_TYPES);
+  check.tensor("input", input, {ANY, ANY, ANY, ANY}, Layout::channels_last);
+  check.not_empty("input", input, 1), check.aligned("input", input);
+  const int64_t channels = input.size(1);
+  check.that(part > 0 && channels % part == 0 && outputs > 0 && outputs % (channels / part) == 0, "weight",
+             "has " + std::to_string(outputs) + " outputs and " + std::to_string(part) + " channels",
+             "groups that divide both");
+  check.in_range("offset_groups", offset_groups, 1, channels);
+  check.that(channels % offset_groups == 0, "offset_groups", "is " + std::to_string(offset_groups),
+             "a divisor of the " + std::to_string(channels) + " channels of input");
+  check.chunks("input", input, part), check.chunks("input", input, channels / offset_groups);
+  check_sampling(check, input, input.size(0), offset, mask, {kernel, stride, padding, dilation}, offset_groups);
+  return check;
 }
 
-Sampling sampling(const Tensor& offset, const std::optional<Tensor>& mask, int64_t height, int64_t width,
-                  const Integers& kernel, const Integers& stride, const Integers& padding, const Integers& dilation) {
-  Sampling s{};
-  s.offset = data(offset);
-  s.float_offset = is_float(offset);
-  set_strides(offset, s.offset_image, s.offset_channel, s.offset_pixel);
-  if (mask) {
-    s.mask = data(*mask);
-    s.float_mask = is_float(*mask);
-    set_strides(*mask, s.mask_image, s.mask_channel, s.mask_pixel);
-  }
-  s.height = static_cast<int>(height), s.width = static_cast<int>(width);
-  s.out_height = static_cast<int>(offset.size(2)), s.out_width = static_cast<int>(offset.size(3));
-  s.taps = static_cast<int>(kernel[0] * kernel[1]), s.kernel_width = static_cast<int>(kernel[1]);
-  s.stride_y = static_cast<int>(stride[0]), s.stride_x = static_cast<int>(stride[1]);
-  s.padding_y = static_cast<int>(padding[0]), s.padding_x = static_cast<int>(padding[1]);
-  s.dilation_y = static_cast<int>(dilation[0]), s.dilation_x = static_cast<int>(dilation[1]);
-  return s;
-}
-
-// Whole numbers with a scale, or floats without.
-Accumulator accumulator(const Tensor& tensor, const std::optional<Tensor>& scale) {
-  if (!tensor.numel()) return {};
-  if (scale) return {nullptr, data<unsigned long long>(tensor), data<float>(*scale)};
-  return {data<float>(tensor), nullptr, nullptr};
+void check_weight(const Checks& check, const Tensor& weight) {
+  check.tensor("weight", weight, {ANY, ANY, ANY, ANY}, Layout::channels_last);
+  check.not_empty("weight", weight, 0), check.aligned("weight", weight);
 }
 
 DeformConv problem(const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask, int64_t outputs,
@@ -56,6 +47,13 @@ DeformConv problem(const Tensor& input, const Tensor& offset, const std::optiona
 void conv(const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask, const Tensor& weight,
           const std::optional<Tensor>& bias, const Integers& stride, const Integers& padding, const Integers& dilation,
           int64_t offset_groups, bool tf32, const Tensor& output) {
+  check_dimensions("deform_conv", "weight", weight, 4);
+  const Checks check = check_arguments("deform_conv", input, offset, mask, weight.size(0), weight.size(1),
+                                       {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
+  check_weight(check, weight);
+  check.tensor("bias", bias, {weight.size(0)});
+  check.tensor("output", output, {input.size(0), weight.size(0), offset.size(2), offset.size(3)},
+               Layout::channels_last);
   const Current current(input);
   DeformConv p = problem(input, offset, mask, weight.size(0), input.size(1) / weight.size(1),
                          {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
@@ -69,6 +67,13 @@ void conv_backward(const Tensor& grad, const Tensor& input, const Tensor& offset
                    const Tensor& weight, const Integers& stride, const Integers& padding, const Integers& dilation,
                    int64_t offset_groups, bool tf32, const Tensor& grad_input, const std::optional<Tensor>& scale,
                    const Tensor& grad_offset, const Tensor& grad_mask) {
+  check_dimensions("deform_conv_backward", "weight", weight, 4);
+  const Checks check = check_arguments("deform_conv_backward", input, offset, mask, weight.size(0), weight.size(1),
+                                       {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
+  check_weight(check, weight);
+  check.tensor("grad", grad, {input.size(0), weight.size(0), offset.size(2), offset.size(3)}, Layout::channels_last);
+  check.aligned("grad", grad), check.chunks("grad", grad, weight.size(0) / (input.size(1) / weight.size(1)));
+  check_sampling_gradients(check, "grad_input", grad_input, input, scale, grad_offset, offset, grad_mask, mask);
   const Current current(input);
   DeformConv p = problem(input, offset, mask, weight.size(0), input.size(1) / weight.size(1),
                          {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
@@ -82,6 +87,13 @@ void conv_backward(const Tensor& grad, const Tensor& input, const Tensor& offset
 void conv_weight(const Tensor& grad, const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask,
                  const Integers& kernel, const Integers& stride, const Integers& padding, const Integers& dilation,
                  int64_t offset_groups, bool tf32, const Tensor& grad_weight) {
+  check_dimensions("deform_conv_weight", "grad", grad, 4);
+  check_dimensions("deform_conv_weight", "grad_weight", grad_weight, 4);
+  const Checks check = check_arguments("deform_conv_weight", input, offset, mask, grad.size(1), grad_weight.size(3),
+                                       kernel, stride, padding, dilation, offset_groups);
+  check.tensor("grad", grad, {input.size(0), ANY, offset.size(2), offset.size(3)}, Layout::channels_last);
+  check.aligned("grad", grad), check.chunks("grad", grad, grad.size(1) / (input.size(1) / grad_weight.size(3)));
+  check.tensor("grad_weight", grad_weight, ScalarType::Float, {ANY, grad.size(1), kernel[0] * kernel[1], ANY});
   const Current current(input);  // grad_weight: (parts, outputs, taps, channels / groups)
   DeformConv p = problem(input, offset, mask, grad.size(1), input.size(1) / grad_weight.size(3), kernel, stride,
                          padding, dilation, offset_groups);
@@ -89,39 +101,6 @@ void conv_weight(const Tensor& grad, const Tensor& input, const Tensor& offset, 
   p.grad_weight = data<float>(grad_weight);
   p.parts = static_cast<int>(grad_weight.size(0));
   deform_conv_weight(p, type_of(input), tf32, current.device);
-}
-
-DeformGather problem(const Tensor& projected, const Tensor& offset, const std::optional<Tensor>& mask,
-                     const Integers& kernel, const Integers& stride, const Integers& padding,
-                     const Integers& dilation) {
-  DeformGather p{};
-  p.sampling = sampling(offset, mask, projected.size(2), projected.size(3), kernel, stride, padding, dilation);
-  p.pixels = static_cast<int>(offset.size(0)) * p.sampling.pixels();
-  p.taps = static_cast<int>(offset.size(1)) / 2;
-  p.channels = static_cast<int>(projected.size(1)) / p.taps;
-  p.shared = projected.size(0) == 1;
-  p.projected = data(projected);
-  return p;
-}
-
-void gather(const Tensor& projected, const Tensor& offset, const std::optional<Tensor>& mask, const Integers& kernel,
-            const Integers& stride, const Integers& padding, const Integers& dilation, const Tensor& output) {
-  const Current current(projected);
-  DeformGather p = problem(projected, offset, mask, kernel, stride, padding, dilation);
-  p.output = data(output);
-  deform_gather(p, type_of(projected), current.device);
-}
-
-void gather_backward(const Tensor& grad, const Tensor& projected, const Tensor& offset,
-                     const std::optional<Tensor>& mask, const Integers& kernel, const Integers& stride,
-                     const Integers& padding, const Integers& dilation, const Tensor& grad_projected,
-                     const std::optional<Tensor>& scale, const Tensor& grad_offset, const Tensor& grad_mask) {
-  const Current current(projected);
-  DeformGather p = problem(projected, offset, mask, kernel, stride, padding, dilation);
-  p.grad = data(grad);
-  p.grad_projected = accumulator(grad_projected, scale);
-  p.grad_moves = {data<float>(grad_offset), data<float>(grad_mask)};
-  deform_gather_backward(p, type_of(projected), current.device);
 }
 
 }  // namespace
@@ -139,20 +118,10 @@ BKD_DEFINITIONS(m) {
   m.def(
       "deform_conv_weight(Tensor grad, Tensor input, Tensor offset, Tensor? mask, int[] kernel_size, int[] stride, "
       "int[] padding, int[] dilation, int offset_groups, bool tf32, Tensor(a!) grad_weight) -> ()");
-  m.def(
-      "deform_gather(Tensor projected, Tensor offset, Tensor? mask, int[] kernel_size, int[] stride, int[] padding, "
-      "int[] dilation, Tensor(a!) output) -> ()");
-  m.def(
-      "deform_gather_backward(Tensor grad, Tensor projected, Tensor offset, Tensor? mask, int[] kernel_size, int[] "
-      "stride, "
-      "int[] padding, int[] dilation, Tensor(a!) grad_projected, Tensor? scale, Tensor(b!) grad_offset, "
-      "Tensor(c!) grad_mask) -> ()");
 }
 
 BKD_KERNELS(m) {
   m.impl("deform_conv", TORCH_BOX(&bkd::conv));
   m.impl("deform_conv_backward", TORCH_BOX(&bkd::conv_backward));
   m.impl("deform_conv_weight", TORCH_BOX(&bkd::conv_weight));
-  m.impl("deform_gather", TORCH_BOX(&bkd::gather));
-  m.impl("deform_gather_backward", TORCH_BOX(&bkd::gather_backward));
 }

@@ -3,10 +3,47 @@
 
 #include <algorithm>
 
+#include "../common/level_checks.h"
 #include "bindings.h"
 #include "pairs.h"
 
 namespace bkd {
+
+// channels: of each level, without those that only fill chunks.
+inline Checks check_pairs(const char* function, const Tensors& teacher, const Tensors& student,
+                          const Integers& channels, size_t max_branches = MAX_INT) {
+  const Checks check = check_levels(function, teacher, student, KERNEL_TYPES, max_branches);
+  check.length("channels", channels.size(), teacher.size());
+  for (size_t i = 0; i < teacher.size(); ++i) {
+    const Tensor& level = teacher[i];
+    const std::string name = "teacher[" + std::to_string(i) + "]";
+    check.in_range("channels", channels[i], 1, level.size(1));
+    check.in_range("the number of vectors", level.size(0) * level.size(2) * level.size(3), 0, MAX_INT);
+    check.aligned(name, level);
+    if (layout_of(level) == Layout::channels_last) check.chunks(name, level, level.size(1));
+  }
+  for (size_t i = 0; i < student.size(); ++i) check.aligned("student[" + std::to_string(i) + "]", student[i]);
+  return check;
+}
+
+// A list of one float tensor a level: results, or what was kept for gradients.
+inline void check_floats(const Checks& check, const std::string& name, const Tensors& tensors,
+                         const std::vector<Integers>& sizes) {
+  check.length(name, tensors.size(), sizes.size());
+  for (size_t i = 0; i < tensors.size(); ++i)
+    check.tensor(name + "[" + std::to_string(i) + "]", tensors[i], ScalarType::Float, sizes[i]);
+}
+
+// One gradient for each of the levels, laid out as it is, or without elements.
+inline void check_gradients(const Checks& check, const std::string& name, const Tensors& gradients,
+                            const Tensors& levels) {
+  check.length(name, gradients.size(), levels.size());
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    const std::string own = name + "[" + std::to_string(i) + "]";
+    check.result(own, gradients[i], sizes_of(levels[i]), layout_of(levels[i]));
+    check.aligned(own, gradients[i]);
+  }
+}
 
 // Level `level` with its students of the branches from `first` on, as many as one launch takes; students are given
 // branch after branch. Channels may be more than the teacher's own, to fill chunks.

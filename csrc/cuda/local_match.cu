@@ -19,8 +19,8 @@ __device__ __forceinline__ float horizontal(int rank) { return static_cast<float
 
 // sums[i] = the lane's part of the squared distance to the pixel i to the right of the `first` one, where there is one.
 template <class T>
-__device__ __forceinline__ void compare(const LocalMatch& p, const float* own, const T* support, int64_t first, int lane,
-                                        int sharers, const bool (&there)[kMoves], float (&sums)[kMoves]) {
+__device__ __forceinline__ void compare(const LocalMatch& p, const float* own, const T* support, int64_t first,
+                                        int lane, int sharers, const bool (&there)[kMoves], float (&sums)[kMoves]) {
   constexpr int kCount = Pack<T>::kCount;
   for (int channel = lane * kCount; channel < p.channels; channel += sharers * kCount) {
     Pack<float> query[kCount / 4];

@@ -5,8 +5,10 @@
 
 namespace bkd {
 
-// query (queries, H, W, channels) in float32 and support (images, H, W, channels); channels are whole chunks of 16 bytes
-// of the support, those beyond `own` zero. shot (queries, shots). distance (queries, shots, H, W), displacement
+constexpr int kMaxRadius = 8;
+
+// query (queries, H, W, channels) in float32 and support (images, H, W, channels); channels are whole chunks of 16
+// bytes of the support, those beyond `own` zero. shot (queries, shots). distance (queries, shots, H, W), displacement
 // (queries, shots, 2, H, W).
 struct LocalMatch {
   int queries, images, shots, channels, own, height, width, radius;

@@ -1,3 +1,4 @@
+// Sparse memory attention.
 #include "memory_attention.h"
 
 #include "bindings.h"
@@ -8,6 +9,19 @@ namespace {
 void attention(const Tensor& dots, const Tensor& memory, const Tensor& query_norms, const Tensor& memory_norms,
                double threshold, double temperature, bool renormalize, bool tf32, const Tensor& kept,
                const Tensor& counts, const Tensor& output) {
+  const Checks check("memory_attention", "memory", memory, KERNEL_TYPES);
+  check.tensor("memory", memory, {ANY, ANY});
+  check.not_empty("memory", memory, 0), check.aligned("memory", memory), check.chunks("memory", memory, memory.size(1));
+  check.tensor("dots", dots, ScalarType::Float, {ANY, memory.size(0)});
+  const int64_t rows = dots.size(0), items = memory.size(0);
+  check.in_range("the number of rows", rows, 0, MAX_INT), check.in_range("the number of items", items, 1, MAX_INT);
+  check.tensor("query_norms", query_norms, ScalarType::Float, {rows});
+  check.tensor("memory_norms", memory_norms, ScalarType::Float, {items});
+  check.tensor("kept", kept, ScalarType::Float, {rows, ANY, 2});
+  check.not_empty("kept", kept, 1), check.aligned("kept", kept);
+  check.tensor("counts", counts, ScalarType::Int, {rows});
+  check.tensor("output", output, {rows, memory.size(1)});
+  check.aligned("output", output);
   const Current current(memory);
   MemoryAttention p{};
   p.rows = static_cast<int>(dots.size(0)), p.items = static_cast<int>(memory.size(0));
@@ -23,6 +37,14 @@ void attention(const Tensor& dots, const Tensor& memory, const Tensor& query_nor
 
 void gradient(const Tensor& query_norms, const Tensor& memory_norms, double threshold, double temperature,
               bool renormalize, const Tensor& dots, const Tensor& by_read, const Tensor& pull) {
+  const Checks check("memory_attention_gradient", "dots", dots, {ScalarType::Float});
+  check.tensor("dots", dots, {ANY, ANY});
+  check.in_range("the number of rows", dots.size(0), 0, MAX_INT);
+  check.in_range("the number of items", dots.size(1), 1, MAX_INT);
+  check.tensor("query_norms", query_norms, {dots.size(0)});
+  check.tensor("memory_norms", memory_norms, {dots.size(1)});
+  check.tensor("by_read", by_read, sizes_of(dots));
+  check.tensor("pull", pull, sizes_of(dots));
   const Current current(dots);
   MemoryAttentionGradient p{};
   p.rows = static_cast<int>(dots.size(0)), p.items = static_cast<int>(dots.size(1));

@@ -17,8 +17,8 @@ struct Kept {
   float weight;
 };
 
-// visit(item, number of it) for a lane's items of a row, and the numbers become what it returns. Several are on their way
-// at a time: stores in between would make each load wait for the one before.
+// visit(item, number of it) for a lane's items of a row, and the numbers become what it returns. Several are on their
+// way at a time: stores in between would make each load wait for the one before.
 template <class Visit>
 __device__ __forceinline__ void for_each(float* numbers, int items, Visit visit) {
   constexpr int kTogether = 8;
@@ -40,7 +40,7 @@ __device__ __forceinline__ void for_each(float* numbers, int items, Visit visit)
 __global__ void __launch_bounds__(kThreads) memory_attention_weights_kernel(const MemoryAttention p) {
   const int lane = threadIdx.x % kWarpSize;
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
-  if (row >= p.rows) return;  // a whole warp
+  if (row >= p.rows) return;                // a whole warp
   float* numbers = p.dots + row * p.items;  // every lane reads again what it has written itself
   Kept* list = static_cast<Kept*>(p.kept) + row * p.most;
   const float norm = load<float>(p.query_norms + row);
@@ -127,7 +127,8 @@ struct Dense {
 
 // Only the rows without a list: weights of the others count as zero, and their results are there already.
 template <class T, bool kTensor>
-__global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1) memory_attention_dense_kernel(const MemoryAttention p) {
+__global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1)
+    memory_attention_dense_kernel(const MemoryAttention p) {
   using W = Tile<T, kRows, true>;
   using M = Tile<T, kRead<T>, false>;
   using Shared = Dense<T>;

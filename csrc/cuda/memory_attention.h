@@ -14,9 +14,9 @@ struct MemoryAttention {
   const void* memory;
   const float* query_norms;
   const float* memory_norms;
-  int most;     // weights of a row that its list has room for
-  void* kept;   // (rows, most), eight bytes each
-  int* counts;  // (rows); -1 where the list is too short
+  int most;      // weights of a row that its list has room for
+  void* kept;    // (rows, most), eight bytes each
+  int* counts;   // (rows); -1 where the list is too short
   void* output;  // (rows, channels)
 };
 

@@ -5,7 +5,6 @@ And what is compiled with wide instructions stays where it belongs: no function 
 
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -104,9 +103,9 @@ def check_symbols(folder):
     assert {path.name.split(".")[-2] for path in objects} <= set(TIERS)
     for path in objects:
         tier = path.name.split(".")[-2]
-        command = ["nm", "--defined-only", "--demangle", "--format=posix", str(path)]
+        command = ["nm", "--defined-only", "--demangle", str(path)]
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        symbols = [re.fullmatch(r"(.*) (\w)(?: [0-9a-f]+)* *", line).groups() for line in lines]
+        symbols = [(name, kind) for _, kind, name in (line.split(" ", 2) for line in lines)]
         assert [name for name, kind in symbols if kind in "Wu"] == []
         assert [name for name, kind in symbols if kind == "V" and not name.startswith("DW.ref.")] == []
         shared = [name for name, kind in symbols if kind == "T"]

@@ -112,6 +112,16 @@ def match() -> Arguments:
     return [0, query, support, shots, 1, torch.empty(2, 2, 4, 6), torch.empty(2, 2, 2, 4, 6)]
 
 
+def regression() -> Arguments:
+    neighbors = torch.tensor([[0, 2], [1, 1], [3, 0]])
+    return [0, torch.randn(3, 7), torch.randn(4, 7), neighbors, 0.3, torch.empty(3, 7)]
+
+
+def selection() -> Arguments:
+    distance, displacement = torch.rand(2, 3, 4, 6), torch.zeros(2, 3, 2, 4, 6)
+    return [0, distance, displacement, torch.zeros(2, 3).long(), torch.empty(2, 4, 6, 2, dtype=torch.int64)]
+
+
 CALLS: dict[str, Callable[[], Arguments]] = {
     "deform_conv": conv(False),
     "deform_conv_backward": conv(True),
@@ -125,6 +135,8 @@ CALLS: dict[str, Callable[[], Arguments]] = {
     "distillation_loss": loss,
     "distillation_loss_backward": loss_backward,
     "local_match": match,
+    "neighbor_regression": regression,
+    "select_matches": selection,
     "scaled_copy": lambda: [0, torch.randn(3, 5, 7), 2.0, torch.empty(3, 5, 7)],
 }
 

@@ -132,6 +132,7 @@ def _launches() -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
             cases.loss("flat", True),
             cases.loss("pixel", True),
             cases.match(channels=64, size=(16, 16)),
+            *_samples(),
         ]
         for launch in _recorded(calls, dtype):
             yield name, *launch
@@ -144,6 +145,15 @@ def _launches() -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
         if launch[2].get("EXACT"):
             yield "float16, deterministic", *launch
     torch.use_deterministic_algorithms(False)
+
+
+def _samples() -> list[Any]:
+    """One call of every operator with a gradient, so that the kernels of a new one are compiled too."""
+    sys.path.insert(0, str(HERE.parent / "ops"))
+    import test_operators as ops
+
+    arguments = {name: ops.sample(name) for name in ops.WITH_GRADIENT}
+    return [(ops.of_tensors(name, given), ops.tensors(given)) for name, given in arguments.items()]
 
 
 def _recorded(calls: list[Any], dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
