@@ -10,7 +10,7 @@ constexpr int64_t MAX_MATCH_RADIUS = 8;
 // What a support's numbers are: the query's type, or 16 bits of a float.
 enum class Numbers { Same, Half, BFloat };
 
-struct Move {
+struct Displacement {
   int64_t y, x;
 };
 
@@ -21,7 +21,7 @@ struct LocalMatch {
   Parallel parallel;
   int64_t threads;
   int64_t batch, shots, channels, height, width, radius;
-  const Move* moves;  // of the window, in the order in which equal distances are preferred
+  const Displacement* window;  // its displacements, in the order in which equal distances are preferred
   const T* query;
   const char* support;
   Numbers numbers;  // of the support
