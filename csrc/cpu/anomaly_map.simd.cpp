@@ -81,14 +81,14 @@ Between<T> between(int64_t at, int64_t input, int64_t output, bool align_corners
   const T scale = align_corners ? (output > 1 ? T(input - 1) / T(output - 1) : T(0)) : T(input) / T(output);
   const T source = align_corners ? scale * T(at) : scale * (T(at) + T(0.5)) - T(0.5);
   const T position = source > 0 ? source : T(0);
-  const int64_t low = least(static_cast<int64_t>(position), input - 1);
-  return {low, least(low + 1, input - 1), position - T(low)};
+  const int64_t low = min(static_cast<int64_t>(position), input - 1);
+  return {low, min(low + 1, input - 1), position - T(low)};
 }
 
 // Index i of an axis that is mirrored at both ends, again and again.
 inline int64_t mirrored(int64_t i, int64_t length) {
   const int64_t folded = ((i % (2 * length)) + 2 * length) % (2 * length);
-  return least(folded, 2 * length - 1 - folded);
+  return min(folded, 2 * length - 1 - folded);
 }
 
 // A band of output rows from the levels: rows that lie between the same two input rows share what is worked out along
@@ -98,7 +98,11 @@ class Band {
  public:
   // Columns of all levels, worked out once for a whole map: columns[l * width + x].
   Band(const AnomalyMap<T>& p, const Between<T>* columns, int64_t height)
-      : p_(p), columns_(columns), room_(rows_needed(p, height)), wide_(p.levels * room_ * p.width), first_(p.levels) {}
+      : p_(p),
+        columns_(columns),
+        max_rows_(rows_needed(p, height)),
+        wide_(p.levels * max_rows_ * p.width),
+        first_(p.levels) {}
 
   // Output rows begin.. to end of image n are next.
   void start(int64_t n, int64_t begin, int64_t end) {
@@ -133,21 +137,21 @@ class Band {
 
  private:
   static int64_t rows_needed(const AnomalyMap<T>& p, int64_t height) {
-    int64_t most_rows = 0;
+    int64_t max_rows = 0;
     for (int64_t l = 0; l < p.levels; ++l)
       for (int64_t begin = 0; begin < p.height; begin += height) {
-        const int64_t end = least(begin + height, p.height) - 1, input = p.level[l].height;
-        most_rows = most(most_rows, between<T>(end, input, p.height, p.align_corners).high -
-                                        between<T>(begin, input, p.height, p.align_corners).low + 1);
+        const int64_t end = min(begin + height, p.height) - 1, input = p.level[l].height;
+        max_rows = max(max_rows, between<T>(end, input, p.height, p.align_corners).high -
+                                     between<T>(begin, input, p.height, p.align_corners).low + 1);
       }
-    return most_rows;
+    return max_rows;
   }
   Between<T> at(int64_t l, int64_t y) const { return between<T>(y, p_.level[l].height, p_.height, p_.align_corners); }
-  T* row(int64_t l, int64_t y) const { return wide_ + (l * room_ + y - first_[l]) * p_.width; }
+  T* row(int64_t l, int64_t y) const { return wide_ + (l * max_rows_ + y - first_[l]) * p_.width; }
 
   const AnomalyMap<T>& p_;
   const Between<T>* columns_;
-  const int64_t room_;
+  const int64_t max_rows_;
   Scratch<T> wide_;
   Scratch<int64_t> first_;
 };
@@ -197,7 +201,7 @@ void anomaly_map(const AnomalyMap<T>& p) {
     Scratch<const T*> shifted(size);
     for (int64_t j = 0; j < size; ++j) shifted[j] = row + j;
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t n = task / bands, begin = task % bands * ROWS, end = least(begin + ROWS, p.height);
+      const int64_t n = task / bands, begin = task % bands * ROWS, end = min(begin + ROWS, p.height);
       band.start(n, begin, end);
       for (int64_t y = begin; y < end; ++y) {
         if (!smooth) {
@@ -218,7 +222,7 @@ void anomaly_map(const AnomalyMap<T>& p) {
     Scratch<const T*> rows(size);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / bands, begin = task % bands * ROWS;
-      for (int64_t y = begin; y < least(begin + ROWS, p.height); ++y) {
+      for (int64_t y = begin; y < min(begin + ROWS, p.height); ++y) {
         for (int64_t j = 0; j < size; ++j) rows[j] = along + n * area + mirrored(y + j - radius, p.height) * p.width;
         add_rows<T>(rows, kernel, size, p.width, p.map + n * area + y * p.width);
       }

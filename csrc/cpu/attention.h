@@ -19,31 +19,29 @@ T norm(const T* from, int64_t count) {
 // What all tiles of one call use of the memory.
 template <class T>
 struct Items {
-  explicit Items(const MemoryAttention<T>& p) : turned(p.items * p.channels), norms(p.items), inverses(p.items) {
+  explicit Items(const MemoryAttention<T>& p) : transposed(p.items * p.channels), norms(p.items), inverses(p.items) {
     constexpr int64_t STRIP = 64;
     in_parallel(p.parallel, parts(p.items, STRIP), [&](TaskQueue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;) {
-        const int64_t begin = task * STRIP, count = least(STRIP, p.items - begin);
-        transpose_block<T>(p.memory + begin * p.channels, p.channels, count, p.channels, turned + begin, p.items);
+        const int64_t begin = task * STRIP, count = min(STRIP, p.items - begin);
+        transpose_block<T>(p.memory + begin * p.channels, p.channels, count, p.channels, transposed + begin, p.items);
         for (int64_t i = begin; i < begin + count; ++i) norms[i] = norm(p.memory + i * p.channels, p.channels);
         for (int64_t i = begin; i < begin + count; ++i) inverses[i] = 1 / norms[i];
       }
     });
   }
-  Scratch<T> turned;           // (C, I)
+  Scratch<T> transposed;       // (C, I)
   Scratch<T> norms, inverses;  // (I), and one over them
 };
 
-// One over the product of the norms of NR / 2 queries and an item, the product being at least LEAST_NORMS.
+// One over the product of the norms of NR / 2 queries and an item, the product being at least MIN_NORMS.
 template <class T>
 struct InverseNorms {
   explicit InverseNorms(const T* query_norms) : norms(load(query_norms)), inverses(all(T(1)) / norms) {}
   BKD_INLINE Vec<T> of(const Items<T>& items, int64_t i) const {
-    return regular(items, i) ? inverses * items.inverses[i] : all(T(1 / LEAST_NORMS));
+    return regular(items, i) ? inverses * items.inverses[i] : all(T(1 / MIN_NORMS));
   }
-  BKD_INLINE auto regular(const Items<T>& items, int64_t i) const {
-    return norms * items.norms[i] > all(T(LEAST_NORMS));
-  }
+  BKD_INLINE auto regular(const Items<T>& items, int64_t i) const { return norms * items.norms[i] > all(T(MIN_NORMS)); }
   const Vec<T> norms, inverses;
 };
 
@@ -60,10 +58,10 @@ int64_t attention_rows(const MemoryAttention<T>& p, int64_t copies) {
 
 // panels[row / NR][channel][row % NR]; rows that fill up the last panel are zero.
 template <class T>
-void turn_rows(const T* from, int64_t rows, int64_t channels, T* panels) {
+void transpose_rows(const T* from, int64_t rows, int64_t channels, T* panels) {
   for (int64_t i = 0; i < rows; i += NR<T>) {
     T* panel = panels + i * channels;
-    const int64_t wide = least(NR<T>, rows - i);
+    const int64_t wide = min(NR<T>, rows - i);
     if (wide < NR<T>) std::memset(panel, 0, channels * NR<T> * sizeof(T));
     transpose_block<T>(from + i * channels, channels, wide, channels, panel, NR<T>);
   }
@@ -75,7 +73,7 @@ void multiply(int64_t rows, int64_t depth, const T* a, const T* panels, int64_t 
   for (int64_t k = 0; k < depth; k += DEPTH)
     for (int64_t r = 0; r < rows; r += MR)
       for (int64_t i = 0; i < count; ++i)
-        gemm<T>(least(MR, rows - r), least(DEPTH, depth - k), {a + r * depth + k, depth, 1},
+        gemm<T>(min(MR, rows - r), min(DEPTH, depth - k), {a + r * depth + k, depth, 1},
                 {panels + (i * depth + k) * NR<T>, 0, NR<T>}, 1, to + (i * rows + r) * NR<T>, NR<T>, k > 0);
 }
 
@@ -88,17 +86,17 @@ void attend(const MemoryAttention<T>& p, const Items<T>& items, const T* query_n
   const T scale = 1 / p.temperature;
   for (int half = 0; half < 2; ++half) {
     const InverseNorms<T> inverse(query_norms + half * W);
-    V greatest = all(T(-INFINITY));
+    V maximum = all(T(-INFINITY));
     T* column = values + half * W;
     for (int64_t i = 0; i < p.items; ++i) {
       const V value = load(column + i * NR<T>) * inverse.of(items, i);
       if (cosine) store(cosine + i * NR<T> + half * W, value);
       store(column + i * NR<T>, value);
-      greatest = larger<V>(greatest, value);
+      maximum = max_lanes<V>(maximum, value);
     }
     V total = {};
     for (int64_t i = 0; i < p.items; ++i) {
-      const V value = exponential((load(column + i * NR<T>) - greatest) * scale);
+      const V value = exponential((load(column + i * NR<T>) - maximum) * scale);
       store(column + i * NR<T>, value);
       total += value;
     }
@@ -145,20 +143,20 @@ struct Terms {
   }
 };
 
-// Room for a number of such sums, of so many rows at most.
+// Buffers for a number of such sums, of `capacity` rows at most.
 template <class T>
 struct Selection {
-  Selection(int64_t sums, int64_t rows) : weights(sums * rows), places(sums * rows), room(rows) {}
-  Terms<T> empty(int64_t sum) const { return {weights + sum * room, places + sum * room, 0}; }
+  Selection(int64_t sums, int64_t rows) : weights(sums * rows), indices(sums * rows), capacity(rows) {}
+  Terms<T> empty(int64_t sum) const { return {weights + sum * capacity, indices + sum * capacity, 0}; }
   Scratch<T> weights;
-  Scratch<int32_t> places;
-  int64_t room;
+  Scratch<int32_t> indices;
+  int64_t capacity;
 };
 
 // The sums of one panel of weights[row][NR], one a column.
 template <class T>
-void collect_panel(const T* weights, int64_t rows, const Selection<T>& room, Terms<T>* terms) {
-  for (int64_t j = 0; j < NR<T>; ++j) terms[j] = room.empty(j);
+void collect_panel(const T* weights, int64_t rows, const Selection<T>& selection, Terms<T>* terms) {
+  for (int64_t j = 0; j < NR<T>; ++j) terms[j] = selection.empty(j);
   for (int64_t r = 0; r < rows; ++r)
     for (int first = 0; first < NR<T>; first += LANES<T>)
       for (unsigned bits = nonzero<T>(load(weights + r * NR<T> + first)); bits; bits &= bits - 1) {
@@ -168,8 +166,8 @@ void collect_panel(const T* weights, int64_t rows, const Selection<T>& room, Ter
 }
 // The sum of weights that lie in a row.
 template <class T>
-Terms<T> collect_row(const T* weights, int64_t rows, const Selection<T>& room) {
-  Terms<T> terms = room.empty(0);
+Terms<T> collect_row(const T* weights, int64_t rows, const Selection<T>& selection) {
+  Terms<T> terms = selection.empty(0);
   int64_t r = 0;
   for (; r + LANES<T> <= rows; r += LANES<T>)
     for (unsigned bits = nonzero<T>(load(weights + r)); bits; bits &= bits - 1) {

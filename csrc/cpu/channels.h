@@ -12,13 +12,13 @@ struct Run {
   int64_t first, last;
 };
 
-// Runs of at most `length` channels; returns how many. Needs room for p.channels of them.
+// Runs of at most `length` channels; returns how many. `runs` holds up to p.channels of them.
 template <class T>
 int64_t split_channels(const DeformConv<T>& p, int64_t length, Run* runs) {
   const int64_t part = p.channels / p.groups, share = p.channels / p.offset_groups;
   int64_t count = 0;
   for (int64_t c = 0; c < p.channels; ++count) {
-    const int64_t last = least(c + length, least((c / part + 1) * part, (c / share + 1) * share));
+    const int64_t last = min(c + length, min((c / part + 1) * part, (c / share + 1) * share));
     runs[count] = {c, last};
     c = last;
   }

@@ -38,7 +38,7 @@ struct PartsOfLevels {
       const int64_t whole = units(level[l]), each = pieces(level[l]), size = step(level[l]);
       if (task < batch * each) {
         const int64_t begin = task % each * size;
-        return {l, task / each, begin, least(size, whole - begin), before};
+        return {l, task / each, begin, min(size, whole - begin), before};
       }
       task -= batch * each;
       before += batch * whole;
@@ -60,7 +60,7 @@ void statistics_by_channel(const T* t, const T* s, int64_t channels, int64_t str
   for (T* sum : {sums.dot, sums.teacher, sums.student, sums.difference}) std::memset(sum, 0, count * sizeof(T));
   const int64_t whole = count / W * W;
   for (int64_t c = 0; c < channels; c += 4) {
-    const int64_t last = least(c + 4, channels);
+    const int64_t last = min(c + 4, channels);
     for (int64_t i = 0; i < whole; i += W) {
       Vec<T> dot = load(sums.dot + i), tt = load(sums.teacher + i), ss = load(sums.student + i);
       Vec<T> difference = load(sums.difference + i);
@@ -130,8 +130,8 @@ void statistics(const Level<T>& level, const T* t, const T* s, int64_t begin, in
 
 template <class T>
 BKD_INLINE T cosine(T dot, T teacher, T student) {
-  const T norms = std::sqrt(teacher * student), least_norms = T(LEAST_NORMS);
-  return dot / (norms > least_norms ? norms : (norms == norms ? least_norms : norms));
+  const T norms = std::sqrt(teacher * student), min_norms = T(MIN_NORMS);
+  return dot / (norms > min_norms ? norms : (norms == norms ? min_norms : norms));
 }
 
 // Gradient of by_cosine * cos + by_square * |t - s|^2, which is linear in t and s:
@@ -143,9 +143,9 @@ struct Slopes {
 
 template <class T>
 BKD_INLINE Slopes<T> slopes(T by_cosine, T by_square, T dot, T teacher, T student) {
-  const T norms = std::sqrt(teacher * student), tiny = T(LEAST_NORMS * LEAST_NORMS), least_norms = T(LEAST_NORMS);
-  const T across = by_cosine / (norms > least_norms ? norms : least_norms);
-  const bool regular = norms > least_norms;  // a clamped norm is a constant
+  const T norms = std::sqrt(teacher * student), tiny = T(MIN_NORMS * MIN_NORMS), min_norms = T(MIN_NORMS);
+  const T across = by_cosine / (norms > min_norms ? norms : min_norms);
+  const bool regular = norms > min_norms;  // a clamped norm is a constant
   const T by_teacher = regular ? dot / (teacher > tiny ? teacher : tiny) : T(0);
   const T by_student = regular ? dot / (student > tiny ? student : tiny) : T(0);
   return {across - 2 * by_square, 2 * by_square - across * by_teacher, 2 * by_square - across * by_student};

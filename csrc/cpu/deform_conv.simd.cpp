@@ -13,7 +13,7 @@
 namespace bkd {
 namespace {
 
-// Sampled values of one block at a time: second-cache size, less room for the sums.
+// Sampled values of one block at a time: the size of the second cache, less what the sums take.
 template <class T>
 constexpr int64_t PANEL_ELEMENTS = 192 * 1024 / sizeof(T);
 
@@ -29,7 +29,7 @@ TileSize tile_size(const DeformConv<T>& p) {
   while (pixels > NR<T> && pixels * p.outputs * int64_t(sizeof(T)) > 512 * 1024) pixels /= 2;
   const int64_t channels = PANEL_ELEMENTS<T> / (pixels * p.taps()) / LANES<T> * LANES<T>;
   while (pixels > NR<T> && p.batch * parts(p.pixels(), pixels) < p.threads) pixels /= 2;
-  return {rounded(pixels, NR<T>), most(LANES<T>, channels)};
+  return {rounded(pixels, NR<T>), max(LANES<T>, channels)};
 }
 
 // panels[pixel / NR][(c - first) * taps + tap][pixel % NR] of a run of channels, for a tile of `count` pixels; samples:
@@ -38,14 +38,14 @@ template <class T>
 void sample_panels(const DeformConv<T>& p, const T* image, const Samples<T>& samples, int64_t count, Run run,
                    T* panels) {
   constexpr int W = LANES<T>;
-  constexpr int64_t AT_ONCE = 64;  // channels of one pixel that are sampled before they are turned round
+  constexpr int64_t AT_ONCE = 64;  // channels of one pixel that are sampled before they are transposed round
   const int64_t taps = p.taps(), depth = (run.last - run.first) * taps;
   T rows[W * AT_ONCE];
   for (int64_t begin = 0; begin < count; begin += W) {
     T* panel = panels + begin / NR<T> * NR<T> * depth + begin % NR<T>;
     for (int64_t tap = 0; tap < taps; ++tap)
       for (int64_t c = run.first; c < run.last; c += AT_ONCE) {
-        const int64_t channels = least(run.last - c, AT_ONCE);
+        const int64_t channels = min(run.last - c, AT_ONCE);
         for (int i = 0; i < W; ++i)  // what fills up the last vector is not read again
           Sample<T>(samples, tap, begin + i < count ? begin + i : begin, image + c, p.channels)
               .read(channels, rows + i * AT_ONCE);
@@ -81,9 +81,9 @@ void deform_conv(const DeformConv<T>& p) {
   const int64_t run_count = split_channels(p, tile.channels, runs);
   in_parallel(p.parallel, p.batch * tiles, [&](TaskQueue& queue) {
     Samples<T> samples(taps, width, p.channels);
-    Scratch<T> panels(width * least(tile.channels, p.channels) * taps), sums(p.outputs * width);
+    Scratch<T> panels(width * min(tile.channels, p.channels) * taps), sums(p.outputs * width);
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
+      const int64_t n = task / tiles, begin = task % tiles * width, count = min(width, pixels - begin);
       int64_t planned = -1;
       for (int64_t r = 0; r < run_count; ++r) {
         const Run run = runs[r];

@@ -12,7 +12,7 @@ namespace {
 // Channels of a task: wide, since a position is worked out once for all of them, but at least two tasks an image.
 template <class T>
 int64_t backward_channels(const DeformConv<T>& p) {
-  return least(64, rounded(most(16, parts(p.channels, 2)), LANES<T>));
+  return min(64, rounded(max(16, parts(p.channels, 2)), LANES<T>));
 }
 
 // The weights of a run of channels as the right factor of the product with the gradient:
@@ -22,14 +22,14 @@ void pack_weights(const DeformConv<T>& p, Run run, T* packed) {
   const int64_t taps = p.taps(), part = p.channels / p.groups, per_group = p.outputs / p.groups;
   const int64_t channels = run.last - run.first, columns = channels * taps, group = run.first / part;
   const T* weight = p.weight + group * per_group * part * taps + (run.first - group * part) * taps;
-  Scratch<int64_t> places(columns);
-  for (int64_t column = 0; column < columns; ++column) places[column] = column % channels * taps + column / channels;
+  Scratch<int64_t> sources(columns);
+  for (int64_t column = 0; column < columns; ++column) sources[column] = column % channels * taps + column / channels;
   for (int64_t o = 0; o < per_group; ++o) {
     const T* from = weight + o * part * taps;
     for (int64_t column = 0; column < columns; column += NR<T>) {
       T* to = packed + column * per_group + o * NR<T>;
-      const int64_t used = least(NR<T>, columns - column);
-      for (int64_t i = 0; i < used; ++i) to[i] = from[places[column + i]];
+      const int64_t used = min(NR<T>, columns - column);
+      for (int64_t i = 0; i < used; ++i) to[i] = from[sources[column + i]];
       for (int64_t i = used; i < NR<T>; ++i) to[i] = 0;
     }
   }
@@ -71,9 +71,10 @@ BKD_INLINE void sample_backward(const Sample<T>& sample, const T* grad, T* grad_
   for (int k = 0; k < 4; ++k) dots[k * pitch] = totals[k];
 }
 
-// One image, one run of channels: grad_input of these channels, and their part of the moves, [tap][y, x, mask][pixel].
+// One image, one run of channels: grad_input of these channels, and their part of the gradients with respect to offsets
+// and mask, [tap][y, x, mask][pixel].
 template <class T>
-void run_backward(const DeformConv<T>& p, int64_t n, Run run, T* found) {
+void run_backward(const DeformConv<T>& p, int64_t n, Run run, T* partial) {
   constexpr int64_t WIDTH = 96, DEPTH = 256;  // pixels and outputs of a product: its factors fit the second cache
   const int64_t taps = p.taps(), pixels = p.pixels(), per_group = p.outputs / p.groups, part = p.channels / p.groups;
   const int64_t channels = run.last - run.first, pitch = rounded(channels * taps, NR<T>);
@@ -85,11 +86,11 @@ void run_backward(const DeformConv<T>& p, int64_t n, Run run, T* found) {
   Samples<T> samples(taps, WIDTH, p.channels);
   pack_weights<T>(p, run, packed);
   for (int64_t begin = 0; begin < pixels; begin += WIDTH) {
-    const int64_t count = least(WIDTH, pixels - begin);
+    const int64_t count = min(WIDTH, pixels - begin);
     samples.plan(p, n, slot, slot + taps, begin, count);
     // columns[pixel][(tap, channel)]: the gradient by the samples
     for (int64_t o = 0; o < per_group; o += DEPTH)
-      gemm<T>(count, least(DEPTH, per_group - o),
+      gemm<T>(count, min(DEPTH, per_group - o),
               {grad + begin * p.output_pixel_stride + o * p.output_channel_stride, p.output_pixel_stride,
                p.output_channel_stride},
               {packed + o * NR<T>, per_group * NR<T>, NR<T>}, pitch / NR<T>, columns, pitch, o > 0);
@@ -97,9 +98,9 @@ void run_backward(const DeformConv<T>& p, int64_t n, Run run, T* found) {
       for (int64_t i = 0; i < count; ++i)
         sample_backward<T>({samples, tap, i, image, p.channels}, columns + i * pitch + tap * channels, grad_image,
                            samples.ignored, channels, dots + i, WIDTH);
-      T* to = found + 3 * tap * pixels + begin;
-      moves<T>(View<T, DeformConv<T>>{p, n, slot + tap, begin, count, samples.rows, samples.columns}, dots, WIDTH, to,
-               to + pixels, to + 2 * pixels);
+      T* to = partial + 3 * tap * pixels + begin;
+      sampling_gradients<T>(View<T, DeformConv<T>>{p, n, slot + tap, begin, count, samples.rows, samples.columns}, dots,
+                            WIDTH, to, to + pixels, to + 2 * pixels);
     }
   }
 }
@@ -110,15 +111,15 @@ void data_backward(const DeformConv<T>& p) {
   const int64_t taps = p.taps(), pixels = p.pixels(), slots = p.slots(), share = p.channels / p.offset_groups;
   Scratch<Run> runs(p.channels);
   const int64_t run_count = split_channels(p, backward_channels(p), runs);
-  const int64_t together = least(p.batch, parts(4 * p.threads, run_count));  // images
-  Scratch<T> found(together * run_count * taps * 3 * pixels);
+  const int64_t together = min(p.batch, parts(4 * p.threads, run_count));  // images
+  Scratch<T> partial(together * run_count * taps * 3 * pixels);
   for (int64_t first = 0; first < p.batch; first += together) {
-    const int64_t images = least(together, p.batch - first);
+    const int64_t images = min(together, p.batch - first);
     in_parallel(p.parallel, images * run_count, [&](TaskQueue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;)
-        run_backward<T>(p, first + task / run_count, runs[task % run_count], found + task * taps * 3 * pixels);
+        run_backward<T>(p, first + task / run_count, runs[task % run_count], partial + task * taps * 3 * pixels);
     });
-    // What the runs of an offset group found, added up in their order.
+    // The partial gradients of an offset group's runs, added up in their order.
     in_parallel(p.parallel, images * slots, [&](TaskQueue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;) {
         const int64_t n = task / slots, slot = task % slots, at = (first + n) * slots + slot;
@@ -128,7 +129,7 @@ void data_backward(const DeformConv<T>& p) {
           bool started = false;
           for (int64_t r = 0; r < run_count && results[k]; ++r) {
             if (runs[r].first / share != slot / taps) continue;
-            const T* from = found + (((n * run_count + r) * taps + slot % taps) * 3 + k) * pixels;
+            const T* from = partial + (((n * run_count + r) * taps + slot % taps) * 3 + k) * pixels;
             for (int64_t i = 0; i < pixels; ++i) results[k][i] = started ? results[k][i] + from[i] : from[i];
             started = true;
           }
@@ -146,7 +147,7 @@ void weight_sums(const DeformConv<T>& p, Run run, int64_t width, int64_t first, 
   const int64_t per_group = p.outputs / p.groups, channels = run.last - run.first, group = run.first / part;
   const int64_t slot = run.first / (p.channels / p.offset_groups) * taps, pitch = rounded(channels * taps, NR<T>);
   for (int64_t tile = first; tile < last; ++tile) {
-    const int64_t n = tile / tiles, begin = tile % tiles * width, count = least(width, pixels - begin);
+    const int64_t n = tile / tiles, begin = tile % tiles * width, count = min(width, pixels - begin);
     samples.plan(p, n, slot, slot + taps, begin, count);
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t tap = 0; tap < taps; ++tap)
@@ -168,18 +169,18 @@ void weight_backward(const DeformConv<T>& p) {
   const int64_t size = p.outputs * part * taps, tiles = p.batch * parts(p.pixels(), WIDTH);
   if (!tiles) return static_cast<void>(std::memset(p.grad_weight, 0, size * sizeof(T)));
   Scratch<Run> runs(p.channels);
-  const int64_t length = least(backward_channels(p), 32), run_count = split_channels(p, length, runs);
-  const int64_t pieces = least(tiles, parts(16, run_count)), each = parts(tiles, pieces), used = parts(tiles, each);
-  Scratch<T> others((used - 1) * size);  // what all pieces but the first found
+  const int64_t length = min(backward_channels(p), 32), run_count = split_channels(p, length, runs);
+  const int64_t pieces = min(tiles, parts(16, run_count)), each = parts(tiles, pieces), used = parts(tiles, each);
+  Scratch<T> others((used - 1) * size);  // the sums of all pieces but the first
   in_parallel(p.parallel, run_count * used, [&](TaskQueue& queue) {
-    const int64_t widest = rounded(least(length, p.channels) * taps, NR<T>);
+    const int64_t widest = rounded(min(length, p.channels) * taps, NR<T>);
     Samples<T> samples(taps, WIDTH, p.channels);
     Scratch<T> sampled(WIDTH * widest), sums(per_group * widest);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t piece = task % used, first = piece * each;
       const Run run = runs[task / used];
       const int64_t channels = run.last - run.first, group = run.first / part, pitch = rounded(channels * taps, NR<T>);
-      weight_sums<T>(p, run, WIDTH, first, least(tiles, first + each), samples, sampled, sums);
+      weight_sums<T>(p, run, WIDTH, first, min(tiles, first + each), samples, sampled, sums);
       T* result = (piece ? others + (piece - 1) * size : p.grad_weight) + (run.first - group * part) * taps;
       for (int64_t o = 0; o < per_group; ++o)
         for (int64_t c = 0; c < channels; ++c)

@@ -43,7 +43,7 @@ void deform_gather(const DeformGather<T>& p) {
   in_parallel(p.parallel, p.batch * tiles, [&](TaskQueue& queue) {
     Samples<T> samples(taps, width, p.channels);
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
+      const int64_t n = task / tiles, begin = task % tiles * width, count = min(width, pixels - begin);
       const T* image = p.image(n);
       samples.plan(p, n, 0, taps, begin, count);
       T* output = p.output + (n * pixels + begin) * p.channels;
@@ -63,13 +63,13 @@ void deform_gather(const DeformGather<T>& p) {
 
 // grad_offset and grad_mask: every position has its own.
 template <class T>
-void moves_backward(const DeformGather<T>& p) {
+void offset_mask_backward(const DeformGather<T>& p) {
   const int64_t pixels = p.pixels(), taps = p.taps, width = 64, tiles = parts(pixels, width);
   in_parallel(p.parallel, p.batch * tiles, [&](TaskQueue& queue) {
     Samples<T> samples(taps, width, p.channels);
     Scratch<T> dots(4 * samples.pitch);
     for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
+      const int64_t n = task / tiles, begin = task % tiles * width, count = min(width, pixels - begin);
       samples.plan(p, n, 0, taps, begin, count);
       for (int64_t tap = 0; tap < taps; ++tap) {
         for (int64_t i = 0; i < count; ++i) {
@@ -79,8 +79,9 @@ void moves_backward(const DeformGather<T>& p) {
         }
         const int64_t slot = n * taps + tap;
         T* by_y = p.grad_offset ? p.grad_offset + 2 * slot * pixels + begin : nullptr;
-        moves<T>(View<T, DeformGather<T>>{p, n, tap, begin, count, samples.rows, samples.columns}, dots, samples.pitch,
-                 by_y, by_y ? by_y + pixels : nullptr, p.grad_mask ? p.grad_mask + slot * pixels + begin : nullptr);
+        sampling_gradients<T>(View<T, DeformGather<T>>{p, n, tap, begin, count, samples.rows, samples.columns}, dots,
+                              samples.pitch, by_y, by_y ? by_y + pixels : nullptr,
+                              p.grad_mask ? p.grad_mask + slot * pixels + begin : nullptr);
       }
     }
   });
@@ -97,11 +98,11 @@ void projected_backward(const DeformGather<T>& p) {
     Samples<T> samples(1, PIXELS, BLOCK);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t input = task / (taps * blocks), tap = task / blocks % taps, first = task % blocks * BLOCK;
-      const int64_t channels = least(BLOCK, p.channels - first);
+      const int64_t channels = min(BLOCK, p.channels - first);
       T* image = p.grad_projected + input * p.height * p.width * pixel_stride + tap * p.channels + first;
       for (int64_t n = p.shared ? 0 : input; n < (p.shared ? p.batch : input + 1); ++n)
         for (int64_t begin = 0; begin < pixels; begin += PIXELS) {
-          const int64_t count = least(PIXELS, pixels - begin);
+          const int64_t count = min(PIXELS, pixels - begin);
           samples.plan(p, n, tap, tap + 1, begin, count);
           for (int64_t i = 0; i < count; ++i) {
             const T* grad = p.grad + (n * pixels + begin + i) * p.channels + first;
@@ -123,7 +124,7 @@ void projected_backward(const DeformGather<T>& p) {
 
 template <class T>
 void deform_gather_backward(const DeformGather<T>& p) {
-  if (p.grad_offset || p.grad_mask) moves_backward(p);
+  if (p.grad_offset || p.grad_mask) offset_mask_backward(p);
   if (p.grad_projected) projected_backward(p);
 }
 

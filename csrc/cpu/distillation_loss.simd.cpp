@@ -30,14 +30,14 @@ template <class T>
 void distillation_loss(const DistillationLoss<T>& p) {
   const PartsOfLevels<T> work = parts_of(p);
   const int64_t tasks = work.count();
-  Scratch<Sums> found(tasks);
+  Scratch<Sums> task_sums(tasks);
   in_parallel(p.parallel, tasks, [&](TaskQueue& queue) {
     Statistics<T> sums;
     for (int64_t task; (task = queue.next()) >= 0;) {
       const Part part = work.at(task);
       const Level<T>& level = p.level[part.level];
       const T *t = level.teacher + part.n * level.image(), *s = level.student[0] + part.n * level.image();
-      Sums& result = found[task];
+      Sums& result = task_sums[task];
       if (!p.by_pixel) {
         T of[4];
         statistics_of<T, true>(t + part.begin, s + part.begin, part.count, of);
@@ -64,7 +64,7 @@ void distillation_loss(const DistillationLoss<T>& p) {
     const int64_t tiles = work.pieces(level);
     Sums sum = {{0, 0, 0, 0}};
     for (int64_t i = 0; i < tiles; ++i, ++task)
-      for (int k = 0; k < 4; ++k) sum.value[k] += found[task].value[k];
+      for (int k = 0; k < 4; ++k) sum.value[k] += task_sums[task].value[k];
     double direction = sum.value[0];
     if (!p.by_pixel) {
       T* kept = p.statistics + 3 * vectors_before(p, part) + part.n;

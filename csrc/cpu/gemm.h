@@ -83,9 +83,9 @@ BKD_INLINE Left<T> copied(Left<T> a, int64_t depth, T* to) {
 // there or replace it.
 template <class T>
 void gemm(int64_t rows, int64_t depth, Left<T> a, Right<T> b, int64_t panels, T* c, int64_t c_stride, bool add) {
-  constexpr int64_t DEEPEST = 512;
-  alignas(64) T buffer[MR * (DEEPEST + 64 / sizeof(T))];
-  const bool copy = depth <= DEEPEST && collide(a, panels);
+  constexpr int64_t MAX_DEPTH = 512;
+  alignas(64) T buffer[MR * (MAX_DEPTH + 64 / sizeof(T))];
+  const bool copy = depth <= MAX_DEPTH && collide(a, panels);
   int64_t r = 0;
   // A's rows stay in the first cache while the panels pass.
   for (; r + MR <= rows; r += MR) {
@@ -93,7 +93,7 @@ void gemm(int64_t rows, int64_t depth, Left<T> a, Right<T> b, int64_t panels, T*
     const Left<T> next = {from.at + MR * a.row_stride, a.row_stride, a.depth_stride};
     const Left<T> now = copy ? copied(from, depth, buffer) : from;
     for (int64_t p = 0; p < panels; ++p) {
-      fetch_rows(next, least(MR, rows - r - MR), depth, p, panels);
+      fetch_rows(next, min(MR, rows - r - MR), depth, p, panels);
       gemm_tile<T, MR>(depth, now, b.at + p * b.panel_stride, b.depth_stride, c + r * c_stride + p * NR<T>, c_stride,
                        add);
     }

@@ -8,14 +8,15 @@
 namespace bkd {
 namespace {
 
-// The moves of a window, in the order in which equal distances are preferred.
-std::vector<Move> moves_of(int64_t radius) {
-  std::vector<Move> moves;
+// The displacements of a window, in the order in which equal distances are preferred.
+std::vector<Displacement> window_of(int64_t radius) {
+  std::vector<Displacement> window;
   for (int64_t y = -radius; y <= radius; ++y)
-    for (int64_t x = -radius; x <= radius; ++x) moves.push_back({y, x});
-  std::stable_sort(moves.begin(), moves.end(),
-                   [](const Move& a, const Move& b) { return a.y * a.y + a.x * a.x < b.y * b.y + b.x * b.x; });
-  return moves;
+    for (int64_t x = -radius; x <= radius; ++x) window.push_back({y, x});
+  std::stable_sort(window.begin(), window.end(), [](const Displacement& a, const Displacement& b) {
+    return a.y * a.y + a.x * a.x < b.y * b.y + b.x * b.x;
+  });
+  return window;
 }
 
 // Images are channels-last.
@@ -41,13 +42,13 @@ void check_arguments(const Tensor& query, const Tensor& support, const Tensor& s
 void local_match(int64_t tier, const Tensor& query, const Tensor& support, const Tensor& shots, int64_t radius,
                  const Tensor& distance, const Tensor& displacement) {
   check_arguments(query, support, shots, radius, distance, displacement);
-  const std::vector<Move> moves = moves_of(radius);
+  const std::vector<Displacement> window = window_of(radius);
   dispatch(query, [&](auto zero) {
     using T = decltype(zero);
     LocalMatch<T> p{};
     p.threads = torch::stable::get_num_threads();
     p.batch = query.size(0), p.channels = query.size(1), p.height = query.size(2), p.width = query.size(3);
-    p.shots = shots.size(1), p.radius = radius, p.moves = moves.data();
+    p.shots = shots.size(1), p.radius = radius, p.window = window.data();
     p.query = data<T>(query);
     p.support = data<char>(support), p.numbers = numbers_of(support), p.bytes = support.element_size();
     p.shot = data<int64_t>(shots);

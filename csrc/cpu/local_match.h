@@ -7,7 +7,7 @@ namespace bkd {
 
 constexpr int64_t MAX_MATCH_RADIUS = 8;
 
-struct Move {
+struct Displacement {
   int64_t y, x;
 };
 
@@ -18,7 +18,7 @@ struct LocalMatch {
   Parallel parallel;
   int64_t threads;
   int64_t batch, shots, channels, height, width, radius;
-  const Move* moves;  // of the window, in the order in which equal distances are preferred
+  const Displacement* window;  // its displacements, in the order in which equal distances are preferred
   const T* query;
   const char* support;
   Numbers numbers;  // of the support

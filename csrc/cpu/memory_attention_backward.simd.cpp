@@ -37,7 +37,7 @@ void attend_backward(const MemoryAttention<T>& p, const Items<T>& items, const T
     V mean = {};
     for (int64_t i = 0; i < p.items; ++i) {
       const V w = load(weights + i * NR<T> + column), difference = w - p.threshold;
-      const V above = larger<V>(difference, V{}) + delta, one_over = all(T(1)) / above;
+      const V above = max_lanes<V>(difference, V{}) + delta, one_over = all(T(1)) / above;
       const V by_sparse = (load(by_read + i * NR<T> + column) - along) * factor;
       const V slope = ((above - delta) + w * delta * one_over) * one_over;  // of Eq. 9, where it is above
       const V by_weight = difference > V{} ? by_sparse * slope : V{};
@@ -70,7 +70,7 @@ void read_backward(const MemoryAttention<T>& p, const T* sparse, const T* grad, 
 // What the norm of a vector takes back of its gradient.
 template <class T>
 void take_back(T pull, T norm, const T* vector, int64_t channels, T* gradient) {
-  const T square = norm * norm, tiny = T(LEAST_NORMS * LEAST_NORMS);
+  const T square = norm * norm, tiny = T(MIN_NORMS * MIN_NORMS);
   const T back = pull / (square > tiny ? square : tiny);
   for (int64_t c = 0; c < channels; ++c) gradient[c] -= back * vector[c];
 }
@@ -85,19 +85,19 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
   auto* pulls = reinterpret_cast<Vec<T>*>(static_cast<T*>(item_pull));
   for (int64_t i = 0; i < p.items; ++i) pulls[i] = Vec<T>{};
   const T *query = p.query + begin * channels, *grad = p.grad + begin * channels;
-  turn_rows<T>(query, count, channels, queries);
+  transpose_rows<T>(query, count, channels, queries);
   for (int64_t i = 0; i < used * NR<T>; ++i) norms[i] = i < count ? norm(query + i * channels, channels) : T(1);
   multiply<T>(p.items, channels, p.memory, queries, used, weights);
   chunk.kept[tile] = 0;
   for (int64_t i = 0; i < used; ++i) {
-    const int64_t rows = least(NR<T>, count - i * NR<T>);
+    const int64_t rows = min(NR<T>, count - i * NR<T>);
     attend<T>(p, items, norms + i * NR<T>, weights + i * panel, cosine);
     const int64_t kept = prune<T>(p, weights + i * panel, sparse, totals);
     chunk.kept[tile] += kept;
     if (few<T>(kept, panel, channels)) {
       read_backward<T>(p, sparse, grad + i * NR<T> * channels, rows, by_read + i * panel);
     } else {
-      turn_rows<T>(grad + i * NR<T> * channels, rows, channels, grads);
+      transpose_rows<T>(grad + i * NR<T> * channels, rows, channels, grads);
       multiply<T>(p.items, channels, p.memory, grads, 1, by_read + i * panel);
     }
     attend_backward<T>(p, items, norms + i * NR<T>, weights + i * panel, cosine, sparse, totals, by_read + i * panel,
@@ -112,10 +112,10 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
   if (chunk.read)
     for (int64_t i = 0; i < p.items; ++i) chunk.pulls[tile * p.items + i] = lane_sum<T>(pulls[i]);
   if (!p.grad_query) return;
-  multiply<T>(channels, p.items, items.turned, by_read, used, grads);
+  multiply<T>(channels, p.items, items.transposed, by_read, used, grads);
   T* result = p.grad_query + begin * channels;
   for (int64_t i = 0; i < count; i += NR<T>)
-    transpose_block<T>(grads + i * channels, NR<T>, channels, least(NR<T>, count - i), result + i * channels, channels);
+    transpose_block<T>(grads + i * channels, NR<T>, channels, min(NR<T>, count - i), result + i * channels, channels);
   for (int64_t i = 0; i < count; ++i)
     take_back(pull[i], norms[i], query + i * channels, channels, result + i * channels);
 }
@@ -125,20 +125,20 @@ void attention_tile_backward(const MemoryAttention<T>& p, const Items<T>& items,
 template <class T>
 void memory_block_backward(const MemoryAttention<T>& p, const Chunk<T>& chunk, bool sparse, int64_t begin, int64_t rows,
                            int64_t item, int64_t items, int64_t first, int64_t channels, T* panels,
-                           const Selection<T>& room, T* sums) {
+                           const Selection<T>& selection, T* sums) {
   const int64_t pitch = rounded(channels, NR<T>);
   const auto add_product = [&](const T* factor, const T* matrix, int64_t k, bool add) {
-    const int64_t depth = least(DEPTH, rows - k);
+    const int64_t depth = min(DEPTH, rows - k);
     const T* from = matrix + (begin + k) * p.channels + first;
     for (int64_t c = 0; c < channels; c += NR<T>)  // panels[channel / NR][row][channel % NR]
       for (int64_t r = 0; r < depth; ++r)
-        std::memcpy(panels + c * depth + r * NR<T>, from + r * p.channels + c, least(NR<T>, channels - c) * sizeof(T));
+        std::memcpy(panels + c * depth + r * NR<T>, from + r * p.channels + c, min(NR<T>, channels - c) * sizeof(T));
     gemm<T>(items, depth, {factor + item * chunk.pitch + k, chunk.pitch, 1}, {panels, depth * NR<T>, NR<T>},
             pitch / NR<T>, sums, pitch, add);
   };
   if (sparse)
     for (int64_t i = 0; i < items; ++i)
-      weigh_rows<T>(collect_row<T>(chunk.read + (item + i) * chunk.pitch, rows, room),
+      weigh_rows<T>(collect_row<T>(chunk.read + (item + i) * chunk.pitch, rows, selection),
                     p.grad + begin * p.channels + first, p.channels, channels, sums + i * pitch);
   for (int64_t k = 0; k < rows; k += DEPTH) {
     if (!sparse) add_product(chunk.read, p.grad, k, k > 0);
@@ -155,7 +155,7 @@ template <class T>
 void memory_attention_backward(const MemoryAttention<T>& p) {
   constexpr int64_t ITEMS = 96, CHANNELS = 4 * NR<T>;
   const Items<T> items(p);
-  const int64_t width = attention_rows(p, 3), rows = least(rounded(p.rows, width), rounded(1024, width));
+  const int64_t width = attention_rows(p, 3), rows = min(rounded(p.rows, width), rounded(1024, width));
   const int64_t tiles = rows / width,
                 pitch = rows + 64 / sizeof(T);  // no power of two: its rows would share a few sets of the caches
   const int64_t size = p.grad_memory ? p.items * pitch : 0;
@@ -164,10 +164,10 @@ void memory_attention_backward(const MemoryAttention<T>& p) {
   const Chunk<T> chunk = {pitch, p.grad_memory ? static_cast<T*>(read) : nullptr, by_dot, pulls, kept};
   std::memset(pull, 0, p.items * sizeof(T));
   for (int64_t begin = 0; begin < p.rows; begin += rows) {
-    const int64_t count = least(rows, p.rows - begin), used = parts(count, width);
+    const int64_t count = min(rows, p.rows - begin), used = parts(count, width);
     in_parallel(p.parallel, used, [&](TaskQueue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;)
-        attention_tile_backward<T>(p, items, begin + task * width, least(width, count - task * width), width,
+        attention_tile_backward<T>(p, items, begin + task * width, min(width, count - task * width), width,
                                    task * width, task, chunk);
     });
     if (!p.grad_memory) continue;
@@ -177,12 +177,12 @@ void memory_attention_backward(const MemoryAttention<T>& p) {
     const int64_t across = parts(p.channels, CHANNELS);
     in_parallel(p.parallel, parts(p.items, ITEMS) * across, [&](TaskQueue& queue) {
       Scratch<T> panels(DEPTH * CHANNELS), sums(ITEMS * CHANNELS);
-      const Selection<T> room(1, rows);
+      const Selection<T> selection(1, rows);
       std::memset(sums, 0, ITEMS * CHANNELS * sizeof(T));
       for (int64_t task; (task = queue.next()) >= 0;) {
         const int64_t item = task / across * ITEMS, first = task % across * CHANNELS;
-        memory_block_backward<T>(p, chunk, sparse, begin, count, item, least(ITEMS, p.items - item), first,
-                                 least(CHANNELS, p.channels - first), panels, room, sums);
+        memory_block_backward<T>(p, chunk, sparse, begin, count, item, min(ITEMS, p.items - item), first,
+                                 min(CHANNELS, p.channels - first), panels, selection, sums);
       }
     });
     for (int64_t tile = 0; tile < used; ++tile)

@@ -25,7 +25,7 @@ struct Whole<Vec<double>> : WholeLanes<double> {};
 
 // Row and column of every pixel of a tile, as numbers that offsets are added to.
 template <class T, class Problem>
-void place(const Problem& p, int64_t begin, int64_t count, T* rows, T* columns) {
+void base_positions(const Problem& p, int64_t begin, int64_t count, T* rows, T* columns) {
   int64_t row = begin / p.out_width, column = begin % p.out_width;
   for (int64_t i = 0; i < rounded(count, LANES<T>); ++i) {
     rows[i] = T(row * p.stride[0] - p.padding[0]);
@@ -40,7 +40,7 @@ template <class T, class Problem>
 struct View {
   const Problem& p;
   int64_t n, slot, begin, count;
-  const T *rows, *columns;  // of place()
+  const T *rows, *columns;  // of base_positions()
 
   int64_t left(int64_t i) const { return count - i; }
   Vec<T> read(const T* from, int64_t i) const {
@@ -48,9 +48,9 @@ struct View {
   }
   Corners<Vec<T>> corners_at(int64_t i) const {
     const int64_t tap = slot % (p.kernel[0] * p.kernel[1]);
-    const T* move = p.offset + 2 * (n * p.slots() + slot) * p.pixels() + begin;
-    const Vec<T> y = read(move, i) + load(rows + i) + T(tap / p.kernel[1] * p.dilation[0]);
-    const Vec<T> x = read(move + p.pixels(), i) + load(columns + i) + T(tap % p.kernel[1] * p.dilation[1]);
+    const T* offset = p.offset + 2 * (n * p.slots() + slot) * p.pixels() + begin;
+    const Vec<T> y = read(offset, i) + load(rows + i) + T(tap / p.kernel[1] * p.dilation[0]);
+    const Vec<T> x = read(offset + p.pixels(), i) + load(columns + i) + T(tap % p.kernel[1] * p.dilation[1]);
     return corners(y, x, static_cast<int32_t>(p.height), static_cast<int32_t>(p.width));
   }
   Vec<T> modulation_at(int64_t i) const {  // one without a mask
@@ -80,7 +80,7 @@ struct Samples {
   // Of slots first.. to last.
   template <class Problem>
   void plan(const Problem& p, int64_t n, int64_t first, int64_t last, int64_t begin, int64_t count) {
-    place(p, begin, count, static_cast<T*>(rows), static_cast<T*>(columns));
+    base_positions(p, begin, count, static_cast<T*>(rows), static_cast<T*>(columns));
     for (int64_t slot = first; slot < last; ++slot) {
       const View<T, Problem> view = {p, n, slot, begin, count, rows, columns};
       for (int64_t i = 0; i < count; i += LANES<T>) {
@@ -135,7 +135,7 @@ struct Sample {
 // Derivatives of a tile's samples by their y, x and mask: dots[k * pitch + i] is the product of the gradient by sample
 // i with corner k. Results where not null.
 template <class T, class Problem>
-void moves(const View<T, Problem>& view, const T* dots, int64_t pitch, T* by_y, T* by_x, T* by_mask) {
+void sampling_gradients(const View<T, Problem>& view, const T* dots, int64_t pitch, T* by_y, T* by_x, T* by_mask) {
   const auto write = [&](T* to, int64_t i, Vec<T> value) {
     if (!to) return;
     if (view.left(i) < LANES<T>)

@@ -14,7 +14,7 @@ void scaled_copy(const ScaledCopy<T>& p) {
   in_parallel(p.parallel, parts(p.count, CHUNK), [&](TaskQueue& queue) {
     for (int64_t task; (task = queue.next()) >= 0;) {
       int64_t i = task * CHUNK;
-      const int64_t end = least(i + CHUNK, p.count);
+      const int64_t end = min(i + CHUNK, p.count);
       for (; i + W <= end; i += W) store(p.output + i, p.scale * load(p.input + i));
       if (i < end) store_part(p.output + i, p.scale * load_part(p.input + i, end - i), end - i);
     }

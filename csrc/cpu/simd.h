@@ -75,13 +75,13 @@ BKD_INLINE __m256i first_lanes(int64_t count) {
 // The first `count` lanes, fewer than there are: the others are not touched in memory, and zero when loaded.
 template <class T>
 BKD_INLINE Vec<T> load_part(const T* from, int64_t count) {
-  constexpr bool single = std::is_same<T, float>::value;
+  constexpr bool is_float = std::is_same<T, float>::value;
 #if defined(__AVX512F__)
-  if constexpr (single) return _mm512_maskz_loadu_ps(first_lanes<T>(count), from);
-  if constexpr (!single) return _mm512_maskz_loadu_pd(first_lanes<T>(count), from);
+  if constexpr (is_float) return _mm512_maskz_loadu_ps(first_lanes<T>(count), from);
+  if constexpr (!is_float) return _mm512_maskz_loadu_pd(first_lanes<T>(count), from);
 #elif defined(__AVX2__)
-  if constexpr (single) return _mm256_maskload_ps(from, first_lanes<T>(count));
-  if constexpr (!single) return _mm256_maskload_pd(from, first_lanes<T>(count));
+  if constexpr (is_float) return _mm256_maskload_ps(from, first_lanes<T>(count));
+  if constexpr (!is_float) return _mm256_maskload_pd(from, first_lanes<T>(count));
 #else
   Vec<T> value = {};
   for (int i = 0; i < LANES<T>; ++i)
@@ -91,13 +91,13 @@ BKD_INLINE Vec<T> load_part(const T* from, int64_t count) {
 }
 template <class T>
 BKD_INLINE void store_part(T* to, Vec<T> value, int64_t count) {
-  constexpr bool single = std::is_same<T, float>::value;
+  constexpr bool is_float = std::is_same<T, float>::value;
 #if defined(__AVX512F__)
-  if constexpr (single) _mm512_mask_storeu_ps(to, first_lanes<T>(count), value);
-  if constexpr (!single) _mm512_mask_storeu_pd(to, first_lanes<T>(count), value);
+  if constexpr (is_float) _mm512_mask_storeu_ps(to, first_lanes<T>(count), value);
+  if constexpr (!is_float) _mm512_mask_storeu_pd(to, first_lanes<T>(count), value);
 #elif defined(__AVX2__)
-  if constexpr (single) _mm256_maskstore_ps(to, first_lanes<T>(count), value);
-  if constexpr (!single) _mm256_maskstore_pd(to, first_lanes<T>(count), value);
+  if constexpr (is_float) _mm256_maskstore_ps(to, first_lanes<T>(count), value);
+  if constexpr (!is_float) _mm256_maskstore_pd(to, first_lanes<T>(count), value);
 #else
   for (int i = 0; i < LANES<T>; ++i)
     if (i < count) to[i] = value[i];
@@ -161,13 +161,13 @@ T dot(const T* a, const T* b, int64_t count) {
 // One bit a lane: whether it is not zero. NaN is not.
 template <class T>
 BKD_INLINE unsigned nonzero(Vec<T> value) {
-  constexpr bool single = std::is_same<T, float>::value;
+  constexpr bool is_float = std::is_same<T, float>::value;
 #if defined(__AVX512F__)
-  if constexpr (single) return _mm512_cmp_ps_mask(value, Vec<T>{}, _CMP_NEQ_UQ);
-  if constexpr (!single) return _mm512_cmp_pd_mask(value, Vec<T>{}, _CMP_NEQ_UQ);
+  if constexpr (is_float) return _mm512_cmp_ps_mask(value, Vec<T>{}, _CMP_NEQ_UQ);
+  if constexpr (!is_float) return _mm512_cmp_pd_mask(value, Vec<T>{}, _CMP_NEQ_UQ);
 #elif defined(__AVX2__)
-  if constexpr (single) return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(value, Vec<T>{}, _CMP_NEQ_UQ)));
-  if constexpr (!single) return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(value, Vec<T>{}, _CMP_NEQ_UQ)));
+  if constexpr (is_float) return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(value, Vec<T>{}, _CMP_NEQ_UQ)));
+  if constexpr (!is_float) return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(value, Vec<T>{}, _CMP_NEQ_UQ)));
 #else
   unsigned bits = 0;
   for (int i = 0; i < LANES<T>; ++i) bits |= unsigned(value[i] != 0) << i;
@@ -176,7 +176,7 @@ BKD_INLINE unsigned nonzero(Vec<T> value) {
 }
 
 template <class V>
-BKD_INLINE V larger(V a, V b) {
+BKD_INLINE V max_lanes(V a, V b) {
   return a > b ? a : b;
 }
 

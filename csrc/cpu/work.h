@@ -11,10 +11,10 @@ namespace {
 
 inline int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 inline int64_t rounded(int64_t value, int64_t step) { return parts(value, step) * step; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-constexpr double LEAST_NORMS = 1e-8;  // least product of two norms in a cosine
+constexpr double MIN_NORMS = 1e-8;  // least product of two norms in a cosine
 
 // Aligned scratch memory, not initialised.
 template <class T>

@@ -40,7 +40,8 @@ struct Stages {
 };
 
 template <class T, bool kTensor, int kM, int kN>
-__global__ void __launch_bounds__(kThreads, kM == 128 ? 2 : 3) deform_conv_kernel(const DeformConv p) {
+__global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1) : 3)
+    deform_conv_kernel(const DeformConv p) {
   using A = Tile<T, kM, true>;
   using B = Tile<T, kN, true>;
   using Shared = Stages<T, kM, kN>;
