@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch>=2.10
-# Without a GPU the CUDA extension is only linked and imported: one architecture will do (tests/cuda_gate compiles for all).
+# Without a GPU the CUDA extension is only linked and imported: one architecture will do (tools/cuda_gate compiles for all).
 ifeq ($(shell nvidia-smi -L 2>/dev/null),)
 $(VENV)/installed test proof: export TORCH_CUDA_ARCH_LIST ?= 8.0
 endif
@@ -31,7 +31,7 @@ proof: $(VENV)/installed
 	$(TESTS) -m slow
 	$(BIN)/pytest tests/cuda_gate tests/triton_gate
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/triton_interpreted
-	$(BIN)/python tests/cuda_on_cpu/sanitized.py
+	$(BIN)/python -m tools.cuda_on_cpu.sanitized
 	CUDA_ON_CPU_ARCHITECTURE=750 $(BIN)/pytest tests/cuda_on_cpu -k "(with_the_reference and forward) or tiles"
 
 # Lint, a smoke set, and the tests of the rooms that differ from main.
@@ -44,17 +44,17 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --strict --follow-imports=silent tests/consumer.py
+	$(BIN)/mypy --strict --follow-imports=silent tools/consumer.py
 
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 mutations: $(VENV)/installed
-	$(BIN)/python tests/cuda_on_cpu/mutations.py
+	$(BIN)/python -m tools.cuda_on_cpu.mutations
 
 sanitize: $(VENV)/installed
-	$(BIN)/python tests/sanitize.py
+	$(BIN)/python -m tools.sanitize
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
@@ -62,7 +62,7 @@ bench: $(VENV)/installed
 
 wheels: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet build
-	$(BIN)/python tests/wheels.py
+	$(BIN)/python -m tools.wheels
 
 # Torch and the build tools come first; the package is then built without isolation, with just these.
 $(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/extension/*.py) $(shell find csrc -type f)

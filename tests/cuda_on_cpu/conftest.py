@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import building
 import pytest
 import torch
+
+from tools.cuda_on_cpu import building
 
 ORDERS = ("forward", "reversed", "random")
 

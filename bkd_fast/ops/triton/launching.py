@@ -1,7 +1,7 @@
 """How Triton kernels become operators of PyTorch, and how their block sizes are found.
 
 Every kernel is tuned when a problem of a new kind first runs: each of its configurations is timed once, and Triton
-keeps the result on disk. All of them compile for every architecture that tests/triton_gate names, within the smallest
+keeps the result on disk. All of them compile for every architecture that tools/triton_gate names, within the smallest
 shared memory among those, so that none is tried in vain.
 """
 

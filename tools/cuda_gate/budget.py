@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiling import Kernel
+from tools.cuda_gate.compiling import Kernel
 
 HERE = Path(__file__).resolve().parent
 FIELDS = ("kernel", "architecture", "registers", "shared", "stack")

@@ -1,4 +1,4 @@
-"""The tests beside this file on kernels that watch their memory and their arithmetic: a part of `make test`.
+"""Run tests/cuda_on_cpu on kernels that watch their memory and their arithmetic: a part of `make proof`.
 
 Builds the kernels with AddressSanitizer and UndefinedBehaviorSanitizer, proves that a write beyond a tensor is caught,
 and runs pytest on them. Without GCC's sanitizers the tests run on the plain build, which is said. Further arguments are
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import building
+from tools.cuda_on_cpu import building
 
 FOLDER = building.ROOT / "build" / "cuda_on_cpu_sanitized"
 FAULT = """
@@ -32,12 +32,12 @@ def main(arguments: list[str]) -> int:
     libraries = [_library(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
     if not all(libraries):
         print("cuda_on_cpu: the compiler has no sanitizers, so memory is not watched", file=sys.stderr)
-        return subprocess.run([sys.executable, "-m", "pytest", str(building.HERE), *arguments]).returncode
+        return subprocess.run([sys.executable, "-m", "pytest", str(building.TESTS), *arguments]).returncode
     library = building.build(FOLDER, sanitize=True)
     environment = {
         **os.environ,
         "CUDA_ON_CPU": str(library),
-        # The runtime has to be there before anything allocates; see tests/sanitize.py.
+        # The runtime has to be there before anything allocates; see tools/sanitize.py.
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         return 1
     print("cuda_on_cpu: a write outside a tensor is caught", flush=True)
     # Without pytest's own capturing the sanitizers' words would be lost with the process.
-    command = [sys.executable, "-m", "pytest", "--capture=sys", str(building.HERE), *arguments]
+    command = [sys.executable, "-m", "pytest", "--capture=sys", str(building.TESTS), *arguments]
     return subprocess.run(command, env=environment, cwd=building.ROOT).returncode
 
 

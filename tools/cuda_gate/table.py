@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiling import ARCHITECTURES, Kernel
+from tools.cuda_gate.compiling import ARCHITECTURES, Kernel
 
 HERE = Path(__file__).resolve().parent
 # Of a multiprocessor (CUDA C++ Programming Guide, compute capabilities): warps, blocks, KB of shared memory.
