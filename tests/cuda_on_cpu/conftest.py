@@ -6,11 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+import selection
 import torch
 
 from tools.cuda_on_cpu import building
 
 ORDERS = ("forward", "reversed", "random")
+
+
+def pytest_collection_modifyitems(items):
+    selection.mark_the_rest_slow(items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from bkd_fast.export.formats import read, write
 from bkd_fast.export.graph import program
 from bkd_fast.inference.detector import Detector
 
-FORMATS = ["pt2", "onnx", "openvino", pytest.param("aoti", marks=pytest.mark.slow)]
+FORMATS = ["pt2", "onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "aoti"))]
 
 
 def agrees(run, data, format, path):
@@ -106,6 +106,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_other_models_can_be_exported(name, tmp_path):
     """To ONNX, without training: random weights."""
