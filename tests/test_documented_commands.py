@@ -137,8 +137,7 @@ def known_options():
     commands = next(each for each in parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
     own = {name: set(command._option_string_actions) for name, command in commands.items()}
     sources = [path.read_text() for folder in ("tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    others = {"--benchmark-compare", "--benchmark-save", "--benchmark-only"}  # of pytest-benchmark
-    return own, set().union(others, *own.values(), re.findall(r'"(--[a-z-]+)"', "".join(sources)))
+    return own, set().union(*own.values(), re.findall(r'"(--[a-z-]+)"', "".join(sources)))
 
 
 def test_commands_in_sentences_name_what_exists():

@@ -59,7 +59,7 @@ class Environment:
         self.python = str(folder / "bin" / "python")
         _run(sys.executable, "-m", "venv", str(folder))
         self._pip("install", torch, "torchvision")
-        self._pip("install", "pytest", "pytest-xdist", "hypothesis", "mypy")
+        self._pip("install", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "mypy")
         # Copies: what is imported is the installed package, not the checkout's.
         self.tests = folder / "copied" / "tests"
         shutil.copytree(ROOT / "tests", self.tests)
