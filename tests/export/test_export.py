@@ -21,14 +21,14 @@ FORMATS = ["pt2", "onnx", *(pytest.param(name, marks=pytest.mark.slow) for name 
 
 
 def agrees(run, data, format, path):
-    detector, judge = Detector.load(run, device="cpu"), read(format, path)
+    detector, exported = Detector.load(run, device="cpu"), read(format, path)
     files = sorted((data / "test").rglob("*.png"))
     assert len(files) == 6
     for count in (1, 2, 6):
         batch = torch.stack(
             [to_tensor(load_image(file), detector.config.teacher.image_size) for file in files[-count:]]
         )
-        for found, expected in zip(judge(batch.numpy()), detector.score(batch), strict=True):
+        for found, expected in zip(exported(batch.numpy()), detector.score(batch), strict=True):
             assert found.shape == tuple(expected.shape)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
@@ -51,7 +51,7 @@ def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_def
 # What the default model has not, of each part of the network, and whether DeformConv has to do with it.
 FULL = {"alignment.kernel": "full"}
 CHANGES = {
-    "masks, the closest of drawn shots, odd sizes": (
+    "masks, the closest of sampled shots, odd sizes": (
         {
             **FULL,
             "alignment.modulated": True,
@@ -62,7 +62,7 @@ CHANGES = {
         },
         True,
     ),
-    "the closest of shots that are looked up, refined; cosines; memory by attention": (
+    "the closest of shots that are retrieved, refined; cosines; memory by attention": (
         {
             **FULL,
             "support.shots": 3,
@@ -92,7 +92,7 @@ CHANGES = {
         {**FULL, "teacher.levels": "separate", "student": "on", "memory.learned": True, "memory.read": "attention"},
         True,
     ),
-    "pure warp of drawn supports": (
+    "pure warp of sampled supports": (
         {"alignment.kernel": "identity", "support": "sampled", "support.per": "step", "support.aggregation": "mean"},
         True,
     ),
