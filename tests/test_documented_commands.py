@@ -146,9 +146,9 @@ def test_commands_in_sentences_name_what_exists():
         for text in re.findall(r"(?<!`)`((?:bkd-fast|python|make|--)[^`]*)`", page.read_text(encoding="utf-8")):
             program, *words = text.split()
             options = {word for word in (program, *words) if word.startswith("--")}
-            if program == "make":
+            if program == "make" and words:
                 subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
-            elif program == "python":
+            elif program == "python" and words:
                 path = words[1].replace(".", "/") if words[0] == "-m" else words[0]
                 assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), f"{page.name}: {text}"
             unknown = options - (own[words[0]] if program == "bkd-fast" else every)
