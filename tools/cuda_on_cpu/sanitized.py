@@ -8,12 +8,11 @@ pytest's.
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 from tools.cuda_on_cpu import building
+from tools.sanitize import library
 
 FOLDER = building.ROOT / "build" / "cuda_on_cpu_sanitized"
 FAULT = """
@@ -29,7 +28,7 @@ def main(arguments: list[str]) -> int:
     if reason := building.why_not():
         print(f"cuda_on_cpu: not run: {reason}", file=sys.stderr)
         return 0
-    libraries = [_library(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
+    libraries = [library(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
     if not all(libraries):
         print("cuda_on_cpu: the compiler has no sanitizers, so memory is not watched", file=sys.stderr)
         return subprocess.run([sys.executable, "-m", "pytest", str(building.TESTS), *arguments]).returncode
@@ -52,15 +51,6 @@ def main(arguments: list[str]) -> int:
     # Without pytest's own capturing the sanitizers' words would be lost with the process.
     command = [sys.executable, "-m", "pytest", "--capture=sys", str(building.TESTS), *arguments]
     return subprocess.run(command, env=environment, cwd=building.ROOT).returncode
-
-
-def _library(name: str) -> str:
-    """Where the compiler keeps a library; empty without it."""
-    from bkd_fast.extension import compiler
-
-    command = [*shlex.split(compiler() or ""), f"-print-file-name={name}"]
-    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return found if Path(found).is_absolute() else ""
 
 
 if __name__ == "__main__":
