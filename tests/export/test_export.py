@@ -21,14 +21,14 @@ FORMATS = ["pt2", "onnx", *(pytest.param(name, marks=pytest.mark.slow) for name 
 
 
 def agrees(run, data, format, path):
-    detector, exported = Detector.load(run, device="cpu"), read(format, path)
+    detector, judge = Detector.load(run, device="cpu"), read(format, path)
     files = sorted((data / "test").rglob("*.png"))
     assert len(files) == 6
     for count in (1, 2, 6):
         batch = torch.stack(
             [to_tensor(load_image(file), detector.config.teacher.image_size) for file in files[-count:]]
         )
-        for found, expected in zip(exported(batch.numpy()), detector.score(batch), strict=True):
+        for found, expected in zip(judge(batch.numpy()), detector.score(batch), strict=True):
             assert found.shape == tuple(expected.shape)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
