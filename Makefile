@@ -7,13 +7,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch>=2.10
-# Without a GPU the CUDA extension is only linked and imported: one architecture will do (tests/cuda_gate compiles for all).
+# Without a GPU the CUDA extension is only linked and imported: one architecture will do (tools/cuda_gate compiles for all).
 ifeq ($(shell nvidia-smi -L 2>/dev/null),)
 $(VENV)/installed test proof: export TORCH_CUDA_ARCH_LIST ?= 8.0
 endif
 
+# Tests of GPU kernels: they compile what all workers would share, or start Triton in its interpreter.
+KERNELS := cuda_on_cpu cuda_gate triton_interpreted triton_gate
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal \
-	--ignore=tests/cuda_on_cpu --ignore=tests/cuda_gate --ignore=tests/triton_interpreted --ignore=tests/triton_gate
+	$(addprefix --ignore=tests/,$(KERNELS))
+INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest
+# The tests of the rooms that differ from main.
+CHANGED ?= $(shell git diff --name-only main -- bkd_fast csrc tests)
+ROOMS = $(shell printf '%s\n' $(CHANGED) | sed -E \
+	's,^csrc/.*,ops,; s,^bkd_fast/benchmark/.*,benchmarks,; s,^(bkd_fast|tests)/(test_)?([^/.]+).*,\3,' | sort -u)
+NEAR = $(wildcard $(foreach room,$(filter-out support $(KERNELS),$(ROOMS)),tests/$(room) tests/test_$(room).py))
 
 .PHONY: demo test proof quick lint docs mutations sanitize bench wheels clean
 
@@ -21,40 +29,43 @@ demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
 
 test: $(VENV)/installed
-	@echo "make test: about 8 minutes on 2 idle cores (make proof, the rest: about 25)"
+	@echo "make test: about 6 minutes on 2 idle cores (make proof, the rest: about 35)"
 	$(MAKE) lint
 	$(TESTS) -m "not slow"
+	$(BIN)/pytest -m "not slow" tests/cuda_on_cpu tests/cuda_gate tests/triton_gate
+	$(INTERPRETED) -m "not slow" tests/triton_interpreted
 
 # What is slower: long tests, compiled code of every architecture and configuration, and the CUDA kernels under sanitizers.
 proof: $(VENV)/installed
-	@echo "make proof: about 25 minutes on 2 idle cores"
+	@echo "make proof: about 35 minutes on 2 idle cores"
 	$(TESTS) -m slow
-	$(BIN)/pytest tests/cuda_gate tests/triton_gate
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/triton_interpreted
-	$(BIN)/python tests/cuda_on_cpu/sanitized.py
+	$(BIN)/pytest -m slow tests/cuda_gate tests/triton_gate
+	$(INTERPRETED) -n 2 tests/triton_interpreted
+	$(BIN)/python -m tools.cuda_on_cpu.sanitized
 	CUDA_ON_CPU_ARCHITECTURE=750 $(BIN)/pytest tests/cuda_on_cpu -k "(with_the_reference and forward) or tiles"
 
-# Lint, a smoke set, and the tests of the rooms that differ from main.
+# Lint, a smoke set, and the tests near a change, in less than 90 seconds.
 quick: $(VENV)/installed
 	$(MAKE) lint
-	OMP_NUM_THREADS=1 timeout 80 $(BIN)/pytest -n 2 -m "not slow" tests/test_config.py tests/test_house.py tests/test_files.py \
-		$(wildcard $(addprefix tests/,$(sort $(patsubst bkd_fast/%/,%,$(dir $(shell git diff --name-only main -- bkd_fast))))))
+	OMP_NUM_THREADS=1 timeout 70 $(BIN)/pytest -x -n 2 -m "not slow" \
+		tests/test_config.py tests/test_house.py tests/test_files.py $(NEAR) \
+		|| { [ $$? = 124 ] && echo "make quick: no failure within 70 seconds; make test runs the rest"; }
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --strict --follow-imports=silent tests/consumer.py
+	$(BIN)/mypy --strict --follow-imports=silent tools/consumer.py
 
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 mutations: $(VENV)/installed
-	$(BIN)/python tests/cuda_on_cpu/mutations.py
+	$(BIN)/python -m tools.cuda_on_cpu.mutations
 
 sanitize: $(VENV)/installed
-	$(BIN)/python tests/sanitize.py
+	$(BIN)/python -m tools.sanitize
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
@@ -62,7 +73,7 @@ bench: $(VENV)/installed
 
 wheels: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet build
-	$(BIN)/python tests/wheels.py
+	$(BIN)/python -m tools.wheels
 
 # Torch and the build tools come first; the package is then built without isolation, with just these.
 $(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/extension/*.py) $(shell find csrc -type f)

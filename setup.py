@@ -46,6 +46,7 @@ class Build(build_ext):
     """Compiles with the package's own description, which the just-in-time build shares."""
 
     def build_extension(self, extension: Extension) -> None:
+        """Compile one extension and copy it to where setuptools expects it."""
         folder = Path(self.build_temp).resolve()
         if extension.name == "bkd_fast._cuda":
             built = description.build_cuda(folder, TOOLKIT)
@@ -56,6 +57,7 @@ class Build(build_ext):
         shutil.copyfile(built, target)
 
     def get_ext_filename(self, fullname: str) -> str:
+        """Return a file name without a Python version: the extensions use the stable ABI."""
         *folders, name = fullname.split(".")
         return os.path.join(*folders, f"{name}.abi3.so")
 

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+import tiny
 
 from bkd_fast.config import BKDConfig
-
-TINY: dict[str, Any] = {
-    "teacher.name": "resnet18",
-    "teacher.weights": "none",
-    "teacher.image_size": (64, 64),
-    "memory.items": 16,
-    "training.epochs": 2,
-    "training.batch_size": 4,
-    "training.validation_share": 0.2,
-}
 
 
 @pytest.fixture(scope="session")
 def tiny_config() -> BKDConfig:
     """ResNet-18 with random weights at 64 x 64: the default model, its match refined by an alignment that learns."""
-    return BKDConfig().with_changes({"alignment.kernel": "full", **TINY})
+    return BKDConfig().with_changes({"alignment.kernel": "full", **tiny.TINY})
 
 
 @pytest.fixture(scope="session")
 def tiny_default() -> BKDConfig:
     """The same as it is by default: nothing is learned."""
-    return BKDConfig().with_changes(TINY)
+    return BKDConfig().with_changes(tiny.TINY)
 
 
 @pytest.fixture(scope="session")
@@ -42,46 +30,16 @@ def tiny_student(tiny_config) -> BKDConfig:
     )
 
 
-def _make_category(
-    root: Path, *, train: int = 10, good: int = 3, bad: int = 3, size: tuple[int, int] = (72, 80)
-) -> Path:
-    """A category in the MVTec layout: noise on a gradient, defects are bright squares with exact masks."""
-    generator = np.random.default_rng(0)
-
-    def image() -> np.ndarray:
-        ramp = np.linspace(60, 140, size[1])[None, :, None] * np.ones((*size[:1], 1, 3))
-        return np.clip(ramp + generator.normal(0, 12, (*size, 3)), 0, 255).astype(np.uint8)
-
-    for folder, count in (("train/good", train), ("test/good", good)):
-        for index in range(count):
-            path = root / folder / f"{index:03}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image()).save(path)
-    for index in range(bad):
-        picture, mask = image(), np.zeros(size, np.uint8)
-        top = 10 + 10 * index
-        picture[top : top + 16, 20:40] = 250
-        mask[top : top + 16, 20:40] = 255
-        for folder, name, array in (
-            ("test/hole", f"{index:03}.png", picture),
-            ("ground_truth/hole", f"{index:03}_mask.png", mask),
-        ):
-            path = root / folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(path)
-    return root
-
-
 @pytest.fixture
 def make_category():
     """Makes further categories like ``tiny_data``, of other sizes."""
-    return _make_category
+    return tiny.make_category
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """One category, ``tile``."""
-    return _make_category(tmp_path_factory.mktemp("data") / "tile")
+    return tiny.make_category(tmp_path_factory.mktemp("data") / "tile")
 
 
 @pytest.fixture(scope="session")

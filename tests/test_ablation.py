@@ -35,14 +35,14 @@ def test_table_4_has_the_papers_rows():
     assert whole == PAPER.with_changes({"support.shots": 8})
 
 
-def test_table_4_of_looked_up_supports_compares_memory_and_alignment():
+def test_table_4_of_retrieved_supports_compares_memory_and_alignment():
     variants = table_variants(4, DEFAULT)
     assert [tuple(variant.labels.values()) for variant in variants] == [
         (memory, alignment) for memory in ("–", "✓") for alignment in ("–", "warp", "DCN")
     ]
     bare, whole = variants[0].config, variants[3].config
     assert whole == DEFAULT
-    # The memory is the whole reverse branch: without it what is matched judges alone.
+    # The memory is the whole reverse branch: without it the match predicts alone.
     assert bare == DEFAULT.with_changes({"memory": None, "student": None})
     assert [kernel(variant) for variant in variants] == [None, "identity", "full"] * 2
     student = DEFAULT.with_changes({"teacher.levels": "separate", "student": "on"})
@@ -53,16 +53,16 @@ def test_table_4_of_looked_up_supports_compares_memory_and_alignment():
             table_variants(4, DEFAULT.with_changes(lacking))
 
 
-def test_table_5_has_every_transformation_and_needs_drawn_supports():
+def test_table_5_has_every_transformation_and_needs_sampled_supports():
     variants = table_variants(5, PAPER)
     assert [variant.config.support.augmentation for variant in variants][4:6] == ["shear", "rotation_scale"]
     assert variants[0].config.alignment is None
     assert len(variants) == 10
     # Something has to learn from what is augmented.
-    drawn = table_variants(
+    sampled = table_variants(
         5, DEFAULT.with_changes({"support": "sampled", "support.per": "query", "support.aggregation": "mean"})
     )
-    assert [kernel(variant) for variant in drawn] == [None] + ["full"] * 9
+    assert [kernel(variant) for variant in sampled] == [None] + ["full"] * 9
     with pytest.raises(BKDError, match="retrieved supports have none: use --preset paper"):
         table_variants(5, DEFAULT)
 

@@ -156,7 +156,7 @@ def test_tensors_out_of_range(tiny_run):
         detector(torch.zeros(4, 64, 64))
 
 
-def test_an_unreadable_image_in_a_batch_keeps_what_was_judged(tiny_run, tmp_path):
+def test_an_unreadable_image_in_a_batch_keeps_what_was_predicted(tiny_run, tmp_path):
     for name in ("a", "b"):
         Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_bytes(b"not an image")

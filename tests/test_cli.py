@@ -67,6 +67,9 @@ def test_training_from_the_command_line(tiny_data, tmp_path, capsys):
     assert main([*arguments, *small]) == 1
     assert "not empty" in capsys.readouterr().err
     assert main([*arguments, *small, "--resume"]) == 0
+    good = str(tiny_data / "train" / "good")  # no test images: nothing to evaluate
+    assert main(["train", good, "--out", str(tmp_path / "good"), *arguments[4:], *small]) == 0
+    assert f"next: bkd-fast predict {tmp_path / 'good'} IMAGES" in capsys.readouterr().out
 
 
 def test_public_names_are_there():

@@ -1,4 +1,4 @@
-"""What users do with a GPU: train on one, judge with what was trained on either device, compile, export."""
+"""What users do with a GPU: train on one, predict with what was trained on either device, compile, export."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,12 +38,12 @@ def close(found, expected, tolerance):
         np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=tolerance * other.anomaly_map.max())
 
 
-def test_a_gpu_judges_as_the_cpu_does(any_run, files):
+def test_a_gpu_predicts_as_the_cpu_does(any_run, files):
     close(Detector.load(any_run, device=DEVICE)(files), Detector.load(any_run, device="cpu")(files), 1e-3)
 
 
 @pytest.mark.parametrize("name", ["native", "triton", "reference"])
-def test_every_backend_judges_alike(any_run, files, name):
+def test_every_backend_predicts_alike(any_run, files, name):
     detector = Detector.load(any_run, device=DEVICE)
     expected = detector(files)
     with backend(name):
@@ -59,7 +59,7 @@ def test_features_are_matched_on_a_gpu_as_on_the_cpu():
         torch.testing.assert_close(one.cpu(), other)
 
 
-def test_graphs_judge_as_single_kernels_do(any_run, tiny_data):
+def test_graphs_predict_as_single_kernels_do(any_run, tiny_data):
     graphs, kernels = (Detector(load_trained(any_run), DEVICE, pack=pack) for pack in (True, False))
     files = sorted((tiny_data / "train/good").iterdir())
     images = torch.stack([to_tensor(load_image(file), graphs.config.teacher.image_size) for file in files])
@@ -71,17 +71,17 @@ def test_graphs_judge_as_single_kernels_do(any_run, tiny_data):
                 torch.testing.assert_close(own, other)
     scores, _ = kernels.score(images)
 
-    def judge(index):
+    def predict(index):
         with torch.cuda.stream(torch.cuda.Stream()):
             return graphs.score(images[index : index + 1])[0].item()
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(judge, [*range(len(images))] * 5))
+        found = list(pool.map(predict, [*range(len(images))] * 5))
     assert found == pytest.approx(scores.tolist() * 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_narrow_networks_judge_much_alike(any_run, files, precision):
+def test_narrow_networks_predict_much_alike(any_run, files, precision):
     narrow = Detector.load(any_run, device=DEVICE, precision=precision)(files)
     expected = Detector.load(any_run, device=DEVICE)(files)
     assert [one.score for one in narrow] != [one.score for one in expected]
@@ -90,7 +90,7 @@ def test_narrow_networks_judge_much_alike(any_run, files, precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
-def test_compiled_networks_judge_alike(tiny_run, tiny_data, files, mode):
+def test_compiled_networks_predict_alike(tiny_run, tiny_data, files, mode):
     compiled = Detector.load(tiny_run, device=DEVICE, compile=mode)
     plain = Detector.load(tiny_run, device=DEVICE)
     for _ in range(2):  # a graph is recorded, then replayed
@@ -121,7 +121,7 @@ def test_a_stream_on_a_gpu_is_the_images_one_by_one(tiny_run, files):
         ("tiny_student", {}),
     ],
 )
-def test_what_was_trained_on_a_gpu_judges_anywhere(kind, changes, request, tiny_data, tmp_path, files):
+def test_what_was_trained_on_a_gpu_predicts_anywhere(kind, changes, request, tiny_data, tmp_path, files):
     config = request.getfixturevalue(kind).with_changes(changes)
     run = train(tiny_data, tmp_path / "run", config, accelerator=ACCELERATOR, progress=False)
     close(Detector.load(run, device="cpu")(files), Detector.load(run, device=DEVICE)(files), 1e-3)

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    from bkd_fast.data import find_categories
     from bkd_fast.training.train import train
 
     train(
@@ -52,4 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
         cache_dir=arguments.cache_dir,
     )
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks
-        print(f"trained: {arguments.out}\nnext: bkd-fast evaluate {arguments.out}")
+        found = find_categories(
+            arguments.data, arguments.category, anomalous=arguments.anomalous, masks=arguments.masks
+        )
+        tested = any(category.test for category in found)
+        then = f"evaluate {arguments.out}" if tested else f"predict {arguments.out} IMAGES --out predictions/"
+        print(f"trained: {arguments.out}\nnext: bkd-fast {then}")

@@ -1,5 +1,6 @@
-"""The network of a detector as CUDA graphs: a few hundred kernels are launched at once, which takes a CPU longer one by
-one than a GPU needs to run them.
+"""The network of a detector as CUDA graphs.
+
+A graph launches a few hundred kernels at once. One by one, a CPU would launch them more slowly than a GPU runs them.
 """
 
 from __future__ import annotations

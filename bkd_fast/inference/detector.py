@@ -44,7 +44,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         compile: str | None = None,
         pack: bool = True,
     ) -> None:
-        """
+        """Prepare a trained model for prediction.
+
         Args:
             trained: what :func:`bkd_fast.artifact.load_trained` returns. Its model then belongs to the detector, which
                 folds batch normalisation, packs convolutions on a CPU, and records CUDA graphs on a GPU.

@@ -47,6 +47,7 @@ class PackedConvolution(nn.Module):
         self.bias = None if c.bias is None else c.bias.detach()
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return the convolution of (N, C, H, W), with its bias and activation."""
         ops = torch.ops.mkldnn
         multiply = ops._convolution_transpose_pointwise if self.transposed else ops._convolution_pointwise
         return multiply(features, self.weight, self.bias, *self.geometry, *self.activation, "")

@@ -48,6 +48,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return the block's output for (N, C, H, W)."""
         return F.relu(self.body(features) + self.shortcut(features))
 
 

@@ -1,7 +1,7 @@
 """Triton kernels as operators of PyTorch, and the tuning of their block sizes.
 
 Every kernel is tuned when a problem of a new kind first runs: each of its configurations is timed once, and Triton
-keeps the result on disk. All of them compile for every architecture that tests/triton_gate names, within the smallest
+keeps the result on disk. All of them compile for every architecture that tools/triton_gate names, within the smallest
 shared memory among those, so that none is tried in vain.
 """
 

@@ -25,7 +25,8 @@ class Normals(Protocol):
     """Normal images or their tiles by number, as the teacher sees them. ``image_of``: which image each shows."""
 
     @property
-    def image_of(self) -> Sequence[int]: ...
+    def image_of(self) -> Sequence[int]:
+        """The image index of each item."""
 
     def __len__(self) -> int: ...
 

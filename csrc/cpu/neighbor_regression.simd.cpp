@@ -88,7 +88,7 @@ void neighbor_regression(const NeighborRegression<T>& p) {
     Scratch<T> apart(count * pitch), gram(count * count), weight(count), own(pitch), result(pitch);
     for (int64_t c = p.channels; c < pitch; ++c) own[c] = 0;
     for (int64_t task; (task = queue.next()) >= 0;)
-      for (int64_t row = task * ROWS; row < least((task + 1) * ROWS, p.rows); ++row) {
+      for (int64_t row = task * ROWS; row < min((task + 1) * ROWS, p.rows); ++row) {
         std::memcpy(own, p.query + row * p.channels, p.channels * sizeof(T));
         for (int64_t k = 0; k < count; ++k) {
           T* to = apart + k * pitch;

@@ -31,11 +31,11 @@ void select_matches(const SelectMatches<T>& p) {
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / p.height, y = task % p.height;
       for (int64_t x = 0; x < p.width; x += W) {
-        const int64_t lanes = least(W, p.width - x), pixel = y * p.width + x;
+        const int64_t lanes = min(W, p.width - x), pixel = y * p.width + x;
         for (int64_t s = 0; s < p.shots; ++s) {
           const T* from = p.distance + (n * p.shots + s) * plane + pixel;
           Vec<T> distance = lanes < W ? load_part(from, lanes) : load(from), number = all(T(s));
-          insert<T>(nearest, shot, least(s, p.count), distance, number);
+          insert<T>(nearest, shot, min(s, p.count), distance, number);
           if (s < p.count) nearest[s] = distance, shot[s] = number;
         }
         for (int64_t lane = 0; lane < lanes; ++lane)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import building
 import pytest
+import selection
 import torch
 
+from tools.cuda_on_cpu import building
+
 ORDERS = ("forward", "reversed", "random")
+
+
+def pytest_collection_modifyitems(items):
+    selection.mark_the_rest_slow(items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

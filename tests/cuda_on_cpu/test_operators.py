@@ -4,7 +4,6 @@ import csv
 import re
 from contextlib import contextmanager
 
-import building
 import cases
 import kernel_checks
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bkd_fast.ops import backend, modulated_deform_conv2d
+from tools.cuda_on_cpu import building
 
 TYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -234,7 +234,7 @@ def test_launches_are_as_the_compile_gate_has_them(dtype):
     cases.matched(cases.match(), "native", dtype)
     scaled(torch.ones(9, dtype=dtype))
     launches = {line.split()[0]: line.split()[1:] for line in torch.ops.cuda_on_cpu.launches().splitlines()}
-    with open(building.HERE.parent / "cuda_gate" / "launches.csv", newline="", encoding="utf-8") as file:
+    with open(building.ROOT / "tools" / "cuda_gate" / "launches.csv", newline="", encoding="utf-8") as file:
         dynamic = {row["kernel"]: row["dynamic"] for row in csv.DictReader(file)}
     label = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float32: "float"}[dtype]
     assert set(KERNELS) <= set(launches)

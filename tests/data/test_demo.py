@@ -193,7 +193,7 @@ def brightness(image):
 
 
 def roughness(image):
-    """Mean of the standard deviation in a window of 15 x 15 pixels."""
+    """Mean of the std in a window of 15 x 15 pixels."""
     mean = ndimage.uniform_filter(image, 15)
     return np.sqrt(np.clip(ndimage.uniform_filter(image**2, 15) - mean**2, 0, None)).mean()
 

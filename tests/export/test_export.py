@@ -17,7 +17,7 @@ from bkd_fast.export.formats import read, write
 from bkd_fast.export.graph import program
 from bkd_fast.inference.detector import Detector
 
-FORMATS = ["pt2", "onnx", "openvino", pytest.param("aoti", marks=pytest.mark.slow)]
+FORMATS = ["pt2", "onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "aoti"))]
 
 
 def agrees(run, data, format, path):
@@ -51,7 +51,7 @@ def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_def
 # What the default model has not, of each part of the network, and whether DeformConv has to do with it.
 FULL = {"alignment.kernel": "full"}
 CHANGES = {
-    "masks, the closest of drawn shots, odd sizes": (
+    "masks, the closest of sampled shots, odd sizes": (
         {
             **FULL,
             "alignment.modulated": True,
@@ -62,7 +62,7 @@ CHANGES = {
         },
         True,
     ),
-    "the closest of shots that are looked up, refined; cosines; memory by attention": (
+    "the closest of shots that are retrieved, refined; cosines; memory by attention": (
         {
             **FULL,
             "support.shots": 3,
@@ -92,7 +92,7 @@ CHANGES = {
         {**FULL, "teacher.levels": "separate", "student": "on", "memory.learned": True, "memory.read": "attention"},
         True,
     ),
-    "pure warp of drawn supports": (
+    "pure warp of sampled supports": (
         {"alignment.kernel": "identity", "support": "sampled", "support.per": "step", "support.aggregation": "mean"},
         True,
     ),
@@ -106,6 +106,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_other_models_can_be_exported(name, tmp_path):
     """To ONNX, without training: random weights."""

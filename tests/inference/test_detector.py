@@ -169,7 +169,7 @@ def test_thresholds_decide_and_can_be_changed(tiny_run, picture):
 
 
 def test_normals_are_under_the_threshold(any_run, tiny_data):
-    """Of so few images the largest score is the threshold; the kept scores of held-out ones are the detector's."""
+    """Of so few images the largest score is the threshold; the kept scores of validation images are the detector's."""
     detector, source = Detector.load(any_run, device="cpu"), load_trained(any_run).source
     assert len(source.validation_files) == 2
     found = [detector(tiny_data / "train/good" / name).score for name in source.validation_files]
@@ -200,7 +200,7 @@ def test_the_support_can_be_replaced(tiny_run, tiny_data, picture):
         detector.set_support([])
 
 
-def test_branches_are_judged_apart(any_run, picture):
+def test_branches_are_scored_apart(any_run, picture):
     detector = Detector.load(any_run)
     image = to_tensor(load_image(picture), detector.config.teacher.image_size)[None]
     both, forward, reverse = (

@@ -81,14 +81,14 @@ def test_the_engine_trains_and_measures(trained):
     assert len(kernels) == (0 if model.config.alignment is None else 2)
     # Learned: no longer a copy, which has nothing but zeros and ones.
     assert all(not bool(((kernel == 0) | (kernel == 1)).all()) for kernel in kernels)
-    (figures,) = made.test(model=model, datamodule=data, verbose=False)
-    assert 0 <= figures["image_AUROC"] <= 1
-    assert figures["pixel_AUROC"] > 0.8  # bright squares
+    (metrics,) = made.test(model=model, datamodule=data, verbose=False)
+    assert 0 <= metrics["image_AUROC"] <= 1
+    assert metrics["pixel_AUROC"] > 0.8  # bright squares
 
 
 @pytest.mark.slow
 def test_scales_are_those_that_training_finds(trained):
-    """Maps by the images that were held out, scores by all of them, each compared with the others alone."""
+    """Maps by the validation images, scores by all of them, each compared with the others alone."""
     model, _, data = trained
     network = copy.deepcopy(model.model.network).eval()
     paths = [str(path) for path in data.train_data.samples.image_path]
@@ -124,7 +124,7 @@ def test_scales_are_those_that_training_finds(trained):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_judges_as_the_model_did(trained, tiny_data):
+def test_a_checkpoint_predicts_as_the_model_did(trained, tiny_data):
     model, made, _ = trained
     again = Bkd.load_from_checkpoint(made.best_model_path or made.trainer.checkpoint_callback.last_model_path)
     assert (again.index_in_bank, again.validation) == (model.index_in_bank, model.validation)

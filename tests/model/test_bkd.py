@@ -133,7 +133,7 @@ def test_a_support_per_query_is_refused_where_queries_choose(model):
         model(IMAGES, SUPPORT.expand(3, -1, -1, -1, -1))
 
 
-def test_each_image_is_judged_by_itself(model):
+def test_each_image_is_scored_by_itself(model):
     with torch.no_grad():
         together = model.anomaly_map(model(IMAGES, SUPPORT), (64, 64))
         alone = torch.cat([model.anomaly_map(model(image[None], SUPPORT), (64, 64)) for image in IMAGES])

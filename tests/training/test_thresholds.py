@@ -49,7 +49,7 @@ def measure(model: BKD, images: torch.Tensor, validation: torch.Tensor, pool: li
     return measure_normals(model, prepared, Images(model, images, tiles), Images(model, validation, tiles), pool)
 
 
-def judged_without(
+def scored_without(
     model: BKD, images: torch.Tensor, pool: list[int], hidden: set[int], row: int
 ) -> tuple[float, float]:
     """Score and largest pixel of an image from a model that never had some images."""
@@ -77,7 +77,7 @@ def judged_without(
         {"anomaly_map.image_weight": 0.0},
     ],
 )
-def test_a_training_image_is_judged_as_by_a_model_without_it(changes):
+def test_a_training_image_is_scored_as_by_a_model_without_it(changes):
     images, pool = parts(9, 0), [0, 1, 2, 4, 5, 7, 8]
     model = trained(images, changes)
     measured = measure(model, images, parts(3, 1), pool)
@@ -88,7 +88,7 @@ def test_a_training_image_is_judged_as_by_a_model_without_it(changes):
         prepared = model.make_support(model.support_levels(images[pool]))
         itself = model.predict(images, prepared)[0].tolist()
     for row in range(9):
-        score, largest = judged_without(model, images, pool, {row}, row)
+        score, largest = scored_without(model, images, pool, {row}, row)
         assert measured.scores.scores[3 + row] == pytest.approx(score, rel=1e-3, abs=1e-3)
         assert measured.scores.maxima[3 + row] == pytest.approx(largest, rel=1e-3)
     assert np.mean(itself) < np.mean(measured.scores.scores[3:])
@@ -102,14 +102,14 @@ def test_near_duplicates_are_hidden_from_each_other():
     measured = measure(model, images, parts(3, 1), pool)
     assert measured.duplicates == 2
     for row, hidden in ((0, {0}), (1, {1, 3}), (3, {1, 3})):
-        score, largest = judged_without(model, images, pool, hidden, row)
+        score, largest = scored_without(model, images, pool, hidden, row)
         assert measured.scores.scores[3 + row] == pytest.approx(score, rel=1e-3, abs=1e-3)
         assert measured.scores.maxima[3 + row] == pytest.approx(largest, rel=1e-3)
     # Compared with its twin it would be no anomaly at all.
-    assert judged_without(model, images, pool, {1}, 1)[0] < measured.scores.scores[3 + 1] - 1
+    assert scored_without(model, images, pool, {1}, 1)[0] < measured.scores.scores[3 + 1] - 1
 
 
-def test_tiles_are_judged_without_those_of_their_image_which_has_the_highest_score():
+def test_tiles_are_scored_without_those_of_their_image_which_has_the_highest_score():
     images, validation, pool = parts(9, 0), parts(6, 1), list(range(9))
     model = trained(images)
     measured = measure(model, images, validation, pool, tiles=3)
@@ -117,8 +117,8 @@ def test_tiles_are_judged_without_those_of_their_image_which_has_the_highest_sco
     assert len(measured.scores.scores) == len(measured.scores.maxima) == 2 + 3
     for image in range(3):
         tiles = range(3 * image, 3 * image + 3)
-        judged = [judged_without(model, images, pool, set(tiles), row) for row in tiles]
-        scores, maxima = zip(*judged, strict=True)
+        scored = [scored_without(model, images, pool, set(tiles), row) for row in tiles]
+        scores, maxima = zip(*scored, strict=True)
         assert measured.scores.scores[2 + image] == pytest.approx(max(scores), rel=1e-3, abs=1e-3)
         assert measured.scores.maxima[2 + image] == pytest.approx(max(maxima), rel=1e-3)
 

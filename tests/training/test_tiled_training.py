@@ -52,20 +52,20 @@ def test_thresholds_are_those_of_tiled_images(run, tiny_data):
     trained = load_trained(run)
     assert trained.calibration.source == "leave-one-out"
     assert len(trained.calibration.scores) == 10  # an image has one score, of its highest tile
-    held_out = trained.source.validation_files
+    validation = trained.source.validation_files
     detector = Detector.load(run)
-    own = [detector(tiny_data / "train/good" / name) for name in held_out]
+    own = [detector(tiny_data / "train/good" / name) for name in validation]
     for prediction in own:
         assert prediction.anomaly_map.shape == (72, 80)
         distance = np.abs(np.array(trained.calibration.scores) - prediction.score).min()
         assert distance < 2e-3 * max(1, abs(prediction.score))
-    explicit = detector(tiny_data / "train/good" / held_out[0], tile=48, overlap=12)
+    explicit = detector(tiny_data / "train/good" / validation[0], tile=48, overlap=12)
     assert explicit.score == pytest.approx(own[0].score, rel=1e-5)
 
 
 def test_a_tiled_run_is_evaluated_in_tiles(run):
     metrics = evaluate(run, pictures=False, progress=False)
-    figures = metrics["categories"]["tile"]
-    assert figures["image_auroc"] is not None
-    assert figures["aupro"] is not None
-    assert list(figures["branches"]) == ["both"]
+    means = metrics["categories"]["tile"]
+    assert means["image_auroc"] is not None
+    assert means["aupro"] is not None
+    assert list(means["branches"]) == ["both"]

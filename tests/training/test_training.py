@@ -113,10 +113,10 @@ def test_resuming_with_another_configuration_names_the_field(tiny_data, tiny_con
         train(tiny_data, tmp_path / "run", tiny_config.with_changes({"training.learning_rate": 0.001}), resume=True)
 
 
-def test_drawn_supports_train_too(tiny_data, tiny_config, tmp_path):
-    drawn = {"support.shots": 2, "support.aggregation": "mean", "support.augmentation": "rotation_scale"}
+def test_sampled_supports_train_too(tiny_data, tiny_config, tmp_path):
+    sampled = {"support.shots": 2, "support.aggregation": "mean", "support.augmentation": "rotation_scale"}
     for draw in ("step", "query"):
-        config = tiny_config.with_changes({"support": "sampled", "support.per": draw, "training.epochs": 1, **drawn})
+        config = tiny_config.with_changes({"support": "sampled", "support.per": draw, "training.epochs": 1, **sampled})
         run = train(tiny_data, tmp_path / draw, config)
         assert len(list((run / "support").iterdir())) == 2
 
@@ -167,7 +167,7 @@ def test_frozen_features_are_computed_once(tiny_data, tiny_config, tmp_path, mon
     assert sum(seen) == 8 + 2
 
 
-def test_training_ends_where_the_held_out_loss_rests(tiny_data, tiny_config, tmp_path, caplog):
+def test_training_ends_where_the_validation_loss_rests(tiny_data, tiny_config, tmp_path, caplog):
     config = tiny_config.with_changes({"training.epochs": 10, "training.learning_rate": 0.0, "training.patience": 2})
     with caplog.at_level("INFO", "bkd_fast"):
         run = train(tiny_data, tmp_path / "run", config)

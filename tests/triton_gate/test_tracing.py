@@ -3,12 +3,12 @@
 import cases
 import pytest
 import torch
-import triton_kernels
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bkd_fast.ops import backend
+from tools.triton_gate import kernels as triton_kernels
 
 reason = triton_kernels.why_not()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
@@ -104,9 +104,9 @@ def test_other_backends_and_exported_programs_keep_the_call():
 
 def _nodes(call, tensors, target, chosen="triton"):
     """Of the graph that a compiler gets, those whose target has a word in it. No GPU is needed: nothing has data."""
-    import triton_target
+    from tools.triton_gate.target import compiling_for
 
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), triton_target.compiling_for(90):
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), compiling_for(90):
         fakes = [torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device="cuda") for one in tensors]
         with backend(chosen):
             graph = make_fx(dispatch_functionalize(call))(*fakes).graph

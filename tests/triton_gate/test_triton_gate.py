@@ -4,8 +4,9 @@ This is also where bfloat16 is covered without a GPU: the interpreter cannot do 
 """
 
 import pytest
-import triton_budget
-import triton_kernels
+
+from tools.triton_gate import budget as triton_budget
+from tools.triton_gate import kernels as triton_kernels
 
 reason = triton_kernels.why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(reason is not None, reason=str(reason))]
@@ -27,7 +28,7 @@ def test_every_kernel_keeps_to_its_budget(kernels):
     if not triton.__version__.startswith(f"{triton_budget.TRITON}."):
         pytest.skip(f"the budget is of Triton {triton_budget.TRITON}, this is {triton.__version__}")
     found = triton_budget.growth(kernels)
-    assert not found, "\n".join([*found, "if that is meant: python tests/triton_gate --update"])
+    assert not found, "\n".join([*found, "if that is meant: python -m tools.triton_gate --update"])
 
 
 def test_a_kernel_that_needs_more_is_found(kernels):

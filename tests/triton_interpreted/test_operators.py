@@ -1,7 +1,7 @@
 """Every Triton kernel, option and block size against the reference, in Triton's interpreter.
 
 float32 and float16; of bfloat16 the interpreter makes something else (its 16 bits are taken for a number), so that
-type is left to the compile gate (tests/triton_gate) and to a device (tests/ops/test_cuda.py).
+type is left to the compile gate (tools/triton_gate) and to a device (tests/ops/test_cuda.py).
 """
 
 import cases

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -48,14 +49,14 @@ def why_not() -> str | None:
     return None if _tool("cuobjdump") else "there is no cuobjdump (triton brings one)"
 
 
-def compiled() -> list[Kernel]:
-    """All kernels, kept in build/cuda_gate until a source changes.
+def compiled(architectures: Sequence[str] = ARCHITECTURES) -> list[Kernel]:
+    """Return all kernels, kept in build/cuda_gate until a source changes.
 
     Raises:
         RuntimeError: the compiler's message.
     """
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    jobs = [(source, architecture) for source in sources for architecture in ARCHITECTURES]
+    jobs = [(source, architecture) for source in sources for architecture in architectures]
     with ThreadPoolExecutor(2) as pool:
         return [kernel for found in pool.map(_compile, jobs) for kernel in found]
 

@@ -1,9 +1,9 @@
-"""The operators under pytest-benchmark, so that a change can be compared with the commit before it:
+"""The operators under pytest-benchmark, so that a change can be compared with the commit before it.
 
-    pytest benchmarks --benchmark-save=before      # then change something, build, and
-    pytest benchmarks --benchmark-compare --benchmark-group-by=name
+    pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-save=before
+    pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-compare --benchmark-group-by=name
 
-One level of each teacher and one image, on every backend that is there. Plain ``pytest`` does not collect it.
+One level of each teacher and one image, on every available backend. Without ``--benchmark-enable`` each case runs once.
 """
 
 import pytest
@@ -20,6 +20,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "call"), CASES)
 def test_operator(case, call, benchmark):
     with torch.set_grad_enabled(case.what != "forward"):

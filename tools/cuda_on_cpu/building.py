@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from ninja import BIN_DIR
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-EMULATION = HERE / "emulation"
+ROOT = Path(__file__).resolve().parent.parent.parent
+TESTS = ROOT / "tests" / "cuda_on_cpu"
+EMULATION = TESTS / "emulation"
 FILE = "cuda_on_cpu.so"
 SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 

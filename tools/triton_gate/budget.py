@@ -6,8 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import triton_kernels
-from triton_kernels import Kernel
+from tools.triton_gate import kernels as triton_kernels
+from tools.triton_gate.kernels import Kernel
 
 HERE = Path(__file__).resolve().parent
 TRITON = "3.8"  # other releases allocate other registers

@@ -4,7 +4,7 @@ The wheel is built from the sdist, and that one file is installed with each torc
 the operator tests pass, a typed program of someone else's checks, the import is timed, and after `pip uninstall`
 nothing is left. A wheel without compiled kernels passes the operator tests on the reference.
 
-    python tests/wheels.py [TORCH ...]    # versions as pip takes them; default: the oldest supported, and the newest
+    python -m tools.wheels [TORCH ...]    # versions as pip takes them; default: the oldest supported, and the newest
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ class Environment:
         self.python = str(folder / "bin" / "python")
         _run(sys.executable, "-m", "venv", str(folder))
         self._pip("install", torch, "torchvision")
-        self._pip("install", "pytest", "pytest-xdist", "hypothesis", "mypy")
+        self._pip("install", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "mypy")
         # Copies: what is imported is the installed package, not the checkout's.
         self.tests = folder / "copied" / "tests"
         shutil.copytree(ROOT / "tests", self.tests)
-        shutil.copy(ROOT / "pyproject.toml", self.tests.parent)
+        for name in ("pyproject.toml", "tools/consumer.py"):
+            shutil.copy(ROOT / name, self.tests.parent)
 
     def check(self, wheel: Path, backends: str) -> None:
         """Installs ``wheel``, whose CPU backends are ``backends``, checks it as a user has it, and uninstalls it."""
@@ -74,7 +75,7 @@ class Environment:
         if found.strip() != backends:
             raise SystemExit(f"wheels: {wheel.name} runs {found.strip()} on the CPU, expected {backends}")
         print(self._python("-c", TIMED).strip(), flush=True)
-        self._python("-m", "mypy", "--strict", "--follow-imports=silent", str(self.tests / "consumer.py"))
+        self._python("-m", "mypy", "--strict", "--follow-imports=silent", str(self.tests.parent / "consumer.py"))
         # One thread each: two processes with as many threads as there are cores hinder each other.
         tests = self._python("-m", "pytest", "-n", "auto", str(self.tests / "ops"), OMP_NUM_THREADS="1")
         print(f"wheels: {wheel.name}: {tests.strip().splitlines()[-1]}", flush=True)

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import building
-from faults import FAULTS, Fault
+from tools.cuda_on_cpu import building
+from tools.cuda_on_cpu.faults import FAULTS, Fault
 
 FOLDER = building.ROOT / "build" / "mutations"
 
@@ -55,7 +55,7 @@ def _caught(fault: Fault) -> bool:
         raise RuntimeError(f"{fault.name} does not compile, so that no test can catch it: {error}") from error
     # Under its own name: a process that has it open keeps it.
     own = shutil.copy(library, FOLDER / "faulty.so")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", str(building.HERE), "-k", fault.tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", str(building.TESTS), "-k", fault.tests]
     ran = subprocess.run(command, env={**os.environ, "CUDA_ON_CPU": str(own)}, capture_output=True, text=True)
     # 1: tests failed. Less than 0: the process was killed, as by a write to nowhere.
     caught = ran.returncode == 1 or ran.returncode < 0

@@ -1,9 +1,9 @@
-"""``python tests/triton_gate --update``: what the kernels of now need becomes their budget."""
+"""``python -m tools.triton_gate --update``: what the kernels of now need becomes their budget."""
 
 import sys
 
-from triton_budget import faults, growth, write
-from triton_kernels import compiled
+from tools.triton_gate.budget import faults, growth, write
+from tools.triton_gate.kernels import compiled
 
 if __name__ == "__main__":  # the processes that compile import this file too
     kernels = compiled()

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-sys.path.insert(0, str(HERE.parent))  # for cases, in processes that pytest did not start
+ROOT = Path(__file__).resolve().parent.parent.parent
+SUPPORT = ROOT / "tests" / "support"
+sys.path.insert(0, str(SUPPORT))  # for cases, in processes that pytest did not start
 ARCHITECTURES = (80, 90, 120)
 CACHE = ROOT / "build" / "triton_gate"
 TENSOR_CORES = r"\b(HMMA|HGMMA)"
@@ -92,13 +92,13 @@ def kind_of(kind: str) -> str:
 
 def _compile(architecture: int) -> None:
     """For one architecture, to its file."""
-    import triton_target
+    from tools.triton_gate.target import compiling_for
 
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
         found: dict[tuple[str, str, str], Kernel] = {}
-        with triton_target.compiling_for(architecture):
+        with compiling_for(architecture):
             for kind, tuner, arguments, keywords in _launches():
                 # float16 differs from bfloat16 by the type of an instruction: its first configuration will do.
                 for one in tuner.configs[:1] if kind == "float16" else tuner.configs:
@@ -149,7 +149,7 @@ def _launches() -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
 
 def _samples() -> list[Any]:
     """One call of every operator with a gradient, so that the kernels of a new one are compiled too."""
-    sys.path.insert(0, str(HERE.parent / "ops"))
+    sys.path.insert(0, str(SUPPORT.parent / "ops"))
     import test_operators as ops
 
     arguments = {name: ops.sample(name) for name in ops.WITH_GRADIENT}
@@ -217,7 +217,7 @@ def _digest() -> str:
     digest = hashlib.sha256(f"{triton.__version__} {torch.__version__}".encode())
     for path in [
         *sorted((ROOT / "bkd_fast" / "ops").rglob("*.py")),
-        HERE.parent / "cases.py",
+        SUPPORT / "cases.py",
         Path(__file__),
     ]:
         digest.update(path.read_bytes())

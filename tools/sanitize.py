@@ -26,12 +26,15 @@ def main(arguments: list[str]) -> int:
     """Builds, checks that a fault is caught, then runs the operator tests; ``arguments`` are further ones of pytest."""
     from bkd_fast import extension
 
+    libraries = [library(name) for name in ("libasan.so", "libstdc++.so")]
+    if not all(libraries):
+        sys.exit("sanitize: the compiler has no libasan.so; install GCC, or name it with CXX=g++")
     extension.build(LIBRARY.parent, sanitize=True)
     environment = {
         **os.environ,
         # The runtime has to be there before anything allocates. It also intercepts what throws C++ exceptions, which it
         # finds only where that is loaded from the start, too; Python itself does not bring it.
-        "LD_PRELOAD": " ".join(_library(name) for name in ("libasan.so", "libstdc++.so")),
+        "LD_PRELOAD": " ".join(libraries),
         # Python and torch keep memory until the process ends: those are no leaks of the kernels. A process that aborts
         # shows Python's stack below the kernel's, and so the test.
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
@@ -56,15 +59,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _library(name: str) -> str:
-    """Where the compiler keeps a library."""
+def library(name: str) -> str:
+    """Return the path of a library of the compiler; empty without it."""
     from bkd_fast import extension
 
     command = [*shlex.split(extension.compiler() or ""), f"-print-file-name={name}"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(found).is_absolute():
-        sys.exit(f"sanitize: the compiler has no {name}; install GCC, or name it with CXX=g++")
-    return found
+    path = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return path if Path(path).is_absolute() else ""
 
 
 def load() -> None:

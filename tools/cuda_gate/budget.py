@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiling import Kernel
+from tools.cuda_gate.compiling import Kernel
 
 HERE = Path(__file__).resolve().parent
 FIELDS = ("kernel", "architecture", "registers", "shared", "stack")
@@ -37,8 +37,9 @@ def read_instructions() -> list[tuple[str, str, int]]:
 
 
 def faults(kernels: Sequence[Kernel]) -> list[str]:
-    """What is not as it should be."""
-    allowed = read_budget()
+    """Return what is not as it should be on the architectures of ``kernels``."""
+    compiled = {kernel.architecture for kernel in kernels}
+    allowed = {key: limits for key, limits in read_budget().items() if key[1] in compiled}
     found = []
     for kernel in kernels:
         label = f"{kernel.name} on {kernel.architecture}"
@@ -58,7 +59,7 @@ def faults(kernels: Sequence[Kernel]) -> list[str]:
         found.append(f"{name} on {architecture} has a budget and does not exist")
     for name, instruction, first in read_instructions():
         own = [kernel for kernel in kernels if kernel.name.startswith(name) and int(kernel.architecture) >= first]
-        if not own:
+        if not any(kernel.name.startswith(name) for kernel in kernels):
             found.append(f"no kernel begins with {name}")
         found += [
             f"{kernel.name} on {kernel.architecture} has no {instruction}"

@@ -2,9 +2,9 @@
 
 import sys
 
-from budget import faults, write_budget
-from compiling import compiled
-from table import table
+from tools.cuda_gate.budget import faults, write_budget
+from tools.cuda_gate.compiling import compiled
+from tools.cuda_gate.table import table
 
 kernels = compiled()
 if "--update" in sys.argv[1:]:

@@ -1,6 +1,6 @@
 """What the CUDA kernels move, counted by the emulation, and what follows for two GPUs: "On paper" in docs/speed.md.
 
-``python tests/cuda_on_cpu/traffic.py`` prints the tables in a minute. Counted on small pieces of WideResNet50's levels
+``python -m tools.cuda_on_cpu.traffic`` prints the tables in a minute. Counted on small pieces of WideResNet50's levels
 in float16: what a multiprocessor has to do is that of its blocks, whatever the number of images.
 """
 
@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from typing import NamedTuple
 
-import building
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from bkd_fast.ops import (
 )
 from bkd_fast.ops import sparse_memory_attention as attention
 from bkd_fast.ops.deform_conv import Arguments, cuda
+from tools.cuda_on_cpu import building
 
 
 class Gpu(NamedTuple):

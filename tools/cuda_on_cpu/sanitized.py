@@ -1,4 +1,4 @@
-"""The tests beside this file on kernels that watch their memory and their arithmetic: a part of `make test`.
+"""Run tests/cuda_on_cpu on kernels that watch their memory and their arithmetic: a part of `make proof`.
 
 Builds the kernels with AddressSanitizer and UndefinedBehaviorSanitizer, proves that a write beyond a tensor is caught,
 and runs pytest on them. Without GCC's sanitizers the tests run on the plain build, which is said. Further arguments are
@@ -8,12 +8,11 @@ pytest's.
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 
-import building
+from tools.cuda_on_cpu import building
+from tools.sanitize import library
 
 FOLDER = building.ROOT / "build" / "cuda_on_cpu_sanitized"
 FAULT = """
@@ -29,15 +28,15 @@ def main(arguments: list[str]) -> int:
     if reason := building.why_not():
         print(f"cuda_on_cpu: not run: {reason}", file=sys.stderr)
         return 0
-    libraries = [_library(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
+    libraries = [library(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
     if not all(libraries):
         print("cuda_on_cpu: the compiler has no sanitizers, so memory is not watched", file=sys.stderr)
-        return subprocess.run([sys.executable, "-m", "pytest", str(building.HERE), *arguments]).returncode
+        return subprocess.run([sys.executable, "-m", "pytest", str(building.TESTS), *arguments]).returncode
     library = building.build(FOLDER, sanitize=True)
     environment = {
         **os.environ,
         "CUDA_ON_CPU": str(library),
-        # The runtime has to be there before anything allocates; see tests/sanitize.py.
+        # The runtime has to be there before anything allocates; see tools/sanitize.py.
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
@@ -50,17 +49,8 @@ def main(arguments: list[str]) -> int:
         return 1
     print("cuda_on_cpu: a write outside a tensor is caught", flush=True)
     # Without pytest's own capturing the sanitizers' words would be lost with the process.
-    command = [sys.executable, "-m", "pytest", "--capture=sys", str(building.HERE), *arguments]
+    command = [sys.executable, "-m", "pytest", "--capture=sys", str(building.TESTS), *arguments]
     return subprocess.run(command, env=environment, cwd=building.ROOT).returncode
-
-
-def _library(name: str) -> str:
-    """Where the compiler keeps a library; empty without it."""
-    from bkd_fast.extension import compiler
-
-    command = [*shlex.split(compiler() or ""), f"-print-file-name={name}"]
-    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return found if Path(found).is_absolute() else ""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The GPU tests under NVIDIA's compute-sanitizer: memcheck, racecheck, synccheck. Needs a GPU and the tool on the PATH.
 
-``python tests/compute_sanitizer.py``; further arguments are pytest's.
+``python -m tools.compute_sanitizer``; further arguments are pytest's.
 """
 
 import shutil
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     if tool is None:
         print("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit", file=sys.stderr)
         return 1
-    tests = Path(__file__).resolve().parent / "ops" / "test_cuda.py"
+    tests = Path(__file__).resolve().parent.parent / "tests" / "ops" / "test_cuda.py"
     for name in TOOLS:
         print(f"compute-sanitizer: {name}", flush=True)
         command = [

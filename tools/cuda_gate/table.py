@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiling import ARCHITECTURES, Kernel
+from tools.cuda_gate.compiling import ARCHITECTURES, Kernel
 
 HERE = Path(__file__).resolve().parent
 # Of a multiprocessor (CUDA C++ Programming Guide, compute capabilities): warps, blocks, KB of shared memory.
@@ -35,13 +35,15 @@ def dynamic(kernel: Kernel) -> int:
 
 def table(kernels: Sequence[Kernel]) -> str:
     """Registers and blocks for each architecture, shared memory where it is largest."""
+    compiled = {kernel.architecture for kernel in kernels}
+    architectures = [one for one in ARCHITECTURES if one in compiled]
     lines = [
-        "| kernel | shared, KB | " + " | ".join(f"{one[:-1]}.{one[-1]}" for one in ARCHITECTURES) + " |",
-        "|---|---|" + "---|" * len(ARCHITECTURES),
+        "| kernel | shared, KB | " + " | ".join(f"{one[:-1]}.{one[-1]}" for one in architectures) + " |",
+        "|---|---|" + "---|" * len(architectures),
     ]
     for name in sorted({kernel.name for kernel in kernels}):
         own = {kernel.architecture: kernel for kernel in kernels if kernel.name == name}
         shared = max(kernel.shared + dynamic(kernel) for kernel in own.values()) / 1024
-        cells = [f"{own[one].registers} / {blocks(own[one])}" for one in ARCHITECTURES]
+        cells = [f"{own[one].registers} / {blocks(own[one])}" for one in architectures]
         lines.append(f"| `{name}` | {shared:.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from bkd_fast.ops import (
 )
 
 
-def judge(run: Path, images: list[np.ndarray]) -> Iterator[Prediction]:
+def predict(run: Path, images: list[np.ndarray]) -> Iterator[Prediction]:
     detector = Detector.load(run, device="cpu", precision="32")
     detector.threshold = 0.5
     first = detector(images[0])

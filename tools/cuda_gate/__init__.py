@@ -1,0 +1,1 @@
+"""Compile every CUDA kernel for every architecture and compare its resources with a budget."""

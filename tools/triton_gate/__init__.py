@@ -1,0 +1,1 @@
+"""Compile every Triton kernel in every configuration and compare its resources with a budget."""
