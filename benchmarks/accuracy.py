@@ -16,58 +16,35 @@ import csv
 import inspect
 import logging
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import accuracy_peers
-import comparators
 import numpy as np
 import torch
+from comparators import BKD, METHODS
+from comparators.anomalib_methods import PDN_FILE
 from comparators.common import Made, Predict, Settings
 from torch import Tensor
 
 from bkd_fast.artifact import load_trained
-from bkd_fast.benchmark.results import versions
+from bkd_fast.benchmark.results import provenance, write_lines
 from bkd_fast.cli.options import add_options, config_from
 from bkd_fast.config import BKDConfig, TeacherConfig
 from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, load_mask, resize_mask, split_normals
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import METRIC_NAMES, PixelMetrics, image_metrics, mean_metrics, percent
-from bkd_fast.files import atomic_write
 from bkd_fast.inference.detector import Detector
 from bkd_fast.training.train import train
 
-BKD = "bkd"
 TEACHER = "tf_efficientnet_lite0"
 SHOWN = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_f1_max": "pixel F1-max", "aupro": "AUPRO"}
 FIELDS = ("method", "category", "seed", "teacher", "options")  # what tells rows apart
 COSTS = ("train_seconds", "image_ms", "megabytes")  # image: median, one at a time, without decoding
 Line = dict[str, str]  # a row of the CSV
-
-
-class Method(NamedTuple):
-    """A method as tables call it, and what trains it (None: BKD, which has a configuration instead)."""
-
-    name: str
-    make: Callable[..., Made] | None
-
-
-METHODS: dict[str, Method] = {
-    BKD: Method("BKD (bkd_fast)", None),
-    "patchcore": Method("PatchCore (anomalib)", accuracy_peers.patchcore),
-    "padim": Method("PaDiM (anomalib)", accuracy_peers.padim),
-    "stfpm": Method("STFPM (anomalib)", accuracy_peers.stfpm),
-    "rd": Method("ReverseDistillation (anomalib)", accuracy_peers.reverse_distillation),
-    "efficientad": Method("EfficientAd (anomalib)", accuracy_peers.efficientad),
-    "us": Method("US", comparators.us),
-    "mkd": Method("MKD", comparators.mkd),
-    "differnet": Method("DifferNet", comparators.differnet),
-}
 
 
 class Case(NamedTuple):
@@ -104,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = _earlier(arguments.csv, resume=arguments.resume)
     seen = {_key(line) for line in lines}
     left_out: dict[str, str] = {}
-    where = {"threads": str(torch.get_num_threads()), **_where()}  # now: files may change while this runs
+    where = provenance()  # now: files may change while this runs
     for case, normals, test in _cases(arguments):
         key, name = case.key(), METHODS[case.method].name
         if _key(key) in seen or name in left_out:
@@ -122,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.append({**key, **_written(figures), **costs, **where})
         print(_shown(lines[-1]), flush=True)
         if arguments.csv:
-            _write(arguments.csv, lines)
+            write_lines(lines, arguments.csv)
     print(table(lines))
     for name, reason in left_out.items():
         print(f"\n{name}: left out, {reason}")
@@ -143,9 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="METHOD.NAME=VALUE",
         help="e.g. differnet.views=64 us.students=5",
     )
-    parser.add_argument(
-        "--efficientad-weights", type=Path, metavar="FILE", help=f"EfficientAd's teacher, {accuracy_peers.PDN_FILE}"
-    )
+    parser.add_argument("--efficientad-weights", type=Path, metavar="FILE", help=f"EfficientAd's teacher, {PDN_FILE}")
     parser.add_argument(
         "--imagenet-folder", type=Path, metavar="DIR", help="images for EfficientAd's penalty (default: no penalty)"
     )
@@ -289,24 +264,6 @@ def _written(figures: Mapping[str, float | None]) -> Line:
 
 def _read(line: Line) -> dict[str, float | None]:
     return {name: float(line[name]) if line[name] else None for name in METRIC_NAMES}
-
-
-def _where() -> Line:
-    """Commit, machine and versions."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        found = ""
-    return {"commit": found.strip(), **versions()}
-
-
-def _write(path: Path, lines: Sequence[Line]) -> None:
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    with atomic_write(path) as file:
-        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
 
 
 def _label(line: Line) -> str:

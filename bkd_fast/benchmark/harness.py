@@ -49,7 +49,7 @@ class Case(NamedTuple):
     tolerance: float = 1e-4
     inputs: tuple[Tensor, ...] = ()
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
     queued: int = 0
 
 
@@ -101,8 +101,7 @@ def measure(case: Case, seconds: float, *, threads: tuple[int, ...] = ()) -> lis
     for (name, count), values in times.items():
         quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64))
         p20, p50, p80 = quantiles.tolist()
-        dtype = str(case.dtype).removeprefix("torch.")
-        rows.append(Row(case.op, case.shape, case.what, name, count, p20, p50, p80, extra[name, count], dtype))
+        rows.append(Row(case.op, case.shape, case.what, name, count, p20, p50, p80, extra[name, count], case.dtype))
     return rows
 
 

@@ -30,6 +30,7 @@ DENSE_CONV = "conv2d (dense)"
 TORCHVISION = "torchvision"
 BOTH = "forward+backward"
 ROUNDINGS = 32  # of a type that results of one computation may differ by
+TF32_EPS = 2**-10
 BANK, SHOTS = 32, 16  # support images, and those that a query is matched with
 QUEUED = 10  # calls that are timed together on a GPU
 
@@ -46,6 +47,7 @@ class Scope(NamedTuple):
     items: tuple[tuple[int, ...], tuple[int, ...]] = ((200, 2000), (500, 2000))
     layouts: tuple[str, ...] = ("channels_last", "NCHW")
     dtype: torch.dtype = torch.float32
+    tf32: bool = False
 
 
 FULL = Scope()
@@ -173,8 +175,9 @@ def cases(scope: Scope, device: str = "cpu", only: Sequence[str] | None = None) 
     for name, make in OPERATORS.items():
         if only is None or name in only:
             for case in make(scope, device):
-                tolerance = max(case.tolerance, ROUNDINGS * torch.finfo(scope.dtype).eps)
-                yield case._replace(tolerance=tolerance, dtype=scope.dtype, queued=QUEUED)
+                tolerance = max(case.tolerance, ROUNDINGS * (TF32_EPS if scope.tf32 else torch.finfo(scope.dtype).eps))
+                dtype = "tf32" if scope.tf32 else str(scope.dtype).removeprefix("torch.")
+                yield case._replace(tolerance=tolerance, dtype=dtype, queued=QUEUED)
 
 
 def with_gradients(calls: Mapping[str, Call], leaves: Sequence[Tensor]) -> dict[str, Call]:

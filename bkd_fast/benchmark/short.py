@@ -11,7 +11,7 @@ import torch
 from bkd_fast.benchmark import operators
 from bkd_fast.benchmark.harness import Case, Row, measure, provider
 from bkd_fast.benchmark.model import INFERENCE, MATCHED, TRAINING, inference, trainings
-from bkd_fast.benchmark.results import versions, write
+from bkd_fast.benchmark.results import provenance, write
 from bkd_fast.errors import BKDError
 from bkd_fast.ops.backend import BACKENDS, available
 
@@ -95,7 +95,7 @@ def _within(case: Case, columns: Sequence[str]) -> Case:
 
 
 def _heading(columns: Sequence[str], device: str) -> list[str]:
-    where = versions(device)
+    where = provenance(device)
     return [
         f"{where['machine']}, threads: {torch.get_num_threads()}; bkd_fast {where['bkd_fast']}, torch {where['torch']}",
         "median ms, and how many times the first backend's; WRN50: WideResNet50, Lite0: EfficientNet-Lite0, 256 x 256",

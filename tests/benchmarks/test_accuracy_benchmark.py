@@ -19,7 +19,7 @@ from bkd_fast.evaluation.metrics import METRIC_NAMES
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import accuracy  # noqa: E402
-import accuracy_peers  # noqa: E402
+from comparators import anomalib_methods  # noqa: E402
 from comparators.common import FrozenLevels, Moments, Settings, smooth  # noqa: E402
 from comparators.differnet import Flow, turned  # noqa: E402
 from comparators.us import STRIDES, _student  # noqa: E402
@@ -196,7 +196,7 @@ def test_efficientad_runs_with_weights(part, tmp_path, small_networks, penalty):
     data = ImageDataset(category.train[:2], (256, 256))
     folder = part / "test" / "good" if penalty else None
     settings = Settings(BKDConfig().with_changes({"teacher.name": "resnet18"}), data, tmp_path / "teacher.pth", folder)
-    judge, megabytes = accuracy_peers.efficientad(data, settings, epochs=1)
+    judge, megabytes = anomalib_methods.efficientad(data, settings, epochs=1)
     with torch.inference_mode():
         score, anomaly_map = judge(data[0][0].unsqueeze(0))
     assert megabytes > 0
@@ -213,9 +213,9 @@ def test_efficientads_loss_without_the_penalty_is_anomalibs_less_it(small_networ
     images, others = torch.rand(2, 1, 3, 256, 256)
     with torch.no_grad():
         torch.manual_seed(0)
-        whole = accuracy_peers._efficientad_loss(model, images, others)
+        whole = anomalib_methods._efficientad_loss(model, images, others)
         torch.manual_seed(0)
-        without = accuracy_peers._efficientad_loss(model, images, None)
+        without = anomalib_methods._efficientad_loss(model, images, None)
         penalty = model.student(others)[:, :384].square().mean()
     torch.testing.assert_close(whole, without + penalty)
 
@@ -226,7 +226,7 @@ def test_reverse_distillation_is_left_out_where_anomalib_has_no_decoder(part):
         {"teacher.name": "tf_efficientnet_lite0", "teacher.weights": "none", "teacher.image_size": (SIZE, SIZE)}
     )
     data = ImageDataset(find_categories(part)[0].train, (SIZE, SIZE))
-    assert "anomalib builds no decoder" in accuracy_peers.reverse_distillation(data, Settings(config, data), epochs=1)
+    assert "anomalib builds no decoder" in anomalib_methods.reverse_distillation(data, Settings(config, data), epochs=1)
 
 
 def test_the_script_writes_rows_and_goes_on_with_them(part, tmp_path, capsys):
