@@ -15,7 +15,7 @@ endif
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal \
 	--ignore=tests/cuda_on_cpu --ignore=tests/cuda_gate --ignore=tests/triton_interpreted --ignore=tests/triton_gate
 
-.PHONY: demo test proof quick lint docs mutations sanitize bench wheels clean
+.PHONY: demo test proof quick lint docs mutations sanitize bench gpu wheels clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
@@ -59,6 +59,10 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python benchmarks/ops.py --quick
+
+# What only a CUDA device can show, 35 minutes at most; the parts can also run one by one (benchmarks/gpu.py).
+gpu: $(VENV)/installed
+	status=0; for part in 1 2 3 4; do $(BIN)/python benchmarks/gpu.py --part $$part --out runs/gpu || status=1; done; exit $$status
 
 wheels: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet build
