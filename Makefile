@@ -15,7 +15,7 @@ endif
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal \
 	--ignore=tests/cuda_on_cpu --ignore=tests/cuda_gate --ignore=tests/triton_interpreted --ignore=tests/triton_gate
 
-.PHONY: demo test proof quick lint docs mutations sanitize bench gpu wheels clean
+.PHONY: demo test proof quick lint docs mutations sanitize bench figures gpu wheels clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
@@ -59,6 +59,11 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python benchmarks/ops.py --quick
+
+# Every committed CPU table and the picture, of one commit: about 15 minutes on 2 idle cores.
+figures: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
+	$(BIN)/python benchmarks/all.py
 
 # What only a CUDA device can show, 35 minutes at most; the parts can also run one by one (benchmarks/gpu.py).
 gpu: $(VENV)/installed

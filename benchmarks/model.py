@@ -10,6 +10,7 @@ unless --teacher names it, and what takes minutes to compile.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -43,17 +44,18 @@ def main() -> None:
     made.add_argument("--teacher", nargs="+", choices=TEACHERS, help="some of them")
     made.add_argument("--batch", nargs="+", type=int, default=[1], help="images of inference (default: 1)")
     arguments = parse(made)
-    labels = arguments.teacher or [label for label in TEACHERS if label != "WRN50" or not arguments.quick]
+    run(_cases(arguments), arguments)
+
+
+def _cases(arguments: argparse.Namespace) -> Iterator[Case]:
     wanted, device, compiled = arguments.only or (TRAINING, INFERENCE), arguments.device, not arguments.quick
-    run(_cases(labels, wanted, device, arguments.batch, compiled), arguments)
-
-
-def _cases(labels: list[str], wanted: list[str], device: str, batches: list[int], compiled: bool) -> Iterator[Case]:
+    labels = [label for label in TEACHERS if label != "WRN50" or not arguments.quick]
     if TRAINING in wanted:
-        for training in trainings([label for label in labels if label != "ResNet18"], list(CONFIGS), BATCH, device):
+        trained = arguments.teacher or [label for label in labels if label != "ResNet18"]
+        for training in trainings(trained, list(CONFIGS), BATCH, device):
             yield _with_torchvision(training)
-    for label in labels if INFERENCE in wanted else ():
-        for batch in batches:
+    for label in arguments.teacher or labels if INFERENCE in wanted else ():
+        for batch in arguments.batch:
             case = inference(label, device, batch=batch)
             others: dict[str, Call] = dict(anomalib_models(TEACHERS[label], *case.inputs))
             if device == "cuda":

@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accuracy
 import numpy as np
 import pytest
 import torch
+from comparators import anomalib_methods
+from comparators.common import FrozenLevels, Moments, Settings, smooth
+from comparators.differnet import Flow, turned
+from comparators.us import STRIDES, _student
 from PIL import Image
 
 from bkd_fast.config import BKDConfig
@@ -17,13 +22,6 @@ from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import METRIC_NAMES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import accuracy  # noqa: E402
-from comparators import anomalib_methods  # noqa: E402
-from comparators.common import FrozenLevels, Moments, Settings, smooth  # noqa: E402
-from comparators.differnet import Flow, turned  # noqa: E402
-from comparators.us import STRIDES, _student  # noqa: E402
-
 SIZE = 64
 SMALLEST = ["--teacher", "resnet18", "--weights", "none", "--image-size", str(SIZE), "--peer-epochs", "1"]
 FAST = {"us": {"width": 8}, "mkd": {"width": 8}, "differnet": {"width": 32, "train_views": 2, "views": 2}}

@@ -5,8 +5,8 @@ import datetime
 import itertools
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
+import ops
 import pytest
 import torch
 
@@ -227,10 +227,7 @@ def test_bench_says_what_is_wrong(arguments, message, capsys):
 
 
 @pytest.mark.slow
-def test_the_compiled_peer_of_the_anomaly_map_agrees(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import ops
-
+def test_the_compiled_peer_of_the_anomaly_map_agrees():
     for each in ops.with_peers(operators.cases(operators.QUICK, "cpu", ["cosine_anomaly_map"]), compiled=True):
         if each.what == "forward":
             rows = measure(each, 0.001)  # compares all providers before it times them

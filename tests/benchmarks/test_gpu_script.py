@@ -7,13 +7,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import gpu
+import profiling
 import pytest
 import torch
 from torch.autograd import DeviceType
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import gpu
-import profiling
 
 STEPS = gpu.steps(Path("out"), Path("images"))
 

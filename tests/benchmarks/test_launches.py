@@ -1,14 +1,10 @@
 """The launch budget: how many kernels one image may launch on a CUDA device, counted without one."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 pytest.importorskip("bkd_fast.ops.native", reason="no compiled kernels")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import launches
 
 # Kernels of one image with the default configuration. A change may lower these; the goal is 120, 160 and 160.
