@@ -2,7 +2,7 @@
 # lint and the tests near a change. make mutations: that the tests of the CUDA kernels catch
 # planted faults. make sanitize: the operator tests on CPU kernels that watch their memory. make docs: the documentation, its
 # examples run. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks that they
-# agree first). make wheels: sdist and wheel, installed with the oldest and the newest torch. All set up what they need.
+# agree first). make figures: every committed CPU measurement and the picture. make gpu: what only a CUDA device can show. make wheels: sdist and wheel, installed with the oldest and the newest torch. All set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
