@@ -74,7 +74,7 @@ def steps(out: Path, images: Path) -> list[Step]:
         command = tests(KERNEL_TESTS, "-k", selected)
         return Step(part, name, seconds, command, command)
 
-    build, least = ["setup.py", "-q", "build_ext", "--inplace"], ["--quick", "--seconds", "1e-6"]
+    build, minimal = ["setup.py", "-q", "build_ext", "--inplace"], ["--quick", "--seconds", "1e-6"]
     inference, info = ["--quick", "--only", "inference"], ["-m", "bkd_fast", "info"]
     model = tests(MODEL_TESTS, "-m", "not slow")
     train = ["-m", "bkd_fast", "train", str(images), "--teacher", "resnet18", "--weights", "none", "--epochs", "1"]
@@ -92,7 +92,7 @@ def steps(out: Path, images: Path) -> list[Step]:
             "inference",
             270,
             script("model", "model", *inference, "--batch", "1", "32", "--teacher", "ResNet18", "Lite0", "WRN50"),
-            dry("model", "model", *inference, *least, "--teacher", "ResNet18"),
+            dry("model", "model", *inference, *minimal, "--teacher", "ResNet18"),
         ),
         Step(
             2,
@@ -110,7 +110,7 @@ def steps(out: Path, images: Path) -> list[Step]:
             "operators in float32",
             80,
             script("ops", "ops-float32", "--quick"),
-            dry("ops", "ops-float32", "--only", "local_match", *least),
+            dry("ops", "ops-float32", "--only", "local_match", *minimal),
         ),
         Step(3, "operators in bfloat16", 80, script("ops", "ops-bfloat16", "--dtype", "bfloat16", "--quick")),
         *(
@@ -191,7 +191,7 @@ def execute(command: Sequence[str], root: Path, log: Path, seconds: float) -> st
 
 
 def record(line: dict[str, str], out: Path, device: str) -> None:
-    """Add a step to ``steps.csv``, in place of its former run, and write the page anew."""
+    """Add a step to ``steps.csv``, replacing an earlier run of it, and rewrite the page."""
     path = out / "steps.csv"
     earlier = [other for other in read_lines(path) if other["step"] != line["step"]]
     write_lines(sorted([*earlier, line], key=lambda each: int(each["part"])), path, device)

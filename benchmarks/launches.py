@@ -32,7 +32,7 @@ from bkd_fast.ops.native.cuda import layout
 
 # Kernels of a PyTorch operation where they are more than one: padding fills, then copies.
 KERNELS = {"constant_pad_nd": 2, "eye": 2}
-# The largest values of a row this long are selected in passes over their bits, about so many.
+# PyTorch selects the largest values of a row this long by a radix select, which launches about this many kernels.
 LONG_ROW, PASSES = 20_000, 15
 # Kernels of the package's operators on CUDA; of the distances, one a level.
 OWN = {
@@ -83,8 +83,8 @@ class Counter(TorchDispatchMode):
 
 
 def kernels_of(name: str, arguments: Sequence[Any]) -> int:
-    """Return the kernels that PyTorch launches for an operation, at least."""
-    if name == "convolution":  # a bias is added by a kernel of its own
+    """Return the minimum number of kernels that PyTorch launches for an operation."""
+    if name == "convolution":  # a separate kernel adds the bias
         return 1 + (arguments[2] is not None)
     if name == "topk" and arguments[0].shape[-1] >= LONG_ROW:
         return PASSES
@@ -143,8 +143,8 @@ def main() -> None:
     if arguments.csv:
         rows = [
             dict(zip(COLUMNS, (TEACHERS[label], *key, str(kernels)), strict=True))
-            for label, found in counts.items()
-            for key, kernels in sorted(found.items())
+            for label, own in counts.items()
+            for key, kernels in sorted(own.items())
         ]
         write_lines(rows, arguments.csv)
 
@@ -153,10 +153,10 @@ def table(counts: Mapping[str, Mapping[tuple[str, str], int]]) -> str:
     """Markdown: kernels of one image by part and teacher."""
     rows = [["part", *(TEACHERS[label] for label in counts)], ["---"] * (len(counts) + 1)]
     for part in (*PARTS, "other"):
-        sums = [sum(k for (own, _), k in found.items() if own == part) for found in counts.values()]
+        sums = [sum(k for (name, _), k in own.items() if name == part) for own in counts.values()]
         if any(sums):
             rows.append([part, *map(str, sums)])
-    rows.append(["sum", *(f"**{sum(found.values())}**" for found in counts.values())])
+    rows.append(["sum", *(f"**{sum(own.values())}**" for own in counts.values())])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -111,7 +111,7 @@ def _with_torchvision(training: Training) -> Case:
     case = training.case()
     if training.model.alignment.config.kernel == "identity":
         return case  # a warp: there is no convolution in it
-    # torchvision's convolution shares no products between queries, so each has supports of its own.
+    # torchvision's convolution shares no products between queries, so each has its own supports.
     call = torchvision_inside(partial(training, each=True))
     return case._replace(providers={**case.providers, "reference, torchvision's operator inside": call})
 

@@ -88,9 +88,9 @@ def test_extra_memory_finds_a_known_temporary(kept):
 
 @linux
 def test_extra_memory_finds_nothing_where_there_is_nothing():
-    x, room = torch.rand(8 * MB), torch.empty(8 * MB).fill_(1)
+    x, buffer = torch.rand(8 * MB), torch.empty(8 * MB).fill_(1)
     assert extra_memory(lambda: x.add_(1)) < 1
-    assert extra_memory(lambda: torch.mul(x, 2, out=room)) < 1  # a result that was there before
+    assert extra_memory(lambda: torch.mul(x, 2, out=buffer)) < 1  # a result that was there before
     assert extra_memory(lambda: x + 1) < 1  # 32 MB, all of them the result
 
 
