@@ -26,9 +26,7 @@ from bkd_fast.benchmark.parts import PARTS, in_parts
 from bkd_fast.benchmark.results import write_lines
 from bkd_fast.config import BKDConfig
 from bkd_fast.model import BKD
-from bkd_fast.ops import native
-from bkd_fast.ops.native import cuda
-from bkd_fast.ops.native.cuda import layout
+from bkd_fast.ops import cuda_common, native
 
 # Kernels of a PyTorch operation where they are more than one: padding fills, then copies.
 KERNELS = {"constant_pad_nd": 2, "eye": 2}
@@ -96,8 +94,8 @@ def count(label: str, images: int = 1) -> dict[tuple[str, str], int]:
     config = BKDConfig().with_changes({"teacher.name": TEACHERS[label], "teacher.weights": "none"})
     model, counter = BKD(config, weights=None).eval(), Counter()
     with ExitStack() as stack:
-        stack.enter_context(patch.dict(native.DEVICES, cuda=cuda))
-        stack.enter_context(patch.object(layout, "NAMESPACE", STUBS))
+        stack.enter_context(patch.dict(native.DEVICES, cuda=native.CUDA))
+        stack.enter_context(patch.object(cuda_common, "NAMESPACE", STUBS))
         stack.enter_context(patch.object(torch.ops, STUBS, Stubs(counter), create=True))
         stack.enter_context(patch.object(FakeTensor, "data_ptr", lambda _: 0))
         stack.enter_context(FakeTensorMode())

@@ -15,7 +15,8 @@ from peers import deform_conv_peers
 
 from bkd_fast.benchmark.harness import Case
 from bkd_fast.benchmark.operators import FULL, OPERATORS, QUICK, SIZE, cases
-from bkd_fast.ops import reference
+from bkd_fast.ops.anomaly_map import Arguments
+from bkd_fast.ops.anomaly_map.reference import cosine_anomaly_map
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -42,10 +43,10 @@ def with_peers(own: Iterator[Case], *, compiled: bool) -> Iterator[Case]:
             peers = deform_conv_peers(*case.inputs)
         elif case.op == "cosine_anomaly_map" and compiled:
             torch.compiler.reset()  # or it would generalise over the shapes of the cases before
-            call = torch.compile(reference.cosine_anomaly_map, dynamic=False)
+            call = torch.compile(cosine_anomaly_map, dynamic=False)
             teacher, student = list(case.inputs[:3]), list(case.inputs[3:])
             settings = ([SIZE, SIZE], "product", 4.0, [1.0] * 3, [1.0] * 3, False, 0.0)
-            peers = {"torch.compile": lambda c=call, t=teacher, s=student, a=settings: c(t, s, *a)}
+            peers = {"torch.compile": lambda c=call, t=teacher, s=student, a=settings: c(Arguments(t, s, *a))}
         yield case._replace(providers={**case.providers, **peers})
 
 

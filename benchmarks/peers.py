@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from bkd_fast.model.teacher import STRIDES
-from bkd_fast.ops import backend, reference
+from bkd_fast.ops import backend
+from bkd_fast.ops.deform_conv import Arguments, reference
 
 PATCHES = 2_000  # of PatchCore's coreset: 1 % of 200 images at stride 8
 
@@ -108,27 +109,23 @@ def without_downloads() -> AbstractContextManager[object]:
     return patch("timm.create_model", create)
 
 
-def _forward(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], mask: Tensor | None,
-) -> Tensor:  # fmt: skip
-    return deform_conv2d(input, offset, weight, bias, tuple(stride), tuple(padding), tuple(dilation), mask)
+def _forward(a: Arguments) -> Tensor:
+    return deform_conv2d(
+        a.input, a.offset, a.weight, a.bias, tuple(a.stride), tuple(a.padding), tuple(a.dilation), a.mask
+    )
 
 
-def _backward(
-    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], needs: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """What torchvision's own autograd calls; it computes every gradient, wanted or not."""
-    taps = weight.shape[2] * weight.shape[3]
-    groups, offset_groups = input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)
-    given = grad.new_zeros(len(grad), 1) if mask is None else mask
+def _backward(grad: Tensor, a: Arguments, needs: Sequence[bool]) -> list[Tensor]:
+    """What torchvision's own autograd calls; it computes every gradient, needed or not."""
+    taps = a.weight.shape[2] * a.weight.shape[3]
+    groups, offset_groups = a.input.shape[1] // a.weight.shape[1], a.offset.shape[1] // (2 * taps)
+    mask = grad.new_zeros(len(grad), 1) if a.mask is None else a.mask
     grad_input, grad_weight, grad_offset, grad_mask, grad_bias = torch.ops.torchvision._deform_conv2d_backward(
-        grad, input, weight, offset, given, grad.new_zeros(weight.shape[0]),
-        *stride, *padding, *dilation, groups, offset_groups, mask is not None,
+        grad, a.input, a.weight, a.offset, mask, grad.new_zeros(a.weight.shape[0]),
+        *a.stride, *a.padding, *a.dilation, groups, offset_groups, a.mask is not None,
     )  # fmt: skip
-    grads = (grad_input, grad_offset, grad_weight, grad_bias, grad_mask)
-    return tuple(value if need else grad.new_empty(0) for value, need in zip(grads, needs, strict=True))
+    gradients = (grad_input, grad_offset, grad_weight, grad_bias, grad_mask)
+    return [value if need else grad.new_empty(0) for value, need in zip(gradients, needs, strict=True)]
 
 
 def _onnxruntime(arrays: list[np.ndarray]) -> Callable[[], Tensor]:

@@ -1,6 +1,6 @@
 // The Python module; importing it runs the registrations at the end of each operator's file. The Python side
-// (bkd_fast/ops/native/cpu.py) checks, allocates and lays out; the kernels fill in what they are given: tensors named
-// (a!), (b!) … are written to, and grad_* without elements are not needed.
+// allocates and lays out; the kernels fill in what they are given: tensors named (a!), (b!) … are written to, and grad_*
+// without elements are not needed.
 #include <Python.h>
 
 extern "C" PyMODINIT_FUNC PyInit__C() {

@@ -4,27 +4,27 @@ import cases
 import pytest
 import torch
 
-from bkd_fast.ops import backend
-from bkd_fast.ops.gpu import attention_backward, layout
+from bkd_fast.ops import backend, layout
+from bkd_fast.ops.memory_attention import gpu
 
 
 def more_images_than_a_launch_takes(chosen, name, monkeypatch):
     case = cases.CASES[name]()
     whole = cases.results(case, chosen, torch.float32)
-    monkeypatch.setattr(layout, "MOST_PIXELS", 63)
+    monkeypatch.setattr(layout, "MAX_PIXELS", 63)
     for one, other in zip(cases.results(case, chosen, torch.float32), whole, strict=True):
         torch.testing.assert_close(one, other)
-    monkeypatch.setattr(layout, "MOST_PIXELS", 20)
+    monkeypatch.setattr(layout, "MAX_PIXELS", 20)
     with pytest.raises(RuntimeError, match="images of up to 20 pixels, this one has .*: use tiles"):
         cases.results(case, chosen, torch.float32)
 
 
 def more_queries_than_a_launch_takes(chosen, module, monkeypatch):
-    """``module``: the backend's memory_attention."""
+    """``module``: the backend's module of memory_attention."""
     case = cases.attention(150, 70)
     whole = cases.results(case, chosen, torch.float32)
-    monkeypatch.setattr(module, "MOST_PRODUCTS", 70 * 40)
-    monkeypatch.setattr(attention_backward, "MOST_PRODUCTS", 70 * 40)
+    monkeypatch.setattr(module, "MAX_PRODUCTS", 70 * 40)
+    monkeypatch.setattr(gpu, "MAX_PRODUCTS", 70 * 40)
     for one, other in zip(cases.results(case, chosen, torch.float32), whole, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -75,6 +75,57 @@ def not_a_number_stays_where_it_is_read(chosen):
         found = call(input, *others)
     assert found[0, :, 2, 2].isnan().all()
     assert found.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
+
+
+def what_lies_outside_is_zero_whatever_the_border_holds(chosen, name, value):
+    """Output and gradients are not numbers exactly where those of the reference are not, and agree elsewhere."""
+    call, tensors = cases.CASES[name]()
+    image = tensors[0]
+    image[:, 1, 0, 0], image[:, 0, -1, :], image[:, 2, :, -1] = value, value, value
+    offset = tensors[2 if name.startswith("conv") else 1]
+    offset[0, :, 2, 3] = -100.0
+    offset[0, :, 1, 1] = 1.5
+    own, truth = (cases.results((call, tensors), one, torch.float32) for one in (chosen, "reference"))
+    assert truth[0].isfinite().any()
+    assert not truth[0].isfinite().all()
+    for one, other in zip(own, truth, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def a_gradient_of_the_output_beyond_the_image_goes_nowhere(chosen):
+    """A sample outside adds nothing to the border's gradient, even where the gradient is infinite."""
+    call, tensors = cases.gather(1, 8, 1)
+    offset = tensors[1]
+    offset[0, 0] = 0.25
+    offset[0, 1] = 0.25
+    offset[0, :, 0, 0] = -100.0
+    image = tensors[0].requires_grad_()
+    with backend(chosen):
+        output = call(*tensors)
+        grad = torch.zeros_like(output)
+        grad[..., 0, 0] = float("inf")
+        (found,) = torch.autograd.grad(output, image, grad)
+    assert torch.equal(found, torch.zeros_like(found))
+
+
+def offsets_that_are_not_numbers_show_in_exact_sums(chosen):
+    """Whole numbers cannot hold NaN: without care two of them would cancel."""
+    for name, place in (("conv", 2), ("gather", 1)):
+        call, tensors = cases.CASES[name]()
+        tensors[place][0, 0, :2, 2] = float("nan")
+        torch.use_deterministic_algorithms(True)
+        try:
+            grad_input = cases.results((call, tensors), chosen, torch.float32)[1]
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert grad_input.isnan().any()
+        tensors[place][0, 0, :2, 2] = float("inf")  # beyond the image: nothing is read, nothing added
+        torch.use_deterministic_algorithms(True)
+        try:
+            grad_input = cases.results((call, tensors), chosen, torch.float32)[1]
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert grad_input.isfinite().all()
 
 
 def levels_of_different_types_are_compared_in_float32(chosen):

@@ -83,13 +83,15 @@ def load() -> None:
 
 
 def fault() -> None:
-    """Says what instruction sets there are, then has a kernel write to a tensor that is one number too small."""
+    """Print the instruction sets, then have a kernel write to a tensor whose memory is one number too small."""
     import torch
 
     kernels = torch.ops.bkd_fast_native
     print(kernels.cpu_tiers(), flush=True)
     level = torch.ones(1, 8, 9, 9)
-    kernels.cosine_distances(0, [level], [level], [1.0], 0.0, torch.empty(9 * 9 - 1))
+    output = torch.empty(9 * 9)
+    output.untyped_storage().resize_((9 * 9 - 1) * output.element_size())  # behind the tensor's back: checks see 9 * 9
+    kernels.cosine_distances(0, [level], [level], [1.0], 0.0, output)
 
 
 class NativeOnly:

@@ -1,12 +1,15 @@
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import tomlkit
 
-from bkd_fast.cli import main
+from bkd_fast.cli import EXTRAS, main
 from bkd_fast.config import BKDConfig
-from bkd_fast.ops.backend import OPERATORS
+from bkd_fast.ops.backend import operators
 from bkd_fast.version import __version__
 
 COMMANDS = ("demo", "train", "evaluate", "predict", "info", "bench")
@@ -24,7 +27,7 @@ def test_help_reads_well(command, capsys):
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from bkd_fast.cli import parser; parser(); print('torch' in sys.modules)"
+    code = "import sys; from bkd_fast.cli import EXTRAS, parser; parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -33,7 +36,7 @@ def test_info_says_what_runs_where(capsys):
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["bkd_fast"] == __version__
-    assert set(facts["operators"]["runs"]) == set(OPERATORS)
+    assert set(facts["operators"]["runs"]) == set(operators())
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert "cuda" in text
@@ -76,3 +79,63 @@ def test_public_names_are_there():
     assert callable(bkd_fast.evaluate)
     with pytest.raises(AttributeError, match="no attribute 'detect'"):
         _ = bkd_fast.detect
+
+
+LIGHT = """
+import sys, torch
+before = set(sys.modules)
+import bkd_fast.ops
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+heavy = {"timm", "torchvision", "sklearn", "scipy", "lightning", "lightning_fabric", "triton", "PIL", "matplotlib"}
+assert not new & heavy, new & heavy
+"""
+BASE = """
+import sys
+from pathlib import Path
+for name in {blocked}:
+    sys.modules[name] = None
+import bkd_fast.ops, bkd_fast.evaluation.predict, bkd_fast.evaluation.environment, bkd_fast.evaluation.calibrate
+assert bkd_fast.Detector
+"""
+
+
+@pytest.mark.parametrize(
+    "code", [LIGHT, BASE.format(blocked=[package for packages in EXTRAS.values() for package in packages][:5])]
+)
+def test_imports_need_no_more_than_they_use(code):
+    """The operators import none of the heavy packages; prediction imports none of the optional ones."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        (["train", "parts", "--out", "run"], "lightning_fabric", "train"),
+        (["evaluate", "run"], "tqdm", "train"),
+        (["demo", "--out", "run"], "skimage", "demo"),
+    ],
+)
+def test_a_missing_extra_is_named_in_one_sentence(command, package, extra, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = f"import sys; sys.modules[{package!r}] = None; from bkd_fast.cli import main; sys.exit(main({command!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert package in line or "scikit-image" in line
+    assert f"bkd_fast[{extra}]" in line
+
+
+def test_a_missing_package_that_is_no_extra_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bkd_fast.evaluation.environment", None)
+    with pytest.raises(ModuleNotFoundError, match="environment"):
+        main(["info"])
+
+
+def test_every_optional_package_is_in_the_extra_that_is_named():
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomlkit.parse(text).unwrap()["project"]["optional-dependencies"]
+    names = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
+    for extra, packages in EXTRAS.items():
+        listed = [re.split(r"[^\w-]", requirement)[0] for requirement in extras[extra]]
+        assert {names.get(package, package.replace("_", "-")) for package in packages} <= set(listed)

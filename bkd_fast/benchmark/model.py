@@ -19,7 +19,7 @@ from bkd_fast.inference.detector import Detector
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import calibrate
 from bkd_fast.model.support import Support
-from bkd_fast.ops.backend import OPERATORS
+from bkd_fast.ops.backend import operators
 from bkd_fast.training.step import TrainingStep, make_optimizer, train_step
 
 TRAINING, INFERENCE = "training_step", "inference"
@@ -91,14 +91,14 @@ class Training:
 
     def case(self) -> Case:
         """The step on every backend."""
-        own = on_backends(OPERATORS, self.device, self)
+        own = on_backends(operators(), self.device, self)
         return Case(TRAINING, self.shape, "forward+backward+update", own, tolerance=1e-3, device=self.device)
 
 
 def inference(label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None, *, batch: int = 1) -> Case:
     """Images through :meth:`bkd_fast.Detector.score`; the support is prepared, as it is in use."""
     detector, images = random_detector(label, device, changes, batch=batch)
-    own = on_backends(OPERATORS, device, lambda: detector.score(images))
+    own = on_backends(operators(), device, lambda: detector.score(images))
     # Random features are much alike: which supports and items are nearest depends on last digits.
     return Case(
         INFERENCE, f"{label} N={batch} default", "forward", own, tolerance=2e-2, inputs=(images,), device=device

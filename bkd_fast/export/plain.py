@@ -6,13 +6,17 @@ Not for speed, and with nothing that depends on how many images there are; equal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from bkd_fast.ops import reference
+from bkd_fast.ops import anomaly_map
+from bkd_fast.ops.anomaly_map import reference
+from bkd_fast.ops.local_match.reference import match
+from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 
 
 def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedProgram:
@@ -25,13 +29,17 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
     ops = torch.ops.bkd_fast
     made = {
         ops.sparse_memory_attention.default: attention,
-        ops.cosine_anomaly_map.default: reference.cosine_anomaly_map,
-        ops.local_match.default: reference.match,
+        ops.cosine_anomaly_map.default: _anomaly_map,
+        ops.local_match.default: match,
         ops.modulated_deform_gather.default: gather_by_deform_conv if deform_conv else gather_by_grid_sample,
     }
     if not deform_conv:
         made[ops.modulated_deform_conv2d.default] = conv_by_grid_sample
     return program.run_decompositions(made)
+
+
+def _anomaly_map(*arguments: Any) -> Tensor:
+    return reference.cosine_anomaly_map(anomaly_map.Arguments(*arguments))
 
 
 def gather_by_grid_sample(
@@ -98,7 +106,7 @@ def conv_by_grid_sample(
 
 def attention(query: Tensor, memory: Tensor, threshold: float, temperature: float, renormalize: bool) -> Tensor:
     """See :func:`bkd_fast.ops.sparse_memory_attention`: the weights of all queries at once."""
-    return reference.memory_attention_weights(query, memory, threshold, temperature, renormalize) @ memory
+    return memory_attention_weights(query, memory, threshold, temperature, renormalize) @ memory
 
 
 def _samples(

@@ -12,11 +12,12 @@ from pathlib import Path
 from .compiling import escaped, needed_compiler, run_ninja, sources_folder, stable_flags, torch_folder
 
 FILE = "_C.abi3.so"
-# Every instruction set has a file and flags of its own, and is chosen when the program runs: never -march=native.
-TIERS: dict[str, tuple[str, ...]] = {"cpu/tier_portable.cpp": ()}
+# Kernels (cpu/*.simd.cpp) are compiled once for each instruction set; which one runs is chosen at run time, so that
+# nothing is compiled with -march=native.
+TIERS: dict[str, tuple[str, ...]] = {"portable": ()}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    TIERS["cpu/tier_avx2.cpp"] = ("-mavx2", "-mfma", "-mf16c")
-    TIERS["cpu/tier_avx512.cpp"] = ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mf16c")
+    TIERS["avx2"] = ("-mavx2", "-mfma", "-mf16c")
+    TIERS["avx512"] = ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mf16c")
 
 
 def build(folder: Path, *, sanitize: bool = False) -> Path:
@@ -66,12 +67,18 @@ def _rules(sanitize: bool) -> list[str]:
         f"  command = {found} $in -o $out {' '.join(link)}",
     ]
     objects = []
-    bindings = [
-        f"cpu/{path.name}" for path in sorted(sources_folder().glob("cpu/*.cpp")) if not path.name.startswith("tier_")
-    ]
-    for source in ("library.cpp", *bindings, *TIERS):
-        objects.append(source.replace("/", "_") + ".o")
+    for source, tier in _units():
+        objects.append(f"{source.replace('/', '_')}{f'.{tier}' if tier else ''}.o")
         lines.append(f"build {objects[-1]}: compile {escaped(sources_folder() / source)}")
-        lines.append(f"  tier = {' '.join(TIERS.get(source, ()))}")
+        lines.append(f"  tier = {' '.join((f'-DBKD_TIER={tier}', *TIERS[tier])) if tier else ''}")
     lines.append(f"build {FILE}: link {' '.join(objects)}")
     return lines
+
+
+def _units() -> list[tuple[str, str | None]]:
+    """Every source to compile, with the instruction set of a kernel or None."""
+    units: list[tuple[str, str | None]] = [("library.cpp", None)]
+    for path in sorted(sources_folder().glob("cpu/*.cpp")):
+        simd = path.name.endswith(".simd.cpp")
+        units += [(f"cpu/{path.name}", tier) for tier in (TIERS if simd else (None,))]
+    return units

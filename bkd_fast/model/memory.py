@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bkd_fast.config import MemoryConfig
 from bkd_fast.model.regression import regression_weights
 from bkd_fast.ops import sparse_memory_attention
-from bkd_fast.ops.reference.memory_attention import memory_attention_weights
+from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 
 
 class SparseMemory(nn.Module):

@@ -1,49 +1,60 @@
-"""Which implementation of the operators runs: compiled kernels, Triton, or the plain PyTorch reference."""
+"""Choose the implementation of an operator: compiled kernels, Triton, or the plain PyTorch reference.
+
+An operator is a folder of ``bkd_fast.ops``; what it registers is found there, and so are the modules with its kernels.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
-OPERATORS = (
-    "modulated_deform_conv2d",
-    "modulated_deform_conv2d_backward",
-    "modulated_deform_gather",
-    "modulated_deform_gather_backward",
-    "sparse_memory_attention",
-    "sparse_memory_attention_backward",
-    "cosine_anomaly_map",
-    "cosine_anomaly_map_backward",
-    "distillation_loss",
-    "distillation_loss_backward",
-    "local_match",
-)
 VARIABLE = "BKD_FAST_BACKEND"
-# Each backend is a module of bkd_fast.ops with functions named as OPERATORS, and the DEVICES it runs on; or for each
-# device the module that has the functions, and its DTYPES where they are not all.
-BACKENDS = ("native", "triton", "reference")
+
+
+class Kernels(NamedTuple):
+    """The kernels of a backend for one device type.
+
+    Attributes:
+        module: the module of an operator's folder that has functions named as the operators.
+        dtypes: that they take; None for all.
+    """
+
+    module: str
+    dtypes: tuple[torch.dtype, ...] | None = None
+
+
+# Each backend, in the order of preference, with the module of bkd_fast.ops that makes it available: its DEVICES are
+# Kernels by device type.
+BACKENDS: Mapping[str, str | Mapping[str, Kernels]] = {
+    "native": "native",
+    "triton": "triton_common",
+    "reference": dict.fromkeys(("cpu", "cuda", "meta", "mps", "xpu"), Kernels("reference")),
+}
 
 _chosen: ContextVar[str | None] = ContextVar("bkd_fast_backend", default=None)
+_folders: dict[str, str] = {}  # of the operators that are registered
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Runs the operators inside the ``with`` block on one backend.
+    """Run the operators inside the ``with`` block on one backend.
 
     Args:
         name: ``native``, ``triton`` or ``reference``.
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: a backend that is not there; the message says why.
+        RuntimeError: a backend that is not available; the message says why.
     """
-    _load(name)
+    _devices(name)
     token = _chosen.set(name)
     try:
         yield
@@ -51,10 +62,28 @@ def backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def implementation(operator: str, device: str, dtype: torch.dtype | None = None) -> Callable[..., Any]:
-    """The function that computes ``operator`` on tensors of a device type and, if given, a dtype.
+def operators() -> tuple[str, ...]:
+    """Return the names of all operators, which the folders of this package register."""
+    for folder in pkgutil.iter_modules(importlib.import_module("bkd_fast.ops").__path__):
+        if folder.ispkg:
+            importlib.import_module(f"bkd_fast.ops.{folder.name}")
+    return tuple(_folders)
 
-    Without a choice (:func:`backend`, or the environment variable BKD_FAST_BACKEND) that is the first backend
+
+def add_operator(name: str, folder: str) -> None:
+    """Make an operator known.
+
+    Args:
+        name: of the operator, and of the functions in its modules.
+        folder: the full name of its package.
+    """
+    _folders[name] = folder
+
+
+def implementation(operator: str, device: str, dtype: torch.dtype | None = None) -> Callable[..., Any]:
+    """Return the function that computes ``operator`` on tensors of a device type and, if given, a dtype.
+
+    Unless a backend is chosen (:func:`backend`, or the environment variable BKD_FAST_BACKEND), that is the first one
     which has it.
 
     Raises:
@@ -63,40 +92,40 @@ def implementation(operator: str, device: str, dtype: torch.dtype | None = None)
     tensors = f"{device} tensors" if dtype is None else f"{device} tensors of {dtype}"
     name = _chosen.get() or os.environ.get(VARIABLE) or None
     if name is not None:
-        found = _find(_load(name), operator, device, dtype)
-        if found is None:
+        function = _find(_devices(name), operator, device, dtype)
+        if function is None:
             raise RuntimeError(
                 f"the {name} backend has no {operator} for {tensors}; "
                 f"choose another with bkd_fast.backend(…) or {VARIABLE}"
             )
-        return found
+        return function
     for candidate in BACKENDS:
         if available(candidate) is None:
-            found = _find(_load(candidate), operator, device, dtype)
-            if found is not None:
-                return found
+            function = _find(_devices(candidate), operator, device, dtype)
+            if function is not None:
+                return function
     raise RuntimeError(f"no backend has {operator} for {tensors}")  # the reference runs everywhere
 
 
 def available(name: str) -> str | None:
-    """None where a backend can be used, otherwise the reason why not."""
+    """Return None if a backend can be used, otherwise the reason why not."""
     try:
-        _load(name)
+        _devices(name)
     except RuntimeError as error:
         return str(error)
     return None
 
 
 def usable(operator: str, device: str) -> list[str]:
-    """The backends that have ``operator`` for tensors of a device type, in the order in which they are taken."""
-    return [name for name in BACKENDS if available(name) is None and _find(_load(name), operator, device)]
+    """Return the backends that have ``operator`` for tensors of a device type, the preferred one first."""
+    return [name for name in BACKENDS if available(name) is None and _find(_devices(name), operator, device)]
 
 
 def describe() -> dict[str, Any]:
-    """For every backend whether it is there or why not; for every operator what runs on the CPU and on CUDA."""
+    """Return for every backend whether it is available, and for every operator what runs on the CPU and on CUDA."""
     state = {name: available(name) or "available" for name in BACKENDS}
     runs = {}
-    for operator in OPERATORS:
+    for operator in operators():
         runs[operator] = ", ".join(f"{device} {usable(operator, device)[0]}" for device in ("cpu", "cuda"))
     return {"chosen": _chosen.get() or os.environ.get(VARIABLE) or "automatic", "backends": state, "runs": runs}
 
@@ -104,26 +133,44 @@ def describe() -> dict[str, Any]:
 _loaded: dict[str, Any] = {}
 
 
-def _load(name: str) -> Any:
-    """The module of a backend, imported once; failures are remembered too."""
+def _devices(name: str) -> Mapping[str, Kernels]:
+    """Return the kernels of a backend by device type. Its module is imported once; failures are remembered too."""
     if name not in BACKENDS:
         raise ValueError(f"there is no backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    home = BACKENDS[name]
+    if not isinstance(home, str):
+        return home
     if name not in _loaded:
         try:
-            _loaded[name] = importlib.import_module(f"bkd_fast.ops.{name}")
+            _loaded[name] = importlib.import_module(f"bkd_fast.ops.{home}")
         except ImportError as error:
-            absent = isinstance(error, ModuleNotFoundError) and error.name == f"bkd_fast.ops.{name}"
+            absent = isinstance(error, ModuleNotFoundError) and error.name == f"bkd_fast.ops.{home}"
             _loaded[name] = ImportError("this installation of bkd_fast has none") if absent else error
-    found = _loaded[name]
-    if isinstance(found, ImportError):
-        raise RuntimeError(f"the {name} backend is not available: {found}")
-    return found
+    module = _loaded[name]
+    if isinstance(module, ImportError):
+        raise RuntimeError(f"the {name} backend is not available: {module}")
+    return module.DEVICES
 
 
-def _find(module: Any, operator: str, device: str, dtype: torch.dtype | None = None) -> Callable[..., Any] | None:
-    if device not in module.DEVICES:
+def _find(
+    devices: Mapping[str, Kernels], operator: str, device: str, dtype: torch.dtype | None = None
+) -> Callable[..., Any] | None:
+    kernels = devices.get(device)
+    if kernels is None or (dtype is not None and kernels.dtypes is not None and dtype not in kernels.dtypes):
         return None
-    holder = module.DEVICES[device] if isinstance(module.DEVICES, Mapping) else module
-    if dtype is not None and dtype not in getattr(holder, "DTYPES", (dtype,)):
+    module = _module(operator, kernels.module)
+    return None if module is None else getattr(module, operator, None)
+
+
+@cache
+def _module(operator: str, name: str) -> Any:
+    """Return a module of an operator's folder, or None if the folder has none of that name."""
+    if operator not in _folders and operator not in operators():
+        raise RuntimeError(f"there is no operator {operator!r}: choose one of {', '.join(_folders)}")
+    path = f"{_folders[operator]}.{name}"
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
         return None
-    return getattr(holder, operator, None)

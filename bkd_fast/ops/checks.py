@@ -1,4 +1,4 @@
-"""Errors for arguments that do not fit, naming the argument, what it was and what it should be."""
+"""Errors for arguments that do not fit: each names the argument, what was given and what was expected."""
 
 from __future__ import annotations
 
@@ -8,21 +8,32 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_INDEX = 2**31 - 1  # kernels number the pixels of an image, and the rows of a matrix, in 32 bits
+
+
+def check_types(function: str, tensors: Mapping[str, object], optional: Mapping[str, object] | None = None) -> None:
+    """Check what the schema of an operator says in less plain words: that tensors are tensors.
+
+    Raises:
+        TypeError: not a tensor; the optional ones may be None.
+    """
+    given = {**tensors, **{name: value for name, value in (optional or {}).items() if value is not None}}
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}: {name} is of type {type(value).__name__}, expected a tensor")
 
 
 def check_tensors(
     function: str, tensors: Mapping[str, Tensor], optional: Mapping[str, Tensor | None] | None = None
 ) -> None:
-    """Floating-point tensors (the optional ones may be None) on one device; float64 only with float64.
+    """Check for floating-point tensors (the optional ones may be None) on one device; float64 only with float64.
 
     Raises:
-        TypeError: not a tensor, or an unusable dtype. ValueError: different devices.
+        TypeError: an unsupported dtype. ValueError: different devices.
     """
     given = {**tensors, **{name: value for name, value in (optional or {}).items() if value is not None}}
     first_name, first = next(iter(given.items()))
     for name, value in given.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{function}: {name} is of type {type(value).__name__}, expected a tensor")
         if value.dtype not in DTYPES:
             raise TypeError(f"{function}: {name} is {value.dtype}, expected float16, bfloat16, float32 or float64")
         if (value.dtype == torch.float64) != (first.dtype == torch.float64):
@@ -37,7 +48,7 @@ def check_tensors(
 
 
 def check_shape(function: str, name: str, tensor: Tensor, expected: Sequence[int | str]) -> None:
-    """``expected`` has numbers, and words where any size will do.
+    """Check a shape. ``expected`` holds a number for a fixed size, and a word where any size will do.
 
     Raises:
         ValueError: another number of dimensions or another size.
@@ -51,36 +62,82 @@ def check_shape(function: str, name: str, tensor: Tensor, expected: Sequence[int
         raise ValueError(f"{function}: {name} has shape {shape}, expected ({words})")
 
 
+def check_index(function: str, name: str, sizes: Sequence[int]) -> None:
+    """Check that the product of sizes can be counted in 32 bits. Symbolic sizes are checked when the program runs.
+
+    Raises:
+        ValueError: more than MAX_INDEX.
+    """
+    count = 1
+    for size in sizes:
+        if not isinstance(size, int):
+            return
+        count *= size
+    if count > MAX_INDEX:
+        shown = " x ".join(map(str, sizes))
+        raise ValueError(f"{function}: {name} is {shown}, which kernels cannot index: expected at most {MAX_INDEX}")
+
+
 def check_shots(function: str, shots: Tensor, images: int) -> None:
-    """Numbers of support images.
+    """Check indices of support images.
 
     Raises:
         IndexError: one that is not from 0 to ``images`` - 1.
     """
     if not shots.numel():
         return
-    least, most = (int(value) for value in shots.aminmax())
-    if least < 0 or most >= images:
-        wrong = least if least < 0 else most
+    low, high = (int(value) for value in shots.aminmax())
+    if low < 0 or high >= images:
+        wrong = low if low < 0 else high
         raise IndexError(f"{function}: shots has {wrong}, expected 0 to {images - 1}, the images of support")
 
 
-def pair(function: str, name: str, value: int | Sequence[int], least: int) -> list[int]:
-    """An integer or a (vertical, horizontal) pair as a list of two.
+def pair(function: str, name: str, value: int | Sequence[int], min: int) -> list[int]:
+    """Return an integer or a (vertical, horizontal) pair as a list of two.
 
     Raises:
-        ValueError: not one or two integers of at least ``least``.
+        ValueError: not one or two integers from ``min`` to MAX_INDEX.
     """
     values = [value, value] if isinstance(value, int) else list(value)
-    if len(values) != 2 or any(not isinstance(part, (int, torch.SymInt)) or part < least for part in values):
-        raise ValueError(
-            f"{function}: {name} is {value!r}, expected an integer or a pair of integers, at least {least}"
-        )
+    if len(values) != 2 or any(not isinstance(part, (int, torch.SymInt)) or part < min for part in values):
+        raise ValueError(f"{function}: {name} is {value!r}, expected an integer or a pair of integers, at least {min}")
+    for part in values:
+        check_index(function, name, [part])
     return values
 
 
+def output_size(
+    name: str, input: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:  # fmt: skip
+    """Return the height and width of a convolution's output.
+
+    Raises:
+        ValueError: an argument that is no pair of integers, an image that is smaller than the kernel, or one that is
+            too large to be indexed.
+    """
+    for label, value, low in (
+        ("kernel_size", kernel, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
+    ):  # fmt: skip
+        pair(name, label, value, low)
+    sizes = []
+    for axis in (0, 1):
+        padded = input.shape[2 + axis] + 2 * padding[axis]
+        rest = padded - dilation[axis] * (kernel[axis] - 1) - 1
+        if rest < 0 or not input.shape[2 + axis]:
+            raise ValueError(
+                f"{name}: an input of {tuple(input.shape[2:])} with padding {padding} is smaller than the kernel "
+                f"{kernel} with dilation {dilation}"
+            )
+        check_index(name, "the padded input", [padded])
+        sizes.append(rest // stride[axis] + 1)
+    check_index(name, "the input", input.shape[2:])
+    check_index(name, "the output", sizes)
+    return sizes[0], sizes[1]
+
+
 def check_levels(function: str, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
-    """Three or so levels of a teacher, and as many of every student, shape by shape.
+    """Check the levels of a teacher, and as many of every student, shape by shape.
 
     Raises:
         TypeError, ValueError: see :func:`check_tensors` and :func:`check_shape`; no levels; a count that does not fit.
@@ -91,18 +148,21 @@ def check_levels(function: str, teacher: Sequence[Tensor], student: Sequence[Ten
             "expected at least one, and a student level for each teacher level of every branch"
         )
     count = len(teacher)
-    check_tensors(
-        function,
-        {
-            **{f"teacher[{index}]": level for index, level in enumerate(teacher)},
-            **{f"student[{index}]": level for index, level in enumerate(student)},
-        },
-    )
+    check_tensors(function, named_levels(teacher, student))
     for index, level in enumerate(teacher):
         check_shape(function, f"teacher[{index}]", level, (teacher[0].shape[0], "C", "H", "W"))
         if 0 in level.shape[1:]:
             raise ValueError(
                 f"{function}: teacher[{index}] has shape {tuple(level.shape)}, expected no size 0 but the batch"
             )
+        check_index(function, f"teacher[{index}]", level.shape[2:])
     for index, level in enumerate(student):
         check_shape(function, f"student[{index}]", level, tuple(teacher[index % count].shape))
+
+
+def named_levels(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return all levels by the names that errors give them."""
+    return {
+        **{f"teacher[{index}]": level for index, level in enumerate(teacher)},
+        **{f"student[{index}]": level for index, level in enumerate(student)},
+    }

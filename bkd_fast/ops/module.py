@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bkd_fast.ops.checks import pair
-from bkd_fast.ops.deform_conv import modulated_deform_conv2d
 
 
 class DeformConv2d(nn.Module):
     """Modulated deformable convolution with learned weights, in place of ``torchvision.ops.DeformConv2d``.
 
     Arguments, initialisation, state dict and ``forward`` are torchvision's, so that a model changes its import and
-    loads its checkpoints. See :func:`bkd_fast.ops.modulated_deform_conv2d`.
+    loads its checkpoints; ``torch.jit.script`` compiles it too. See :func:`bkd_fast.ops.modulated_deform_conv2d`.
 
     Args:
         in_channels, out_channels: C and O.
@@ -47,30 +46,37 @@ class DeformConv2d(nn.Module):
             )
         name = "DeformConv2d"
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = tuple(pair(name, "kernel_size", kernel_size, least=1))
-        self.stride = tuple(pair(name, "stride", stride, least=1))
-        self.padding = tuple(pair(name, "padding", padding, least=0))
-        self.dilation = tuple(pair(name, "dilation", dilation, least=1))
+        self.kernel_size = tuple(pair(name, "kernel_size", kernel_size, min=1))
+        self.stride = tuple(pair(name, "stride", stride, min=1))
+        self.padding = tuple(pair(name, "padding", padding, min=0))
+        self.dilation = tuple(pair(name, "dilation", dilation, min=1))
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias: nn.Parameter | None
         self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the weights anew, as ``torch.nn.Conv2d`` does."""
+        """Draw new weights, as ``torch.nn.Conv2d`` does."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(N, C, H, W), (N, 2 G kh kw, Ho, Wo), (N, G kh kw, Ho, Wo) or None -> (N, O, Ho, Wo)."""
-        return modulated_deform_conv2d(
+        """Return (N, O, Ho, Wo).
+
+        Args:
+            input: (N, C, H, W).
+            offset: (N, 2 G kh kw, Ho, Wo).
+            mask: (N, G kh kw, Ho, Wo) or None.
+        """
+        # The registered operator checks its arguments too, and TorchScript can call it.
+        return torch.ops.bkd_fast.modulated_deform_conv2d(
             input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
         )
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of it."""
+        """Return the settings that ``print`` shows."""
         shown = {name: getattr(self, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
         settings = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"{self.in_channels}, {self.out_channels}, {settings}, bias={self.bias is not None}"

@@ -1,93 +1,288 @@
-"""How an operator is made known to PyTorch, and dispatched to a backend.
+"""Register an operator with PyTorch: schema, fake kernel, autograd and dispatch to a backend, from one declaration.
 
-To compilers it is one opaque call, dispatched when it runs; where Triton is the backend they see its kernels instead.
+An operator declares its arguments once, as the fields of a NamedTuple that every backend is given; a function that
+checks them; and a function that says what the results look like. Everything else follows from these.
+
+To compilers an operator is one opaque call, dispatched when it runs; on the Triton backend they see its kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
 from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 
-from bkd_fast.ops.backend import implementation
+from bkd_fast.ops.backend import add_operator, implementation
+from bkd_fast.ops.checks import check_shape
 
 
-def register(name: str, schema: str, fake: Callable[..., Any]) -> CustomOpDef:
-    """Defines ``bkd_fast::name`` with a kernel that asks the backend, and its fake kernel.
+class Result(NamedTuple):
+    """What a result will look like: the fake kernel allocates it, and a backend's result is converted to it."""
 
-    The results get the layout that the fake kernel promises, whichever backend computed them.
+    shape: Sequence[int]
+    dtype: torch.dtype
+    layout: torch.memory_format = torch.contiguous_format
 
-    Args:
-        schema: the operator's arguments and results, ``(Tensor query, …) -> Tensor``.
-        fake: gives empty results of the right shape, dtype, device and memory format.
+
+class Operator(NamedTuple):
+    """One registered operator.
+
+    Attributes:
+        schema: its arguments and results, ``(Tensor query, …) -> Tensor``.
+        pack: makes of the schema's flat arguments those of a backend's function.
     """
 
-    def chosen(arguments: Any) -> Callable[..., Any]:
-        tensor = next(value for value in _flat(arguments) if isinstance(value, Tensor))
+    schema: str
+    pack: Callable[[Sequence[Any]], tuple[Any, ...]]
+
+
+OPERATORS: dict[str, Operator] = {}
+_SLOTS = (Tensor, Tensor | None, list[Tensor])  # types of the arguments that have gradients
+
+
+def register(
+    name: str,
+    arguments: type[Any],
+    *,
+    check: Callable[[Any], None],
+    results: Callable[[Any], Sequence[Result]],
+    outputs: int = 1,
+    gradient: str | None = None,
+) -> Any:
+    """Register ``bkd_fast::name`` and, if it has a gradient, ``bkd_fast::name_backward``; return the operator.
+
+    A backend has a function ``name(arguments)``. Its gradient is ``name_backward(grad, *saved, arguments, needs)``, a
+    list with one tensor for each tensor that was given, empty where ``needs`` is False; ``saved`` are the results
+    after the first, which have no gradient of their own.
+
+    Args:
+        arguments: a NamedTuple whose fields are the operator's arguments.
+        check: raises where arguments do not fit. It sees real and fake tensors, before anything is computed.
+        results: describes the ``outputs`` results.
+        gradient: why there is none, if there is none.
+    """
+    fields = get_type_hints(arguments)
+    folder = arguments.__module__
+    returns = Tensor if outputs == 1 else tuple[(Tensor,) * outputs]  # type: ignore[misc]
+    forward = _define(
+        name, folder, fields, returns, lambda flat: (arguments(*flat),), lambda packed: check(*packed),
+        lambda packed: list(results(*packed)),
+    )  # fmt: skip
+    if gradient is not None:
+        _refuse_backward(forward, gradient)
+        return getattr(torch.ops.bkd_fast, name).default
+
+    extra = outputs - 1
+    saved = {f"saved_{index}": Tensor for index in range(extra)}
+    backward_name = f"{name}_backward"
+
+    def pack(flat: Sequence[Any]) -> tuple[Any, ...]:
+        given, needs = arguments(*flat[1 + extra : -1]), list(flat[-1])
+        slots = _slots(fields, given)
+        if len(needs) == len(slots):  # otherwise the check refuses them
+            needs = [need and tensor is not None for need, tensor in zip(needs, slots, strict=True)]
+        return *flat[: 1 + extra], given, needs
+
+    def check_backward(grad: Tensor, *others: Any) -> None:
+        *kept, given, needs = others
+        check(given)
+        for label, tensor, result in zip(["grad", *saved], [grad, *kept], results(given), strict=True):
+            check_shape(backward_name, label, tensor, tuple(result.shape))
+            first = _first(given)
+            if not tensor.is_floating_point() or (tensor.dtype == torch.float64) != (result.dtype == torch.float64):
+                raise TypeError(f"{backward_name}: {label} is {tensor.dtype}, expected {result.dtype}")
+            if tensor.device != first.device:
+                raise ValueError(f"{backward_name}: {label} is on {tensor.device}, expected {first.device}")
+        count = len(_slots(fields, given))
+        if len(needs) != count:
+            raise ValueError(f"{backward_name}: needs has {len(needs)} values, expected {count}, one for each tensor")
+
+    def gradients(packed: tuple[Any, ...]) -> list[Result]:
+        grad, given, needs = packed[0], packed[-2], packed[-1]
+        return [
+            Result(tensor.shape, tensor.dtype, memory_format(tensor))
+            if tensor is not None and need
+            else Result((0,), grad.dtype if tensor is None else tensor.dtype)
+            for tensor, need in zip(_slots(fields, given), needs, strict=True)
+        ]
+
+    backward = _define(
+        backward_name, folder, {"grad": Tensor, **saved, **fields, "needs": list[bool]}, list[Tensor], pack,
+        lambda packed: check_backward(*packed), gradients,
+    )  # fmt: skip
+    _refuse_backward(
+        backward,
+        f"{name} has no second derivative: its gradient cannot be differentiated again (create_graph=True); "
+        f"differentiate the function of {folder}.reference instead, which is plain PyTorch",
+    )
+    call = getattr(torch.ops.bkd_fast, backward_name).default
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        kept = output[1:] if extra else ()
+        ctx.mark_non_differentiable(*kept)
+        given = arguments(*inputs)
+        ctx.save_for_backward(*kept, *_slots(fields, given))
+        # Tensors are kept by save_for_backward alone; of a list its length is kept here.
+        ctx.settings = [
+            len(value) if kind == list[Tensor] else None if kind in _SLOTS else value
+            for value, kind in zip(inputs, fields.values(), strict=True)
+        ]
+
+    def derivative(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        kept, tensors = ctx.saved_tensors[:extra], iter(ctx.saved_tensors[extra:])
+        kinds = list(fields.values())
+        inputs = [
+            [next(tensors) for _ in range(value)]
+            if kind == list[Tensor]
+            else next(tensors)
+            if kind in _SLOTS
+            else value
+            for value, kind in zip(ctx.settings, kinds, strict=True)
+        ]
+        wanted = [need for need, kind in zip(ctx.needs_input_grad, kinds, strict=True) if kind in _SLOTS]
+        needs = [one for need in wanted for one in (need if isinstance(need, (list, tuple)) else [need])]
+        found = call(grad, *kept, *inputs, needs)
+        rest = iter([value if need else None for value, need in zip(found, needs, strict=True)])
+        return tuple(
+            [next(rest) for _ in range(value)] if kind == list[Tensor] else next(rest) if kind in _SLOTS else None
+            for value, kind in zip(ctx.settings, kinds, strict=True)
+        )
+
+    forward.register_autograd(derivative, setup_context=setup)
+    return getattr(torch.ops.bkd_fast, name).default
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """Return channels_last for a tensor with that layout, otherwise contiguous."""
+    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _define(
+    name: str,
+    folder: str,
+    parameters: Mapping[str, Any],
+    returns: Any,
+    pack: Callable[[Sequence[Any]], tuple[Any, ...]],
+    check: Callable[[tuple[Any, ...]], None],
+    results: Callable[[tuple[Any, ...]], list[Result]],
+) -> CustomOpDef:
+    schema = _schema(parameters, returns)
+    one, listed = returns is Tensor, returns == list[Tensor]
+
+    def gathered(tensors: list[Tensor]) -> Any:
+        return tensors[0] if one else tensors if listed else tuple(tensors)
+
+    def chosen(flat: Sequence[Any]) -> Callable[..., Any]:
+        tensor = _first(flat)
         return implementation(name, tensor.device.type, tensor.dtype)
 
-    def kernel(*arguments: Any) -> Any:
-        results = chosen(arguments)(*arguments)
-        if isinstance(results, Tensor):
-            return _laid_out(results, fake(*arguments))
-        laid_out = [_laid_out(one, other) for one, other in zip(results, fake(*arguments), strict=True)]
-        return laid_out if schema.endswith("[]") else tuple(laid_out)
+    def kernel(*flat: Any) -> Any:
+        packed = pack(flat)
+        check(packed)
+        _refuse_tangents(name, flat)
+        function = chosen(flat)
+        found = function(*flat) if isinstance(function, CustomOpDef) else function(*packed)
+        tensors = [found] if one else found
+        return gathered(
+            [
+                tensor.to(result.dtype).contiguous(memory_format=result.layout)
+                for tensor, result in zip(tensors, results(packed), strict=True)
+            ]
+        )
 
-    def compiled(mode: Any, call: Any, types: Any, arguments: Any, keywords: Any) -> Any:
+    def fake(*flat: Any) -> Any:
+        packed = pack(flat)
+        check(packed)
+        device = _first(flat).device
+        return gathered(
+            [
+                torch.empty(result.shape, dtype=result.dtype, device=device, memory_format=result.layout)
+                for result in results(packed)
+            ]
+        )
+
+    def compiled(mode: Any, call: Any, types: Any, flat: Any, keywords: Any) -> Any:
         from torch.export._trace import custom_triton_ops_decomposition_disabled
 
-        # torch.compile, on its way to a graph: a backend of operators is taken apart into what they are made of. An
-        # exported program keeps the call, since it may run where other backends are.
-        if custom_triton_ops_decomposition_disabled() or not isinstance(chosen(arguments), CustomOpDef):
-            return mode.__torch_dispatch__(call, types, arguments, keywords)
+        # torch.compile, on its way to a graph: an operator made of Triton kernels is taken apart into them. An
+        # exported program keeps the call, since it may run on another backend.
+        if custom_triton_ops_decomposition_disabled() or not isinstance(chosen(flat), CustomOpDef):
+            return mode.__torch_dispatch__(call, types, flat, keywords)
         with mode:
-            return kernel(*arguments, **keywords)
+            return kernel(*flat, **keywords)
 
     operator = torch.library.custom_op(f"bkd_fast::{name}", kernel, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     operator.register_torch_dispatch(FunctionalTensorMode, compiled)
+    OPERATORS[name] = Operator(schema, pack)
+    add_operator(name, folder)
     return operator
 
 
-def refuse_backward(operator: CustomOpDef, message: str) -> None:
-    """Derivatives of an operator are an error that says so."""
+def _schema(parameters: Mapping[str, Any], returns: Any) -> str:
+    def prototype() -> None: ...
 
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    prototype.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind, annotation=annotation) for name, annotation in parameters.items()],
+        return_annotation=returns,
+    )
+    # Strides, sizes and radii are constants of a graph.
+    return torch.library.infer_schema(prototype, mutates_args=()).replace("SymInt", "int")
+
+
+def _refuse_backward(operator: CustomOpDef, message: str) -> None:
     def backward(*_: Any) -> None:
         raise RuntimeError(message)
 
     operator.register_autograd(backward)
 
 
-def refuse_double_backward(operator: CustomOpDef, name: str) -> None:
-    """Second derivatives are an error that says so."""
-    refuse_backward(
-        operator,
-        f"{name} has no second derivative: its gradient cannot be differentiated again (create_graph=True); "
-        "differentiate bkd_fast.ops.reference's function instead, which is plain PyTorch",
-    )
+def _refuse_tangents(name: str, flat: Sequence[Any]) -> None:
+    """Refuse tensors with a tangent: below autograd it would be lost, and the result silently constant.
+
+    Under torch.func.jvp tangents are out of sight here, so that every call is refused.
+    """
+    if forward_ad._current_level < 0:
+        return
+    with forward_ad._set_fwd_grad_enabled(True):
+        tangent = any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in _tensors(flat))
+    if tangent or eager_transforms.JVP_NESTING:
+        raise RuntimeError(
+            f"{name} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad): use reverse mode, "
+            "torch.autograd.grad or backward()"
+        )
 
 
-def memory_format(tensor: Tensor) -> torch.memory_format:
-    """channels_last for a tensor that is laid out so, else contiguous."""
-    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+def _slots(fields: Mapping[str, Any], given: Sequence[Any]) -> list[Tensor | None]:
+    """Return all tensors of the arguments, None where an optional one is absent."""
+    slots: list[Tensor | None] = []
+    for value, kind in zip(given, fields.values(), strict=True):
+        if kind == list[Tensor]:
+            slots += value
+        elif kind in _SLOTS:
+            slots.append(value)
+    return slots
 
 
-def empty_like(tensor: Tensor, needed: bool = True) -> Tensor:
-    """The fake gradient of ``tensor``: its shape, dense, in its memory format; no elements where it is not needed."""
-    if not needed:
-        return tensor.new_empty(0)
-    return torch.empty_like(tensor, memory_format=memory_format(tensor))
+def _first(values: Sequence[Any]) -> Tensor:
+    for tensor in _tensors(values):
+        return tensor
+    raise ValueError("an operator needs a tensor, and was given none")
 
 
-def _laid_out(result: Tensor, like: Tensor) -> Tensor:
-    return result.contiguous(memory_format=memory_format(like))
-
-
-def _flat(arguments: Any) -> list[Any]:
-    return [part for value in arguments for part in (value if isinstance(value, (list, tuple)) else [value])]
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (part for part in value if isinstance(part, Tensor))

@@ -18,7 +18,8 @@ struct Whole {
 };
 
 // The four neighbours of a position: top left, top right, bottom left, bottom right.
-// pixel: y * width + x, clamped into the image. weight: 0 outside the image. by_y, by_x: derivatives of the weight.
+// pixel: y * width + x, or -1 outside the image, where nothing may be read: what is there counts as zero even where the
+// image holds Inf or NaN. weight: 0 outside the image. by_y, by_x: derivatives of the weight.
 // T is a number or a vector of them.
 template <class T>
 struct Corners {
@@ -46,9 +47,10 @@ BKD_BOTH Corners<T> corners(T y, T x, int32_t height, int32_t width) {
     const I r = row + below, c = column + beside;
     const I clamped_r = r < none ? none : (r > last_row ? last_row : r);
     const I clamped_c = c < none ? none : (c > last_column ? last_column : c);
-    const T inside = (r == clamped_r) & (c == clamped_c) ? one : zero;
+    const auto is_inside = (r == clamped_r) & (c == clamped_c);
+    const T inside = is_inside ? one : zero;
     const T vertical = below ? down : one - down, horizontal = beside ? right : one - right;
-    result.pixel[i] = clamped_r * width + clamped_c;
+    result.pixel[i] = is_inside ? clamped_r * width + clamped_c : none - 1;
     result.weight[i] = vertical * horizontal * inside;
     result.by_y[i] = (below ? horizontal : -horizontal) * inside;
     result.by_x[i] = (beside ? vertical : -vertical) * inside;

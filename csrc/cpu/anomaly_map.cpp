@@ -1,4 +1,6 @@
 // The anomaly map.
+#include "anomaly_map.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -8,70 +10,93 @@ namespace bkd {
 namespace {
 
 template <class T>
-AnomalyMap<T> problem(const Pairs<T>& pairs, int64_t batch, double value_share) {
+AnomalyMap<T> problem(const LevelTable<T>& table, int64_t batch, double value_share) {
   AnomalyMap<T> p{};
-  p.parallel = run_parallel;
-  p.batch = batch, p.levels = pairs.levels.size(), p.branches = pairs.branches;
-  p.level = pairs.levels.data();
+  p.batch = batch, p.levels = table.levels.size(), p.branches = table.branches;
+  p.level = table.levels.data();
   p.value_share = static_cast<T>(value_share);
   return p;
+}
+
+Checks check_arguments(const char* function, const Tensors& teacher, const Tensors& student,
+                       const std::vector<double>& weights, double value_share) {
+  const Checks check = check_levels(function, teacher, student, KERNEL_TYPES);
+  check.length("weights", weights.size(), student.size());
+  check.in_range("value_share", value_share, 0.0, 1.0);
+  return check;
+}
+
+// Positions of all images and levels.
+int64_t positions_of(const Tensors& teacher) {
+  int64_t positions = 0;
+  for (const Tensor& level : teacher) positions += level.size(0) * level.size(2) * level.size(3);
+  return positions;
 }
 
 // To a power; few enough numbers, one a feature pixel, for the C library's.
 template <class T>
 void raise(T* values, int64_t count, T exponent) {
-  constexpr T LEAST = T(1e-6);
-  for (int64_t i = 0; i < count; ++i) values[i] = std::pow(std::max(values[i], LEAST), exponent);
+  constexpr T MIN_DISTANCE = T(1e-6);
+  for (int64_t i = 0; i < count; ++i) values[i] = std::pow(std::max(values[i], MIN_DISTANCE), exponent);
 }
 
 void cosine_distances(int64_t tier, const Tensors& teacher, const Tensors& student, const std::vector<double>& weights,
                       double value_share, const Tensor& output) {
+  const Checks check = check_arguments("cosine_distances", teacher, student, weights, value_share);
+  check.tensor("output", output, {positions_of(teacher)});
   dispatch(teacher[0], [&](auto zero) {
     using T = decltype(zero);
-    const Pairs<T> pairs(teacher, student, weights);
-    AnomalyMap<T> p = problem(pairs, teacher[0].size(0), value_share);
+    const LevelTable<T> table(teacher, student, weights);
+    AnomalyMap<T> p = problem(table, teacher[0].size(0), value_share);
     p.distances = data<T>(output);
-    kernels_of<T>(tier).distances(p);
+    run(cosine_distances_kernel<T>, tier, p);
   });
 }
 
 void cosine_distances_backward(int64_t tier, const Tensor& grad, const Tensors& teacher, const Tensors& student,
                                const std::vector<double>& weights, double value_share, const Tensors& grad_teacher,
                                const Tensors& grad_student) {
+  const Checks check = check_arguments("cosine_distances_backward", teacher, student, weights, value_share);
+  check.tensor("grad", grad, {positions_of(teacher)});
+  check_gradients(check, "grad_teacher", grad_teacher, teacher);
+  check_gradients(check, "grad_student", grad_student, student);
   dispatch(teacher[0], [&](auto zero) {
     using T = decltype(zero);
-    const Pairs<T> pairs(teacher, student, weights);
-    const std::vector<T*> by_teacher = pointers<T>(grad_teacher), by_student = pointers<T>(grad_student);
-    AnomalyMap<T> p = problem(pairs, teacher[0].size(0), value_share);
+    const LevelTable<T> table(teacher, student, weights);
+    const std::vector<T*> teacher_results = data<T>(grad_teacher), student_results = data<T>(grad_student);
+    AnomalyMap<T> p = problem(table, teacher[0].size(0), value_share);
     p.grad = data<T>(grad);
-    p.grad_teacher = by_teacher.data();
-    p.grad_student = by_student.data();
-    kernels_of<T>(tier).distances_backward(p);
+    p.grad_teacher = teacher_results.data();
+    p.grad_student = student_results.data();
+    run(cosine_distances_backward_kernel<T>, tier, p);
   });
 }
 
 void anomaly_map(int64_t tier, const Tensors& teacher, const Tensors& student, const std::vector<double>& weights,
                  const std::vector<double>& exponents, double value_share, bool product, double sigma,
                  bool align_corners, const Tensor& output) {
+  const Checks check = check_arguments("anomaly_map", teacher, student, weights, value_share);
+  check.length("exponents", exponents.size(), teacher.size());
+  check.in_range("sigma", sigma, 0.0, static_cast<double>(MAX_SIGMA));
+  check.tensor("output", output, {teacher[0].size(0), ANY, ANY});
+  check.not_empty("output", output, 1);
   dispatch(teacher[0], [&](auto zero) {
     using T = decltype(zero);
-    const Pairs<T> pairs(teacher, student, weights);
-    AnomalyMap<T> p = problem(pairs, teacher[0].size(0), value_share);
-    int64_t positions = 0;
-    for (const Level<T>& level : pairs.levels) positions += p.batch * level.pixels();
-    std::vector<T> distances(positions);
+    const LevelTable<T> table(teacher, student, weights);
+    AnomalyMap<T> p = problem(table, teacher[0].size(0), value_share);
+    std::vector<T> distances(positions_of(teacher));
     p.distances = distances.data();
     p.height = output.size(1), p.width = output.size(2);
     p.product = product, p.align_corners = align_corners, p.sigma = static_cast<T>(sigma);
     p.map = data<T>(output);
-    kernels_of<T>(tier).distances(p);
+    run(cosine_distances_kernel<T>, tier, p);
     T* next = p.distances;
     for (size_t l = 0; l < exponents.size(); ++l) {
-      const int64_t count = p.batch * pairs.levels[l].pixels();
+      const int64_t count = p.batch * table.levels[l].pixels();
       if (exponents[l] != 1) raise(next, count, static_cast<T>(exponents[l]));
       next += count;
     }
-    kernels_of<T>(tier).anomaly_map(p);
+    run(anomaly_map_kernel<T>, tier, p);
   });
 }
 

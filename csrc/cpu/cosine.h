@@ -1,6 +1,7 @@
 // Cosine and squared distance of teacher and student at every pixel, and what gradients of them need, from one read.
 #pragma once
 
+#include "level.h"
 #include "simd.h"
 #include "work.h"
 

@@ -1,129 +1,32 @@
-// Sampling of an input that holds its products with the weights: reads, sums, and no matrix product.
+// Modulated deformable sampling of products with the weights: the arguments of its kernels.
 #pragma once
 
-#include "sampling.h"
+#include "kernel.h"
 
 namespace bkd {
-namespace {
 
-constexpr int GATHER_VECTORS = 8;  // of channels whose sums stay in registers
-constexpr int64_t GATHER_PIXELS = 256;
-
-// to[0..Vectors LANES) = sum of `taps` samples of pixel i, or of the first `lanes` channels (0 = all); channels of tap t at
-// image + t * channels.
-template <class T, int Vectors>
-BKD_INLINE void gather_channels(const Samples<T>& samples, int64_t i, int64_t taps, const T* image, int64_t channels,
-                                int64_t lanes, T* to) {
-  constexpr int W = LANES<T>;
-  Vec<T> sum[Vectors] = {};
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const Sample<T> sample(samples, tap, i, image + tap * channels, taps * channels);
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      const Vec<T> weight = all(sample.weight[k]);
-      if (Vectors == 1 && lanes) {
-        sum[0] += weight * load_part(sample.from[k], lanes);
-        continue;
-      }
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) sum[v] += weight * load(sample.from[k] + v * W);
-    }
-  }
-  if (Vectors == 1 && lanes) return store_part(to, sum[0], lanes);
-  for (int v = 0; v < Vectors; ++v) store(to + v * W, sum[v]);
-}
-
+// Sampling of an input that is a product with the weights already: projected (B, H, W, T, C), output (N, Ho, Wo, C).
 template <class T>
-void deform_gather(const DeformGather<T>& p) {
-  constexpr int64_t BLOCK = GATHER_VECTORS * LANES<T>;
-  const int64_t pixels = p.pixels(), taps = p.taps;
-  int64_t width = GATHER_PIXELS;
-  while (width > 16 && p.batch * parts(pixels, width) < 4 * p.threads) width /= 2;
-  const int64_t tiles = parts(pixels, width);
-  in_parallel(p.parallel, p.batch * tiles, [&](Queue& queue) {
-    Samples<T> samples(taps, width);
-    for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
-      const T* image = p.image(n);
-      samples.plan(p, n, 0, taps, begin, count);
-      T* output = p.output + (n * pixels + begin) * p.channels;
-      // One block of channels of the whole tile at a time: what neighbouring pixels share is then still in cache.
-      int64_t c = 0;
-      for (; c + BLOCK <= p.channels; c += BLOCK)
-        for (int64_t i = 0; i < count; ++i)
-          gather_channels<T, GATHER_VECTORS>(samples, i, taps, image + c, p.channels, 0, output + i * p.channels + c);
-      for (; c < p.channels; c += LANES<T>) {
-        const int64_t lanes = c + LANES<T> <= p.channels ? 0 : p.channels - c;
-        for (int64_t i = 0; i < count; ++i)
-          gather_channels<T, 1>(samples, i, taps, image + c, p.channels, lanes, output + i * p.channels + c);
-      }
-    }
-  });
-}
+struct DeformGather {
+  Parallel parallel;
+  int64_t threads;
+  int64_t batch, shared, taps, channels, height, width, out_height, out_width;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  const T* projected;
+  const T* offset;
+  const T* mask;
+  T* output;
+  const T* grad;  // (N, Ho, Wo, C)
+  T* grad_projected;
+  T* grad_offset;
+  T* grad_mask;
 
-// grad_offset and grad_mask: every position has its own.
-template <class T>
-void moves_backward(const DeformGather<T>& p) {
-  const int64_t pixels = p.pixels(), taps = p.taps, width = 64, tiles = parts(pixels, width);
-  in_parallel(p.parallel, p.batch * tiles, [&](Queue& queue) {
-    Samples<T> samples(taps, width);
-    Scratch<T> dots(4 * samples.pitch);
-    for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t n = task / tiles, begin = task % tiles * width, count = least(width, pixels - begin);
-      samples.plan(p, n, 0, taps, begin, count);
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        for (int64_t i = 0; i < count; ++i) {
-          const Sample<T> sample(samples, tap, i, p.image(n) + tap * p.channels, taps * p.channels);
-          const T* grad = p.grad + (n * pixels + begin + i) * p.channels;
-          for (int k = 0; k < 4; ++k) dots[k * samples.pitch + i] = dot(grad, sample.from[k], p.channels);
-        }
-        const int64_t slot = n * taps + tap;
-        T* by_y = p.grad_offset ? p.grad_offset + 2 * slot * pixels + begin : nullptr;
-        moves<T>(View<T, DeformGather<T>>{p, n, tap, begin, count, samples.rows, samples.columns}, dots, samples.pitch,
-                 by_y, by_y ? by_y + pixels : nullptr, p.grad_mask ? p.grad_mask + slot * pixels + begin : nullptr);
-      }
-    }
-  });
-}
+  BKD_INLINE int64_t slots() const { return taps; }  // positions that a pixel samples
+  BKD_INLINE int64_t pixels() const { return out_height * out_width; }
+  BKD_INLINE const T* image(int64_t n) const { return projected + (shared ? 0 : n * height * width * taps * channels); }
+};
 
-// grad_projected, which comes filled with zeros: a task owns a tap and a block of channels of one input.
-template <class T>
-void projected_backward(const DeformGather<T>& p) {
-  constexpr int W = LANES<T>;
-  constexpr int64_t BLOCK = 64, PIXELS = 128;
-  const int64_t pixels = p.pixels(), taps = p.taps, pixel_stride = taps * p.channels;
-  const int64_t blocks = parts(p.channels, BLOCK), inputs = p.shared ? 1 : p.batch;
-  in_parallel(p.parallel, inputs * taps * blocks, [&](Queue& queue) {
-    Samples<T> samples(1, PIXELS);
-    for (int64_t task; (task = queue.next()) >= 0;) {
-      const int64_t input = task / (taps * blocks), tap = task / blocks % taps, first = task % blocks * BLOCK;
-      const int64_t channels = least(BLOCK, p.channels - first);
-      T* image = p.grad_projected + input * p.height * p.width * pixel_stride + tap * p.channels + first;
-      for (int64_t n = p.shared ? 0 : input; n < (p.shared ? p.batch : input + 1); ++n)
-        for (int64_t begin = 0; begin < pixels; begin += PIXELS) {
-          const int64_t count = least(PIXELS, pixels - begin);
-          samples.plan(p, n, tap, tap + 1, begin, count);
-          for (int64_t i = 0; i < count; ++i) {
-            const T* grad = p.grad + (n * pixels + begin + i) * p.channels + first;
-            for (int k = 0; k < 4; ++k) {
-              T* to = image + int64_t(samples.pixel[k * samples.pitch + i]) * pixel_stride;
-              const T weight = samples.weight[k * samples.pitch + i];
-              int64_t c = 0;
-              for (; c + W <= channels; c += W) store(to + c, load(to + c) + load(grad + c) * weight);
-              if (const int64_t rest = channels - c)
-                store_part(to + c, load_part(to + c, rest) + load_part(grad + c, rest) * weight, rest);
-            }
-          }
-        }
-    }
-  });
-}
+BKD_DECLARE_KERNEL(deform_gather, DeformGather)
+BKD_DECLARE_KERNEL(deform_gather_backward, DeformGather)
 
-template <class T>
-void deform_gather_backward(const DeformGather<T>& p) {
-  if (p.grad_offset || p.grad_mask) moves_backward(p);
-  if (p.grad_projected) projected_backward(p);
-}
-
-}  // namespace
 }  // namespace bkd

@@ -3,40 +3,50 @@
 #include <string>
 
 namespace bkd {
+namespace {
 
-const std::vector<Tier>& tiers() {
-  static const std::vector<Tier> found = [] {
-    std::vector<Tier> usable = {portable_tier()};
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))  // and F16C, which all of them have
-      usable.push_back(avx2_tier());
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw")) {
-      usable.push_back(avx512_tier());
-      // Summing up across 64 bytes costs more than they save: measured on Zen 4, from 24 to 448 channels.
-      usable.back().single.local_match = avx2_tier().single.local_match;
-    }
-#endif
-    return usable;
-  }();
-  return found;
-}
-
-const Tier& tier_at(int64_t index) { return tiers().at(index); }
-
-// One worker a thread; each takes tasks until there are none, so that no thread waits for a slow one.
-void run_parallel(int64_t tasks, Worker worker, const void* data) {
-  Queue queue(tasks);
-  const int64_t threads = torch::stable::get_num_threads();
-  torch::stable::parallel_for(0, tasks < threads ? tasks : threads, 1,
-                              [&](int64_t, int64_t) { worker(queue, data); });
+std::string name_of(Tier tier) {
+  return tier == Tier::avx512 ? "avx512" : tier == Tier::avx2 ? "avx2" : "portable";
 }
 
 std::string cpu_tiers() {
   std::string names;
-  for (const Tier& tier : tiers()) names += (names.empty() ? "" : " ") + std::string(tier.name);
+  for (const Tier tier : tiers()) names += (names.empty() ? "" : " ") + name_of(tier);
   return names;
+}
+
+}  // namespace
+
+const std::vector<Tier>& tiers() {
+  static const std::vector<Tier> usable = [] {
+    std::vector<Tier> all = {Tier::portable};
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))  // and F16C, which all of them have
+      all.push_back(Tier::avx2);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw"))
+      all.push_back(Tier::avx512);
+#endif
+    return all;
+  }();
+  return usable;
+}
+
+Tier tier_at(int64_t index) {
+  const int64_t last = static_cast<int64_t>(tiers().size()) - 1;
+  if (index < 0 || index > last)
+    throw std::invalid_argument("bkd_fast: tier is " + std::to_string(index) + ", expected 0 to " + std::to_string(last) +
+                                " (" + cpu_tiers() + ")");
+  return tiers()[index];
+}
+
+// One worker a thread; each takes tasks until there are none, so that no thread waits for a slow one.
+void run_parallel(int64_t tasks, Worker worker, const void* data) {
+  TaskQueue queue(tasks);
+  const int64_t threads = torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, tasks < threads ? tasks : threads, 1,
+                              [&](int64_t, int64_t) { worker(queue, data); });
 }
 
 }  // namespace bkd

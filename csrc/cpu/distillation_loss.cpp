@@ -1,16 +1,26 @@
 // The distillation loss.
+#include "distillation_loss.h"
+
 #include "levels.h"
 
 namespace bkd {
 namespace {
 
+Checks check_arguments(const char* function, const Tensors& teacher, const Tensors& student, bool by_pixel,
+                       const Tensor& statistics) {
+  const Checks check = check_levels(function, teacher, student, KERNEL_TYPES, 1);
+  int64_t vectors = 0;
+  for (const Tensor& level : teacher) vectors += level.size(0) * (by_pixel ? level.size(2) * level.size(3) : 1);
+  check.tensor("statistics", statistics, {3 * vectors});
+  return check;
+}
+
 template <class T>
-DistillationLoss<T> problem(const Pairs<T>& pairs, int64_t batch, bool by_pixel, double value_weight,
+DistillationLoss<T> problem(const LevelTable<T>& table, int64_t batch, bool by_pixel, double value_weight,
                             const Tensor& statistics) {
   DistillationLoss<T> p{};
-  p.parallel = run_parallel;
-  p.batch = batch, p.levels = pairs.levels.size();
-  p.level = pairs.levels.data();
+  p.batch = batch, p.levels = table.levels.size();
+  p.level = table.levels.data();
   p.by_pixel = by_pixel, p.value_weight = static_cast<T>(value_weight);
   p.statistics = data<T>(statistics);
   return p;
@@ -18,27 +28,32 @@ DistillationLoss<T> problem(const Pairs<T>& pairs, int64_t batch, bool by_pixel,
 
 void distillation_loss(int64_t tier, const Tensors& teacher, const Tensors& student, bool by_pixel, double value_weight,
                        const Tensor& statistics, const Tensor& output) {
+  check_arguments("distillation_loss", teacher, student, by_pixel, statistics).tensor("output", output, {});
   dispatch(teacher[0], [&](auto zero) {
     using T = decltype(zero);
-    const Pairs<T> pairs(teacher, student, {});
-    DistillationLoss<T> p = problem(pairs, teacher[0].size(0), by_pixel, value_weight, statistics);
+    const LevelTable<T> table(teacher, student, {});
+    DistillationLoss<T> p = problem(table, teacher[0].size(0), by_pixel, value_weight, statistics);
     p.loss = data<T>(output);
-    kernels_of<T>(tier).distillation_loss(p);
+    run(distillation_loss_kernel<T>, tier, p);
   });
 }
 
 void distillation_loss_backward(int64_t tier, const Tensor& grad, const Tensors& teacher, const Tensors& student,
                                 const Tensor& statistics, bool by_pixel, double value_weight,
                                 const Tensors& grad_teacher, const Tensors& grad_student) {
+  const Checks check = check_arguments("distillation_loss_backward", teacher, student, by_pixel, statistics);
+  check.tensor("grad", grad, {});
+  check_gradients(check, "grad_teacher", grad_teacher, teacher);
+  check_gradients(check, "grad_student", grad_student, student);
   dispatch(teacher[0], [&](auto zero) {
     using T = decltype(zero);
-    const Pairs<T> pairs(teacher, student, {});
-    const std::vector<T*> by_teacher = pointers<T>(grad_teacher), by_student = pointers<T>(grad_student);
-    DistillationLoss<T> p = problem(pairs, teacher[0].size(0), by_pixel, value_weight, statistics);
+    const LevelTable<T> table(teacher, student, {});
+    const std::vector<T*> teacher_results = data<T>(grad_teacher), student_results = data<T>(grad_student);
+    DistillationLoss<T> p = problem(table, teacher[0].size(0), by_pixel, value_weight, statistics);
     p.grad = *data<T>(grad);
-    p.grad_teacher = by_teacher.data();
-    p.grad_student = by_student.data();
-    kernels_of<T>(tier).distillation_loss_backward(p);
+    p.grad_teacher = teacher_results.data();
+    p.grad_student = student_results.data();
+    run(distillation_loss_backward_kernel<T>, tier, p);
   });
 }
 

@@ -1,17 +1,17 @@
-// Levels of a teacher and its students, as the kernels of the anomaly map and of the distillation loss take them.
+// Levels of a teacher and its students, from torch's tensors to what the kernels take.
 #pragma once
 
+#include "../common/level_checks.h"
 #include "dispatch.h"
+#include "level.h"
 
 namespace bkd {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-
 // Levels with pointers into the tensors; students are given branch after branch.
 template <class T>
-struct Pairs {
-  Pairs(const Tensors& teacher, const Tensors& student, const std::vector<double>& weights)
+struct LevelTable {
+  LevelTable(const Tensors& teacher, const Tensors& student, const std::vector<double>& weights)
       : branches(student.size() / teacher.size()), students(student.size()), factors(student.size()) {
     const int64_t count = teacher.size();
     for (int64_t l = 0; l < count; ++l) {
@@ -31,11 +31,12 @@ struct Pairs {
   std::vector<Level<T>> levels;
 };
 
-template <class T>
-std::vector<T*> pointers(const Tensors& tensors) {
-  std::vector<T*> found;
-  for (const Tensor& tensor : tensors) found.push_back(data<T>(tensor));
-  return found;
+// One gradient for each of the levels, laid out as it is, or without elements.
+inline void check_gradients(const Checks& check, const char* name, const Tensors& gradients, const Tensors& levels) {
+  check.length(name, gradients.size(), levels.size());
+  for (size_t i = 0; i < gradients.size(); ++i)
+    check.result(std::string(name) + "[" + std::to_string(i) + "]", gradients[i], sizes_of(levels[i]),
+                 layout_of(levels[i]));
 }
 
 }  // namespace

@@ -1,13 +1,29 @@
+// Sparse memory attention.
+#include "memory_attention.h"
+
 #include "dispatch.h"
 
 namespace bkd {
 namespace {
 
+Checks check_arguments(const char* function, const Tensor& query, const Tensor& memory, double threshold,
+                       double temperature) {
+  const Checks check(function, "query", query, KERNEL_TYPES);
+  check.tensor("memory", memory, {ANY, ANY});
+  check.not_empty("memory", memory, 0);
+  check.tensor("query", query, sizes_of(query));
+  check.that(query.dim() > 0 && query.size(query.dim() - 1) == memory.size(1), "query",
+             "has shape " + to_text(sizes_of(query)), "(..., " + std::to_string(memory.size(1)) + ")");
+  check.in_range("the number of items", memory.size(0), 1, MAX_INT);
+  check.that(threshold >= 0, "threshold", "is " + std::to_string(threshold), "a number from 0");
+  check.that(temperature > 0, "temperature", "is " + std::to_string(temperature), "a number above 0");
+  return check;
+}
+
 template <class T>
 MemoryAttention<T> problem(const Tensor& query, const Tensor& memory, double threshold, double temperature,
                            bool renormalize) {
   MemoryAttention<T> p{};
-  p.parallel = run_parallel;
   p.items = memory.size(0), p.channels = memory.size(1), p.rows = query.numel() / p.channels;
   p.threshold = static_cast<T>(threshold), p.temperature = static_cast<T>(temperature), p.renormalize = renormalize;
   p.query = data<T>(query);
@@ -17,24 +33,29 @@ MemoryAttention<T> problem(const Tensor& query, const Tensor& memory, double thr
 
 void memory_attention(int64_t tier, const Tensor& query, const Tensor& memory, double threshold, double temperature,
                       bool renormalize, const Tensor& output) {
+  check_arguments("memory_attention", query, memory, threshold, temperature).tensor("output", output, sizes_of(query));
   dispatch(query, [&](auto zero) {
     using T = decltype(zero);
     MemoryAttention<T> p = problem<T>(query, memory, threshold, temperature, renormalize);
     p.output = data<T>(output);
-    kernels_of<T>(tier).memory_attention(p);
+    run(memory_attention_kernel<T>, tier, p);
   });
 }
 
 void memory_attention_backward(int64_t tier, const Tensor& grad, const Tensor& query, const Tensor& memory,
                                double threshold, double temperature, bool renormalize, const Tensor& grad_query,
                                const Tensor& grad_memory) {
+  const Checks check = check_arguments("memory_attention_backward", query, memory, threshold, temperature);
+  check.tensor("grad", grad, sizes_of(query));
+  check.result("grad_query", grad_query, sizes_of(query));
+  check.result("grad_memory", grad_memory, sizes_of(memory));
   dispatch(query, [&](auto zero) {
     using T = decltype(zero);
     MemoryAttention<T> p = problem<T>(query, memory, threshold, temperature, renormalize);
     p.grad = data<T>(grad);
     p.grad_query = data<T>(grad_query);
     p.grad_memory = data<T>(grad_memory);
-    kernels_of<T>(tier).memory_attention_backward(p);
+    run(memory_attention_backward_kernel<T>, tier, p);
   });
 }
 

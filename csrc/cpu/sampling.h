@@ -59,13 +59,23 @@ struct View {
 };
 
 // Samples of a tile: for slot after slot, four pixels of the input and four weights into which the mask is folded.
-// pixel, weight: [slot][corner][pitch].
+// pixel, weight: [slot][corner][pitch]; pixel is -1 outside the image.
 template <class T>
 struct Samples {
   using Index = typename std::remove_reference<decltype(typename Simd<T>::I{}[0])>::type;
 
-  Samples(int64_t slots, int64_t width)
-      : pitch(rounded(width, LANES<T>)), pixel(4 * slots * pitch), weight(4 * slots * pitch), rows(pitch), columns(pitch) {}
+  // channels: that are read at a time at most.
+  Samples(int64_t slots, int64_t width, int64_t channels)
+      : pitch(rounded(width, LANES<T>)),
+        pixel(4 * slots * pitch),
+        weight(4 * slots * pitch),
+        rows(pitch),
+        columns(pitch),
+        zeros(channels),
+        ignored(channels) {
+    std::memset(zeros, 0, channels * sizeof(T));
+    std::memset(ignored, 0, channels * sizeof(T));
+  }
 
   // Of slots first.. to last.
   template <class Problem>
@@ -87,14 +97,18 @@ struct Samples {
   const int64_t pitch;
   Scratch<Index> pixel;
   Scratch<T> weight, rows, columns;
+  Scratch<T> zeros, ignored;  // what is read outside the image, and where gradients go that belong there
 };
 
-// One sample: its four pixels in an image whose pixels are `stride` elements apart, and their weights.
+// One sample: its four pixels in an image whose pixels are `stride` elements apart, and their weights. What lies outside is
+// read as zeros.
 template <class T>
 struct Sample {
   BKD_INLINE Sample(const Samples<T>& samples, int64_t slot, int64_t i, const T* image, int64_t stride) {
     for (int k = 0; k < 4; ++k) {
-      from[k] = image + int64_t(samples.pixel[(slot * 4 + k) * samples.pitch + i]) * stride;
+      const int64_t pixel = samples.pixel[(slot * 4 + k) * samples.pitch + i];
+      offset[k] = pixel < 0 ? -1 : pixel * stride;
+      from[k] = pixel < 0 ? samples.zeros : image + offset[k];
       weight[k] = samples.weight[(slot * 4 + k) * samples.pitch + i];
     }
   }
@@ -114,6 +128,7 @@ struct Sample {
   }
 
   const T* from[4];
+  int64_t offset[4];  // from the image; -1 outside
   T weight[4];
 };
 

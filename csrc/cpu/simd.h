@@ -8,6 +8,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernel.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -19,7 +21,6 @@
 #else
 #define BKD_VECTOR_BYTES 16
 #endif
-#define BKD_INLINE inline __attribute__((always_inline))
 
 namespace bkd {
 namespace {  // Each tier has its own copy of everything: a function shared by the linker could hold another's instructions.

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <new>
 
-#include "kernels.h"
+#include "kernel.h"
 
 namespace bkd {
 namespace {
@@ -35,7 +35,7 @@ class Scratch {
 template <class Body>
 void in_parallel(Parallel parallel, int64_t tasks, const Body& body) {
   if (tasks > 0)
-    parallel(tasks, [](Queue& queue, const void* data) { (*static_cast<const Body*>(data))(queue); }, &body);
+    parallel(tasks, [](TaskQueue& queue, const void* data) { (*static_cast<const Body*>(data))(queue); }, &body);
 }
 
 }  // namespace

@@ -2,6 +2,9 @@
 // along the rows by the kernel that upsamples and along the columns by another. Between them lies one map, which the
 // caches hold.
 #include "anomaly_map.h"
+
+#include <algorithm>
+
 #include "pairs.cuh"
 
 namespace bkd {

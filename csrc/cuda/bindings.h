@@ -7,10 +7,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <vector>
 
+#include "../common/checks.h"
 #include "launch.h"
 
 #if !defined(BKD_ON_CPU)
@@ -28,9 +30,8 @@
 
 namespace bkd {
 
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-using Integers = std::vector<int64_t>;
+// What the kernels compute with.
+constexpr std::initializer_list<ScalarType> KERNEL_TYPES = {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16};
 
 // Makes a tensor's device the current one for as long as it lives, and knows the stream that torch uses there.
 class Current {

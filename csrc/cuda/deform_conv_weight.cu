@@ -1,6 +1,9 @@
 // Gradient of modulated deformable convolution by its weights: for one tap, outputs x channels summed over pixels. A
 // block samples its channels of a few pixels again and multiplies grad by them; parts of the pixels are summed apart.
 #include "deform_conv.h"
+
+#include <algorithm>
+
 #include "sampling.cuh"
 #include "tile.cuh"
 

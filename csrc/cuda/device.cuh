@@ -183,9 +183,23 @@ void launch(const char* name, void (*kernel)(P...), int64_t x, int64_t y, int64_
   }
   const dim3 grid{static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)};
 #if defined(__CUDACC__)
-  cudaError_t state = cudaSuccess;
+  // An error that is there already is not this kernel's; it stays for whoever asks for it.
+  cudaError_t state = cudaPeekAtLastError();
+  if (state != cudaSuccess) {
+    throw std::runtime_error(std::string("bkd_fast: before ") + name +
+                             " was started, an earlier CUDA call had failed: " + cudaGetErrorString(state));
+  }
   if (shared > 48 * 1024) {  // what a kernel has without asking
-    state = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    int index = 0, allowed = 0;
+    state = cudaGetDevice(&index);
+    if (state == cudaSuccess) state = cudaDeviceGetAttribute(&allowed, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+    if (state == cudaSuccess && shared > static_cast<size_t>(allowed)) {
+      throw std::runtime_error(std::string("bkd_fast: ") + name + " needs " + std::to_string(shared) +
+                               " bytes of shared memory, this device has " + std::to_string(allowed));
+    }
+    if (state == cudaSuccess) {
+      state = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    }
   }
   if (state == cudaSuccess) {
     kernel<<<grid, threads, shared, static_cast<cudaStream_t>(device.stream)>>>(arguments...);

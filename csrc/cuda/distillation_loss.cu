@@ -1,6 +1,9 @@
 // The distillation loss: one read of the features gives sums for each vector, in parts whose order is fixed; one block
 // adds them up.
 #include "distillation_loss.h"
+
+#include <algorithm>
+
 #include "pairs.cuh"
 
 namespace bkd {

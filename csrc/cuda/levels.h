@@ -1,6 +1,8 @@
 // From lists of levels to pairs.
 #pragma once
 
+#include <algorithm>
+
 #include "bindings.h"
 #include "pairs.h"
 

@@ -38,24 +38,28 @@ __device__ __forceinline__ float mask_at(const Sampling& s, const Place& place, 
   return load_either<T>(s.mask, at, s.float_mask);
 }
 
+constexpr uint32_t kOutside = 0xffffffffu;  // no pixel: what is there counts as zero, whatever the image holds
+__device__ __forceinline__ uint32_t pixel_from(uint32_t base, int pixel) { return pixel < 0 ? kOutside : base + pixel; }
+
 // For each pixel of a tile the input pixels that one tap reads, and their weights times the mask.
 template <int kPixels>
 struct Reads {
-  uint4 pixel[kPixels];  // over all images
+  uint4 pixel[kPixels];  // over all images, or kOutside
   float4 weight[kPixels];
 
   // Line `index`, of an output pixel; of one that is not there nothing is read.
   template <class T>
   __device__ __forceinline__ void work_out(int index, const Sampling& s, int output, bool there, int group, int tap,
                                            bool shared_input = false) {
-    uint4 pixels = make_uint4(0, 0, 0, 0);
+    uint4 pixels = make_uint4(kOutside, kOutside, kOutside, kOutside);
     float4 weights = make_float4(0, 0, 0, 0);
     if (there) {
       const Place place = place_of(s, output);
       const Corners<float> found = corners_at<T>(s, place, group, tap);
       const float mask = mask_at<T>(s, place, group, tap);
       const uint32_t base = shared_input ? 0 : place.image * s.height * s.width;
-      pixels = make_uint4(base + found.pixel[0], base + found.pixel[1], base + found.pixel[2], base + found.pixel[3]);
+      pixels = make_uint4(pixel_from(base, found.pixel[0]), pixel_from(base, found.pixel[1]),
+                          pixel_from(base, found.pixel[2]), pixel_from(base, found.pixel[3]));
       weights =
           make_float4(found.weight[0] * mask, found.weight[1] * mask, found.weight[2] * mask, found.weight[3] * mask);
     }
@@ -72,7 +76,10 @@ struct Corner4 {
   __device__ __forceinline__ void fetch(const T* input, const uint4& pixel, int channels, int channel) {
     const uint32_t index[4] = {pixel.x, pixel.y, pixel.z, pixel.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) value[i] = load<Pack<T>>(input + int64_t{index[i]} * channels + channel);
+    for (int i = 0; i < 4; ++i) {
+      value[i] = Pack<T>{};
+      if (index[i] != kOutside) value[i] = load<Pack<T>>(input + int64_t{index[i]} * channels + channel);
+    }
   }
   // Of numbers 2 i and 2 i + 1.
   __device__ __forceinline__ float2 sum(int i, const float4& weight) const {

@@ -8,7 +8,7 @@ namespace {
 
 // What the gradient of one sample needs.
 struct Spot {
-  uint32_t pixel[4];  // over all images
+  uint32_t pixel[4];  // over all images, or kOutside
   float weight[4], by_y[4], by_x[4];
   float mask;
 };
@@ -19,7 +19,7 @@ __device__ __forceinline__ Spot spot_at(const Sampling& s, const Place& place, i
   const uint32_t base = shared_input ? 0 : place.image * s.height * s.width;
   Spot spot;
   for (int i = 0; i < 4; ++i) {
-    spot.pixel[i] = base + found.pixel[i];
+    spot.pixel[i] = pixel_from(base, found.pixel[i]);
     spot.weight[i] = found.weight[i];
     spot.by_y[i] = found.by_y[i];
     spot.by_x[i] = found.by_x[i];
@@ -43,6 +43,7 @@ __device__ __forceinline__ void scatter(float2 grad, const Spot& spot, const T* 
                                         const Accumulator& grad_input, float scale, bool moves, float (&dots)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
+    if (spot.pixel[i] == kOutside) continue;  // the same for the whole warp
     const int64_t at = int64_t{spot.pixel[i]} * line + channel;
     if (moves) {
       const auto value = load<Both<T>>(input + at);

@@ -31,12 +31,10 @@ def library() -> str:
 @pytest.fixture(autouse=True)
 def on_cpu(library, monkeypatch):
     """CUDA's kernels are the native backend of CPU tensors."""
-    from bkd_fast.ops import native
-    from bkd_fast.ops.native import cuda
-    from bkd_fast.ops.native.cuda import layout
+    from bkd_fast.ops import cuda_common, native
 
-    monkeypatch.setitem(native.DEVICES, "cpu", cuda)
-    monkeypatch.setattr(layout, "NAMESPACE", "bkd_fast_cuda_on_cpu")
+    monkeypatch.setitem(native.DEVICES, "cpu", native.CUDA)
+    monkeypatch.setattr(cuda_common, "NAMESPACE", "bkd_fast_cuda_on_cpu")
     torch.ops.cuda_on_cpu.order("forward", 0)
 
 

@@ -20,6 +20,21 @@ ANOMALY, LOSS = "reference and anomaly", "reference and loss"
 MATCH = "matching or no_image"
 
 FAULTS = (
+    # the template
+    Fault(
+        "scaled copy: the last elements are left out",
+        "scaled_copy.cu",
+        "for (int64_t i = first; i < p.count; ++i)",
+        "for (int64_t i = first; i < p.count - 1; ++i)",
+        "template",
+    ),
+    Fault(
+        "scaled copy: a chunk too many",
+        "scaled_copy.cu",
+        "first + kCount <= p.count",
+        "first < p.count",
+        "template",
+    ),
     # tiles and instructions
     Fault(
         "fragment of a: rows 8 to 15 before the deeper half",
@@ -121,6 +136,28 @@ FAULTS = (
         "const int image = index / s.pixels(), pixel = index - image * s.pixels();",
         "const int image = (index + 1) / s.pixels(), pixel = index - index / s.pixels() * s.pixels();",
         CONV,
+    ),
+    Fault(
+        "sampling: the border is read for what lies outside",
+        "sampling.cuh",
+        "return pixel < 0 ? kOutside : base + pixel;",
+        "return base + (pixel < 0 ? 0 : pixel);",
+        "outside_is_zero or beyond_the_image",
+    ),
+    Fault(
+        "sampling: what lies outside is read",
+        "sampling.cuh",
+        "if (index[i] != kOutside) value[i] = load<Pack<T>>(input + int64_t{index[i]} * channels + channel);",
+        "value[i] = load<Pack<T>>(input + int64_t{index[i] == kOutside ? 0 : index[i]} * channels + channel);",
+        "outside_is_zero",
+    ),
+    Fault(
+        "backward: gradients of what lies outside go to the first pixel",
+        "scatter.cuh",
+        "    if (spot.pixel[i] == kOutside) continue;  // the same for the whole warp\n"
+        "    const int64_t at = int64_t{spot.pixel[i]} * line + channel;",
+        "    const int64_t at = int64_t{spot.pixel[i] == kOutside ? 0 : spot.pixel[i]} * line + channel;",
+        "outside_is_zero or beyond_the_image",
     ),
     Fault(
         "backward: no barrier before columns are read",

@@ -1,6 +1,7 @@
 """Every kernel, type and option against the reference, with threads in every order."""
 
 import csv
+import re
 from contextlib import contextmanager
 
 import building
@@ -29,11 +30,12 @@ def precision(chosen):
             switch.fp32_precision = value
 
 
-KERNELS = """
-deform_conv deform_conv_backward deform_conv_weight deform_gather deform_gather_backward memory_attention_weights
-memory_attention_listed memory_attention_dense memory_attention_gradient pair_gradient loss_images loss_pixels
-loss_total local_match
-"""
+# Every kernel that a file of csrc/cuda launches, by the name that it launches it under.
+KERNELS = sorted(
+    name
+    for path in sorted((building.ROOT / "csrc" / "cuda").glob("*.cu"))
+    for name in re.findall(r'\blaunch\("(\w+)"', path.read_text(encoding="utf-8"))
+)
 
 # With TF32 only what multiplies on tensor cores, and where no weight is so near the threshold that rounding decides.
 CALLS = [
@@ -65,6 +67,21 @@ def test_the_kernels_agree_with_the_reference(name, kind, order):
 def test_matching_agrees_with_the_reference(name, dtype, order):
     case = cases.MATCHES[name]()
     cases.check_match(cases.matched(case, "native", dtype), case, dtype)
+
+
+def scaled(x, scale=2.5):
+    """The template operator; what lies behind its output must stay."""
+    buffer = torch.full((x.numel() + 16,), 7, dtype=x.dtype)
+    torch.ops.bkd_fast_cuda_on_cpu.scaled_copy(x, scale, buffer[: x.numel()].view(x.shape))
+    assert (buffer[x.numel() :] == 7).all()
+    return buffer[: x.numel()].view(x.shape)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (2, 3, 5, 7), (4099,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_template_scales_every_element(shape, dtype, order):
+    x = cases.random(*shape).to(dtype)
+    assert torch.equal(scaled(x), (2.5 * x.float()).to(dtype))
 
 
 def test_a_shot_that_is_no_image_is_not_read():
@@ -107,7 +124,7 @@ def test_memories_of_any_size_agree(rows, items, channels, threshold, half):
 
 
 def _nearest(case, threshold):
-    from bkd_fast.ops.reference import memory_attention_weights
+    from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 
     return (memory_attention_weights(*case[1], 0.0, 0.3, False) - threshold).abs().min().item()
 
@@ -157,9 +174,9 @@ def test_more_images_than_a_launch_takes(name, ieee, monkeypatch):
 
 
 def test_more_queries_than_a_launch_takes(monkeypatch):
-    from bkd_fast.ops.native.cuda import memory_attention
+    from bkd_fast.ops.memory_attention import cuda
 
-    kernel_checks.more_queries_than_a_launch_takes("native", memory_attention, monkeypatch)
+    kernel_checks.more_queries_than_a_launch_takes("native", cuda, monkeypatch)
 
 
 def test_logits_of_a_small_temperature_overflow_nothing():
@@ -185,6 +202,20 @@ def test_not_a_number_stays_where_it_is_read(ieee):
     kernel_checks.not_a_number_stays_where_it_is_read("native")
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["conv", "gather", "gather: shared"])
+def test_what_lies_outside_is_zero_whatever_the_border_holds(name, value, ieee):
+    kernel_checks.what_lies_outside_is_zero_whatever_the_border_holds("native", name, value)
+
+
+def test_a_gradient_of_the_output_beyond_the_image_goes_nowhere(ieee):
+    kernel_checks.a_gradient_of_the_output_beyond_the_image_goes_nowhere("native")
+
+
+def test_offsets_that_are_not_numbers_show_in_exact_sums(ieee):
+    kernel_checks.offsets_that_are_not_numbers_show_in_exact_sums("native")
+
+
 def test_levels_of_different_types_are_compared_in_float32():
     kernel_checks.levels_of_different_types_are_compared_in_float32("native")
 
@@ -198,16 +229,20 @@ def test_too_wide_a_smoothing_is_refused():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_launches_are_as_the_compile_gate_has_them(dtype):
     """The compiler knows neither the threads of a launch nor its dynamic shared memory."""
-    for name in ("conv", "gather", "attention", "loss: flat", "loss: pixel"):
+    for name in ("conv", "gather", "attention: a row that keeps all", "anomaly", "loss: flat", "loss: pixel"):
         cases.results(cases.CASES[name](), "native", dtype)
     cases.matched(cases.match(), "native", dtype)
+    scaled(torch.ones(9, dtype=dtype))
     launches = {line.split()[0]: line.split()[1:] for line in torch.ops.cuda_on_cpu.launches().splitlines()}
     with open(building.HERE.parent / "cuda_gate" / "launches.csv", newline="", encoding="utf-8") as file:
         dynamic = {row["kernel"]: row["dynamic"] for row in csv.DictReader(file)}
     label = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float32: "float"}[dtype]
-    assert set(KERNELS.split()) <= set(launches)
-    for kernel in KERNELS.split():
-        assert launches[kernel] == ["256", dynamic.get(f"{kernel}<{label}", "0")]
+    assert set(KERNELS) <= set(launches)
+    for kernel in KERNELS:
+        threads, shared = launches[kernel]
+        assert threads == "256"
+        # The radius of the smoothing decides how much the map's kernels ask for.
+        assert kernel in ("map_rows", "map_columns") or shared == dynamic.get(f"{kernel}<{label}", "0")
 
 
 def test_float64_runs_on_the_reference_and_a_chosen_backend_says_so():

@@ -14,10 +14,16 @@ import building
 import torch
 from torch import Tensor
 
-from bkd_fast.ops import backend, cosine_anomaly_map, modulated_deform_conv2d, modulated_deform_gather, native
+from bkd_fast.ops import (
+    backend,
+    cosine_anomaly_map,
+    cuda_common,
+    modulated_deform_conv2d,
+    modulated_deform_gather,
+    native,
+)
 from bkd_fast.ops import sparse_memory_attention as attention
-from bkd_fast.ops.native import cuda
-from bkd_fast.ops.native.cuda import layout
+from bkd_fast.ops.deform_conv import Arguments, cuda
 
 
 class Gpu(NamedTuple):
@@ -84,7 +90,8 @@ def gradients(channels: int, size: tuple[int, int], needs: list[bool]) -> Callab
     """Gradients of a convolution by input, offset, weight, bias and mask, where ``needs`` says so."""
     input, offset, weight = half(1, channels, *size), half(1, 18, *size), half(channels, channels, 3, 3)
     grad, mask, one = half(1, channels, *size), half(1, 9, *size), [1, 1]
-    return lambda: cuda.modulated_deform_conv2d_backward(grad, input, offset, weight, mask, one, one, one, needs)
+    arguments = Arguments(input, offset, weight, None, one, one, one, mask)
+    return lambda: cuda.modulated_deform_conv2d_backward(grad, arguments, needs)
 
 
 class Work(NamedTuple):
@@ -117,8 +124,8 @@ def work(kernel: str, pixels: int, channels: int) -> Work:
 def main() -> None:
     """Prints the two tables."""
     torch.ops.load_library(str(building.build(building.ROOT / "build" / "cuda_on_cpu_800")))
-    native.DEVICES["cpu"] = cuda
-    layout.NAMESPACE = "bkd_fast_cuda_on_cpu"
+    native.DEVICES["cpu"] = native.CUDA
+    cuda_common.NAMESPACE = "bkd_fast_cuda_on_cpu"
     torch.manual_seed(0)
     projected, offset, mask = half(1, 9 * 256, 16, 16), half(1, 18, 16, 16), half(1, 9, 16, 16)
     query, memory = half(256, 256), half(ITEMS, 256)

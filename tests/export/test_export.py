@@ -159,7 +159,7 @@ def test_a_missing_package_is_named(format, package, tiny_run, tmp_path, monkeyp
 
 
 def test_a_file_that_does_not_agree_is_an_error(tiny_run, tmp_path, monkeypatch):
-    from bkd_fast.ops import reference
+    from bkd_fast.ops.anomaly_map import reference
 
     original = reference.cosine_anomaly_map
     monkeypatch.setattr(reference, "cosine_anomaly_map", lambda *arguments: 1.1 * original(*arguments))

@@ -1,15 +1,23 @@
+import importlib
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
 
-from bkd_fast.ops import backend, describe, distillation_loss, reference
-from bkd_fast.ops.backend import BACKENDS, OPERATORS, VARIABLE, available, implementation
+from bkd_fast.ops import backend, describe, distillation_loss
+from bkd_fast.ops.backend import BACKENDS, VARIABLE, Kernels, available, implementation, operators
 
 MISSING = [name for name in BACKENDS if available(name) is not None]
 MODULE = sys.modules["bkd_fast.ops.backend"]
+CONV = "modulated_deform_conv2d"
+
+
+def function(name, module):
+    """The function of a module in an operator's folder."""
+    return getattr(importlib.import_module(f"{MODULE._folders[name]}.{module}"), name)
 
 
 @pytest.fixture
@@ -29,33 +37,33 @@ def without(monkeypatch):
 
 def test_the_reference_has_every_operator_everywhere():
     with backend("reference"):
-        for name in OPERATORS:
+        for name in operators():
             for device in ("cpu", "cuda"):
-                assert implementation(name, device) is getattr(reference, name)
+                assert implementation(name, device) is function(name, "reference")
 
 
 def test_a_choice_ends_with_its_block(monkeypatch, without):
     monkeypatch.delenv(VARIABLE, raising=False)
-    before = implementation(OPERATORS[0], "cpu")
+    before = implementation(CONV, "cpu")
 
     def fail():
         with backend("reference"):
-            assert implementation(OPERATORS[0], "cpu") is reference.modulated_deform_conv2d
+            assert implementation(CONV, "cpu") is function(CONV, "reference")
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert implementation(OPERATORS[0], "cpu") is before
+    assert implementation(CONV, "cpu") is before
 
 
 def test_the_environment_chooses(monkeypatch, without):
     monkeypatch.setenv(VARIABLE, "reference")
-    assert implementation(OPERATORS[0], "cpu") is reference.modulated_deform_conv2d
+    assert implementation(CONV, "cpu") is function(CONV, "reference")
     assert describe()["chosen"] == "reference"
     without("triton")
     monkeypatch.setenv(VARIABLE, "triton")
     with pytest.raises(RuntimeError, match="triton backend is not available: it was not compiled"):
-        implementation(OPERATORS[0], "cpu")
+        implementation(CONV, "cpu")
 
 
 def test_a_backend_that_is_not_there_says_why(without):
@@ -72,40 +80,42 @@ def test_unknown_backends_are_named():
 
 def test_an_operator_that_a_chosen_backend_lacks_is_an_error(monkeypatch):
     class Partial:
-        DEVICES = ("cpu",)
+        DEVICES: ClassVar = {"cpu": Kernels("partial")}
+
+    class Module:
         distillation_loss = staticmethod(lambda *_: None)
 
     monkeypatch.setitem(MODULE._loaded, "native", Partial)
+    monkeypatch.setitem(sys.modules, "bkd_fast.ops.distillation_loss.partial", Module)
     monkeypatch.delenv(VARIABLE, raising=False)
     # Without a choice the next backend has it; a choice is not overruled in silence.
-    assert implementation("distillation_loss", "cpu") is Partial.distillation_loss
-    assert implementation("cosine_anomaly_map", "cpu") is reference.cosine_anomaly_map
+    assert implementation("distillation_loss", "cpu") is Module.distillation_loss
+    assert implementation("cosine_anomaly_map", "cpu") is function("cosine_anomaly_map", "reference")
     with backend("native"):
-        assert implementation("distillation_loss", "cpu") is Partial.distillation_loss
+        assert implementation("distillation_loss", "cpu") is Module.distillation_loss
         for name, device in (("cosine_anomaly_map", "cpu"), ("distillation_loss", "cuda")):
             with pytest.raises(RuntimeError, match=f"native backend has no {name} for {device} tensors"):
                 implementation(name, device)
 
 
 def test_cuda_tensors_go_to_triton_where_there_are_no_cuda_kernels(monkeypatch):
-    triton = pytest.importorskip("bkd_fast.ops.triton")
+    pytest.importorskip("triton")
     monkeypatch.delenv(VARIABLE, raising=False)
 
     class CPUAlone:
-        DEVICES = ("cpu",)
+        DEVICES: ClassVar = {"cpu": Kernels("absent")}
 
     class Both:
-        DEVICES = ("cpu", "cuda")
-        distillation_loss = staticmethod(lambda *_: None)
+        DEVICES: ClassVar = {"cpu": Kernels("cpu"), "cuda": Kernels("cuda")}
 
-    for name in OPERATORS:
+    for name in operators():
         monkeypatch.setitem(MODULE._loaded, "native", CPUAlone)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            assert implementation(name, "cuda", dtype) is getattr(triton, name)
-        assert implementation(name, "cuda", torch.float64) is getattr(reference, name)
-        assert implementation(name, "cpu", torch.float32) is getattr(reference, name)
+            assert implementation(name, "cuda", dtype) is function(name, "triton")
+        assert implementation(name, "cuda", torch.float64) is function(name, "reference")
+        assert implementation(name, "cpu", torch.float32) is function(name, "reference")
     monkeypatch.setitem(MODULE._loaded, "native", Both)
-    assert implementation("distillation_loss", "cuda", torch.float16) is Both.distillation_loss
+    assert implementation("distillation_loss", "cuda", torch.float16) is function("distillation_loss", "cuda")
 
 
 def test_triton_on_the_cpu_is_refused():
@@ -124,7 +134,7 @@ import torch, bkd_fast.ops, bkd_fast.evaluation.environment
 assert not sys.modules.get("triton"), "it was imported"
 x = torch.ones(1, 2, 3, 3)
 print(bkd_fast.ops.distillation_loss([x], [x]).item())
-assert not any(name.startswith("bkd_fast.ops.triton") for name in sys.modules), "by the CPU's kernels"
+assert not any("triton" in name and name.startswith("bkd_fast.ops.") for name in sys.modules), "by the CPU's kernels"
 print(bkd_fast.evaluation.environment.render(bkd_fast.evaluation.environment.describe()))
 """
 
@@ -146,7 +156,7 @@ def test_triton_is_imported_by_those_who_ask_for_it(before, shown):
 
 
 def test_every_operator_is_described():
-    assert set(describe()["runs"]) == set(OPERATORS)
+    assert set(describe()["runs"]) == set(operators())
 
 
 def test_threads_choose_for_themselves(monkeypatch):

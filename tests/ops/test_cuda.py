@@ -202,10 +202,10 @@ def _use_configuration(number, monkeypatch):
     """Triton's kernels run in their configuration of a number, or in their last one."""
     import triton
 
-    from bkd_fast.ops.triton import launching
+    from bkd_fast.ops import triton_common
 
     def one(tuned, kind="any"):
         configs = tuned.kinds[kind]
         return triton.autotune([configs[min(number, len(configs) - 1)]], key=[])(tuned.kernel)
 
-    monkeypatch.setattr(launching.Tuned, "__call__", one)
+    monkeypatch.setattr(triton_common.Tuned, "__call__", one)

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import deform_conv2d
 
-from bkd_fast.ops import modulated_deform_conv2d, modulated_deform_gather, project_support, reference
+from bkd_fast.ops import deform_gather, modulated_deform_conv2d, modulated_deform_gather, project_support
+from bkd_fast.ops.deform_conv import Arguments, reference
+from bkd_fast.ops.deform_gather import reference as gather_reference
 
 
 def output_size(size, kernel, stride, padding, dilation):
@@ -142,11 +144,10 @@ def test_explicit_backward_is_autograd_of_the_reference():
     tensors, geometry = case()
     inputs = [value.requires_grad_() for value in tensors.values()]
     input, offset, weight, bias, mask = inputs
-    output = reference.modulated_deform_conv2d(input, offset, weight, bias, *geometry.values(), mask)
+    arguments = Arguments(input, offset, weight, bias, *geometry.values(), mask)
+    output = reference.modulated_deform_conv2d(arguments)
     grad = torch.randn_like(output)
-    found = reference.modulated_deform_conv2d_backward(
-        grad, input, offset, weight, mask, *geometry.values(), [True] * 5
-    )
+    found = reference.modulated_deform_conv2d_backward(grad, arguments, [True] * 5)
     for mine, other in zip(found, torch.autograd.grad(output, inputs, grad), strict=True):
         torch.testing.assert_close(mine, other)
 
@@ -156,9 +157,7 @@ def test_only_the_gradients_asked_for_are_computed():
     grad = modulated_deform_conv2d(**tensors, **geometry)
     for wanted in range(5):
         needs = [index == wanted for index in range(5)]
-        found = reference.modulated_deform_conv2d_backward(
-            grad, tensors["input"], tensors["offset"], tensors["weight"], tensors["mask"], *geometry.values(), needs
-        )
+        found = reference.modulated_deform_conv2d_backward(grad, Arguments(**tensors, **geometry), needs)
         assert [value.numel() > 0 for value in found] == needs
 
 
@@ -230,13 +229,10 @@ def test_gather_gradients_are_derivatives(batch, masked):
     projected = torch.randn(batch, 18 * 2, 4, 5, dtype=torch.float64, requires_grad=True)
     inputs = [projected, tensors["offset"].requires_grad_()] + ([tensors["mask"].requires_grad_()] if masked else [])
     assert torch.autograd.gradcheck(modulated_deform_gather, inputs, atol=1e-6)
-    output = reference.modulated_deform_gather(
-        *inputs[:2], inputs[2] if masked else None, (3, 3), (1, 1), (1, 1), (1, 1)
-    )
+    arguments = deform_gather.Arguments(*inputs[:2], inputs[2] if masked else None, [3, 3], [1, 1], [1, 1], [1, 1])
+    output = gather_reference.modulated_deform_gather(arguments)
     grad = torch.randn_like(output)
-    found = reference.modulated_deform_gather_backward(
-        grad, *inputs[:2], inputs[2] if masked else None, (3, 3), (1, 1), (1, 1), (1, 1), [True, True, masked]
-    )
+    found = gather_reference.modulated_deform_gather_backward(grad, arguments, [True, True, masked])
     for mine, other in zip(found, torch.autograd.grad(output, inputs, grad), strict=False):
         torch.testing.assert_close(mine, other)
 
@@ -322,3 +318,30 @@ def test_what_does_not_fit_is_named(changes, words):
 def test_what_does_not_fit_the_gather_is_named(shape, offset, words):
     with pytest.raises(ValueError, match=words):
         modulated_deform_gather(torch.zeros(shape), torch.zeros(offset))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("channels", [3, 19])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_lies_outside_is_zero_as_torchvision_has_it(value, channels, layout, device):
+    """The border holds Inf or NaN, and samples reach beyond it: forward and all gradients."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    input, weight, bias = random(2, channels, 7, 9), random(5, channels, 3, 3), random(5)
+    offset, mask = 3 * random(2, 18, 7, 9), random(2, 9, 7, 9)
+    input[:, 1, 0, 0], input[:, 0, -1, :], input[:, 2, :, -1] = value, value, value
+    offset[0, :, 2, 3] = -100.0
+    grad = random(2, 5, 7, 9).to(device)
+    results = []
+    for function in (modulated_deform_conv2d, deform_conv2d):
+        tensors = [input.contiguous(memory_format=layout), offset, weight, bias, mask]
+        leaves = [tensor.detach().to(device).requires_grad_() for tensor in tensors]
+        output = function(*leaves[:4], padding=1, mask=leaves[4])
+        results.append([output, *torch.autograd.grad(output, leaves, grad)])
+    assert results[1][0].isfinite().any()
+    assert not results[1][0].isfinite().all()
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other, equal_nan=True)

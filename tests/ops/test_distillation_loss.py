@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from bkd_fast.ops import distillation_loss, reference
+from bkd_fast.ops import distillation_loss
+from bkd_fast.ops.distillation_loss import Arguments, reference
 
 SHAPES = ((2, 3, 4, 5), (2, 6, 2, 3))
 
@@ -42,10 +43,9 @@ def test_gradients_are_derivatives(direction):
     teacher, student = levels()
     tensors = [level.requires_grad_() for level in teacher + student]
     assert torch.autograd.gradcheck(lambda *v: distillation_loss(v[:2], v[2:], direction=direction), tensors)
-    loss, statistics = reference.distillation_loss(tensors[:2], tensors[2:], direction, 0.5)
-    found = reference.distillation_loss_backward(
-        torch.ones_like(loss), tensors[:2], tensors[2:], statistics.detach(), direction, 0.5, [True] * 4
-    )
+    arguments = Arguments(tensors[:2], tensors[2:], direction, 0.5)
+    loss, statistics = reference.distillation_loss(arguments)
+    found = reference.distillation_loss_backward(torch.ones_like(loss), statistics.detach(), arguments, [True] * 4)
     for mine, other in zip(found, torch.autograd.grad(loss, tensors), strict=True):
         torch.testing.assert_close(mine, other)
 

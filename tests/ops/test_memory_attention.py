@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from bkd_fast.ops import reference, sparse_memory_attention
+from bkd_fast.ops import sparse_memory_attention
+from bkd_fast.ops.memory_attention import Arguments, reference
 
 SETTINGS = [
     (threshold, temperature, renormalize)
@@ -49,9 +50,9 @@ def test_gradients_are_derivatives(settings):
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_explicit_backward_is_autograd_of_the_reference(settings):
     query, memory = (value.requires_grad_() for value in tensors())
-    output = reference.sparse_memory_attention(query, memory, *settings)
+    output = reference.sparse_memory_attention(Arguments(query, memory, *settings))
     grad = torch.randn_like(output)
-    found = reference.sparse_memory_attention_backward(grad, query, memory, *settings, [True, True])
+    found = reference.sparse_memory_attention_backward(grad, Arguments(query, memory, *settings), [True, True])
     for mine, other in zip(found, torch.autograd.grad(output, (query, memory), grad), strict=True):
         torch.testing.assert_close(mine, other)
 
@@ -59,7 +60,7 @@ def test_explicit_backward_is_autograd_of_the_reference(settings):
 def test_rows_are_cut_into_pieces_without_a_trace(monkeypatch):
     query, memory = (value.requires_grad_() for value in tensors((23,)))
     whole = torch.autograd.grad(sparse_memory_attention(query, memory, 0.05, 0.2, True).square().sum(), (query, memory))
-    monkeypatch.setattr("bkd_fast.ops.reference.memory_attention.ROWS", 5)
+    monkeypatch.setattr("bkd_fast.ops.memory_attention.reference.ROWS", 5)
     pieces = torch.autograd.grad(
         sparse_memory_attention(query, memory, 0.05, 0.2, True).square().sum(), (query, memory)
     )

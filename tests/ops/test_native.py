@@ -31,7 +31,7 @@ def each_backend():
 
 @pytest.fixture(params=TIERS)
 def tier(request, monkeypatch):
-    from bkd_fast.ops.native.cpu import simd_tiers
+    from bkd_fast.ops.cpu_common import simd_tiers
 
     if request.param not in simd_tiers():
         pytest.skip(f"this machine has no {request.param}")

@@ -31,9 +31,9 @@ CALLS = {
         [{"output"}],
     ),
     "conv, backward": (
-        lambda g, i, o, w, m: ops.modulated_deform_conv2d_backward(g, i, o, w, m, *GEOMETRY, [True] * 5),
-        [OUTPUT, INPUT, OFFSET, WEIGHT, MASK],
-        [{"by_input", "by_offset", "by_mask"}, {"sums"}],
+        lambda g, i, o, w, b, m: ops.modulated_deform_conv2d_backward(g, i, o, w, b, *GEOMETRY, m, [True] * 5),
+        [OUTPUT, INPUT, OFFSET, WEIGHT, BIAS, MASK],
+        [{"grad_input", "grad_offset", "grad_mask"}, {"sums"}],
     ),
     "gather": (
         lambda p, o, m: ops.modulated_deform_gather(p, o, m, [3, 3], *GEOMETRY),
@@ -43,7 +43,7 @@ CALLS = {
     "gather, backward": (
         lambda g, p, o, m: ops.modulated_deform_gather_backward(g, p, o, m, [3, 3], *GEOMETRY, [True] * 3),
         [READ, TABLE, PLACES, SHARES],
-        [{"by_projected", "by_offset", "by_mask"}],
+        [{"grad_projected", "grad_offset", "grad_mask"}],
     ),
     "attention": (
         lambda q, m: ops.sparse_memory_attention(q, m, 0.02, 0.3, True),
@@ -53,7 +53,7 @@ CALLS = {
     "attention, backward": (
         lambda q, m: ops.sparse_memory_attention_backward(q, q, m, 0.02, 0.3, True, [True, True]),
         [QUERY, MEMORY],
-        [{"by_dot", "read", "pull"}],
+        [{"grad_dot", "read", "pull"}],
     ),
     "anomaly": (
         lambda s, t: ops.cosine_anomaly_map([s, t], [s, t], *SETTINGS),
@@ -63,7 +63,7 @@ CALLS = {
     "anomaly, backward": (
         lambda g, s, t: ops.cosine_anomaly_map_backward(g, [s, t], [s, t], *SETTINGS, [False, False, True, True]),
         [MAP, *LEVELS],
-        [{"distances", "first_sums"}, {"distances", "first_sums"}, {"by_student"}, {"by_student"}],
+        [{"distances", "first_sums"}, {"distances", "first_sums"}, {"grad_student"}, {"grad_student"}],
     ),
     "loss": (
         lambda s, t: ops.distillation_loss([s, t], [s, t], "pixel", 0.5),
@@ -71,9 +71,9 @@ CALLS = {
         [{"statistics", "parts"}, {"total"}, {"statistics", "parts"}, {"total"}],
     ),
     "loss, backward": (
-        lambda g, q, s, t: ops.distillation_loss_backward(g, [s, t], [s, t], q, "flat", 0.5, [False] * 2 + [True] * 2),
+        lambda g, q, s, t: ops.distillation_loss_backward(g, q, [s, t], [s, t], "flat", 0.5, [False] * 2 + [True] * 2),
         [torch.ones(()), torch.zeros(12), *LEVELS],
-        [{"by_student"}, {"by_student"}],
+        [{"grad_student"}, {"grad_student"}],
     ),
     "match": (lambda q, s, n: ops.local_match(q, s, n, 1), [QUERIES, SUPPORT, SHOTS], [{"distance", "displacement"}]),
 }

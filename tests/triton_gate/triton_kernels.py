@@ -150,7 +150,7 @@ def _recorded(calls: list[Any], dtype: torch.dtype) -> list[tuple[Any, tuple[Any
     """Launches of the calls and of their gradients; nothing is computed."""
     import cases
 
-    from bkd_fast.ops import triton as kernels
+    from bkd_fast.ops import triton_common
 
     found = []
 
@@ -161,7 +161,7 @@ def _recorded(calls: list[Any], dtype: torch.dtype) -> list[tuple[Any, tuple[Any
         def __getitem__(self, grid: Any) -> Callable[..., None]:
             return lambda *arguments, **keywords: found.append((self.tuner, arguments, keywords))
 
-    kernels.DEVICES = ("cpu",)
+    triton_common.DEVICES["cpu"] = triton_common.DEVICES["cuda"]
     for module in _modules():
         if hasattr(module, "wrap_triton"):
             module.wrap_triton = Recorder
@@ -172,14 +172,15 @@ def _recorded(calls: list[Any], dtype: torch.dtype) -> list[tuple[Any, tuple[Any
 
 
 def _modules() -> list[Any]:
-    import bkd_fast.ops.triton
+    from bkd_fast.ops.backend import operators, usable
 
-    inside = f"{bkd_fast.ops.triton.__name__}."
-    return [module for name, module in sorted(sys.modules.items()) if name.startswith(inside)]
+    for name in operators():
+        usable(name, "cuda")  # which imports its kernels
+    return [module for name, module in sorted(sys.modules.items()) if name.startswith("bkd_fast.ops.")]
 
 
 def _tuned() -> list[Any]:
-    from bkd_fast.ops.triton.launching import Tuned
+    from bkd_fast.ops.triton_common import Tuned
 
     return [value for module in _modules() for value in vars(module).values() if isinstance(value, Tuned)]
 
@@ -205,8 +206,7 @@ def _digest() -> str:
 
     digest = hashlib.sha256(f"{triton.__version__} {torch.__version__}".encode())
     for path in [
-        *sorted((ROOT / "bkd_fast" / "ops" / "triton").glob("*.py")),
-        *sorted((ROOT / "bkd_fast" / "ops" / "gpu").glob("*.py")),
+        *sorted((ROOT / "bkd_fast" / "ops").rglob("*.py")),
         HERE.parent / "cases.py",
         Path(__file__),
     ]:

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bkd_fast.ops import backend, cosine_anomaly_map, modulated_deform_conv2d, sparse_memory_attention
-from bkd_fast.ops import triton as kernels
-from bkd_fast.ops.triton import launching, memory_attention
+from bkd_fast.ops import backend, cosine_anomaly_map, modulated_deform_conv2d, sparse_memory_attention, triton_common
+from bkd_fast.ops.deform_gather import triton as gather_kernels
+from bkd_fast.ops.memory_attention import triton as attention_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid|overflow|divide):RuntimeWarning")  # numpy, of NaN and infinity
 TYPES = [torch.float32, torch.float16]
@@ -40,7 +40,7 @@ def test_matching_agrees_with_the_reference(name, dtype):
 
 @pytest.mark.parametrize("number", range(1, 4))
 def test_matching_in_other_block_sizes_agrees_too(number, monkeypatch):
-    monkeypatch.setattr(launching.Tuned, "__call__", lambda tuned, kind="any": other(tuned, kind, number))
+    monkeypatch.setattr(triton_common.Tuned, "__call__", lambda tuned, kind="any": other(tuned, kind, number))
     case = cases.match(channels=70, size=(6, 7))
     cases.check_match(cases.matched(case, "triton", torch.float16), case, torch.float16)
 
@@ -52,7 +52,7 @@ def test_a_shot_that_is_no_image_is_not_read():
 def other(tuned, kind, number):
     """A kernel in its configuration of a number, or in its last one."""
     configs = tuned.kinds[kind]
-    return launching.triton.autotune([configs[min(number, len(configs) - 1)]], key=[])(tuned.kernel)
+    return triton_common.triton.autotune([configs[min(number, len(configs) - 1)]], key=[])(tuned.kernel)
 
 
 @pytest.mark.parametrize("number", range(1, 5))
@@ -61,7 +61,7 @@ def other(tuned, kind, number):
 )
 def test_other_block_sizes_agree_too(name, number, monkeypatch):
     """The first configuration of each kernel is what the interpreter takes; these are the others."""
-    monkeypatch.setattr(launching.Tuned, "__call__", lambda tuned, kind="any": other(tuned, kind, number))
+    monkeypatch.setattr(triton_common.Tuned, "__call__", lambda tuned, kind="any": other(tuned, kind, number))
     agree(cases.CASES[name](), torch.float16)
 
 
@@ -126,14 +126,14 @@ def test_deterministic_sums_agree(name):
 
 def test_deterministic_sums_are_whole_numbers(monkeypatch):
     """So that no order of the additions can show; and of what is not finite they are no numbers."""
-    rooms = []
-    original = kernels.deform_gather.Sums
+    accumulators = []
+    original = gather_kernels.Accumulator
 
     def kept(*arguments):
-        rooms.append(original(*arguments))
-        return rooms[-1]
+        accumulators.append(original(*arguments))
+        return accumulators[-1]
 
-    monkeypatch.setattr(kernels.deform_gather, "Sums", kept)
+    monkeypatch.setattr(gather_kernels, "Accumulator", kept)
     call, tensors = cases.gather()
     torch.use_deterministic_algorithms(True)
     try:
@@ -142,8 +142,8 @@ def test_deterministic_sums_are_whole_numbers(monkeypatch):
         found = cases.results((call, tensors), "triton", torch.float32)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert [sums.room.dtype for sums in rooms] == [torch.int64] * 2
-    assert rooms[0].room.any()
+    assert [sums.buffer.dtype for sums in accumulators] == [torch.int64] * 2
+    assert accumulators[0].room.any()
     assert found[1].isnan().all()
 
 
@@ -153,7 +153,7 @@ def test_more_images_than_a_launch_takes(name, monkeypatch):
 
 
 def test_more_queries_than_a_launch_takes(monkeypatch):
-    kernel_checks.more_queries_than_a_launch_takes("triton", memory_attention, monkeypatch)
+    kernel_checks.more_queries_than_a_launch_takes("triton", attention_kernels, monkeypatch)
 
 
 def test_logits_of_a_small_temperature_overflow_nothing():
@@ -186,6 +186,20 @@ def test_only_the_gradients_that_are_asked_for(name):
 
 def test_offsets_and_masks_of_another_type_keep_their_precision():
     kernel_checks.offsets_and_masks_of_another_type_keep_their_precision("triton")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["conv", "gather", "gather: shared"])
+def test_what_lies_outside_is_zero_whatever_the_border_holds(name, value):
+    kernel_checks.what_lies_outside_is_zero_whatever_the_border_holds("triton", name, value)
+
+
+def test_a_gradient_of_the_output_beyond_the_image_goes_nowhere():
+    kernel_checks.a_gradient_of_the_output_beyond_the_image_goes_nowhere("triton")
+
+
+def test_offsets_that_are_not_numbers_show_in_exact_sums():
+    kernel_checks.offsets_that_are_not_numbers_show_in_exact_sums("triton")
 
 
 def test_not_a_number_stays_where_it_is_read():

@@ -1,0 +1,94 @@
+"""What the operators need to call the CPU kernels: the instruction set, and the layout of arguments and results.
+
+The kernels compute in float32 or float64; float16 and bfloat16 are converted. They read images channels-last.
+BKD_FAST_SIMD chooses an instruction set (see :func:`simd_tiers`); without it the best one of this machine is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from bkd_fast.ops.registration import memory_format
+
+SIMD = "BKD_FAST_SIMD"
+
+kernels = torch.ops.bkd_fast_native
+
+
+@cache
+def simd_tiers() -> tuple[str, ...]:
+    """Return the instruction sets that are compiled in and that this machine has, the slowest first."""
+    return tuple(kernels.cpu_tiers().split())
+
+
+def simd_tier() -> str:
+    """Return the instruction set in use.
+
+    Raises:
+        RuntimeError: BKD_FAST_SIMD names one that is not available.
+    """
+    return simd_tiers()[tier()]
+
+
+def tier() -> int:
+    """Return the index of the instruction set in use, the first argument of every kernel."""
+    chosen = os.environ.get(SIMD)
+    if not chosen:
+        return len(simd_tiers()) - 1
+    if chosen not in simd_tiers():
+        raise RuntimeError(f"{SIMD} is {chosen!r}, expected one of {', '.join(simd_tiers())} on this machine")
+    return simd_tiers().index(chosen)
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which a tensor is computed: float64 or float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def dense(tensor: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Return a tensor in its wide dtype and in a layout."""
+    dtype = wide(tensor)
+    converted = tensor if tensor.dtype == dtype else tensor.to(dtype)
+    return converted.contiguous(memory_format=layout)
+
+
+def optional(tensor: Tensor | None) -> Tensor | None:
+    """Return :func:`dense` of a tensor, or None."""
+    return None if tensor is None else dense(tensor)
+
+
+def to_channels_last(tensor: Tensor) -> Tensor:
+    """Return an image in its wide dtype and channels-last layout."""
+    return dense(tensor, torch.channels_last)
+
+
+def zeros_channels_last(like: Tensor, needed: bool) -> Tensor:
+    """Return channels-last zeros that a kernel adds to; no elements if they are not needed."""
+    if not needed:
+        return torch.empty(0, dtype=wide(like))
+    return torch.empty(like.shape, dtype=wide(like), memory_format=torch.channels_last).zero_()
+
+
+def empty(like: Tensor, needed: bool) -> Tensor:
+    """Return a contiguous buffer for a gradient; no elements if it is not needed."""
+    return torch.empty(like.shape if needed else 0, dtype=wide(like))
+
+
+def dense_levels(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return dense levels; those of a student get the layout of the teacher's."""
+    levels = [dense(level, memory_format(level)) for level in teacher]
+    others = [dense(level, memory_format(levels[index % len(levels)])) for index, level in enumerate(student)]
+    return levels, others
+
+
+def empty_levels(levels: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    """Return buffers for the gradients of dense levels; no elements if they are not needed."""
+    return [
+        torch.empty_like(level) if need else torch.empty(0, dtype=level.dtype)
+        for level, need in zip(levels, needs, strict=True)
+    ]

@@ -1,0 +1,30 @@
+"""Sparse memory attention on CPU kernels (csrc/cpu/memory_attention.cpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bkd_fast.ops.cpu_common import dense, empty, kernels, tier, wide
+from bkd_fast.ops.memory_attention import Arguments
+
+
+def sparse_memory_attention(a: Arguments) -> Tensor:
+    """See :func:`bkd_fast.ops.sparse_memory_attention`."""
+    query = dense(a.query)
+    output = torch.empty(query.shape, dtype=query.dtype)
+    kernels.memory_attention(tier(), query, dense(a.memory), a.threshold, a.temperature, a.renormalize, output)
+    return output
+
+
+def sparse_memory_attention_backward(grad: Tensor, a: Arguments, needs: Sequence[bool]) -> list[Tensor]:
+    """Return the gradients with respect to all tensors; empty where ``needs`` is False."""
+    grad_query = empty(a.query, needs[0])
+    grad_memory = torch.zeros(a.memory.shape if needs[1] else 0, dtype=wide(a.memory))
+    kernels.memory_attention_backward(
+        tier(), dense(grad), dense(a.query), dense(a.memory), a.threshold, a.temperature, a.renormalize, grad_query,
+        grad_memory,
+    )  # fmt: skip
+    return [grad_query, grad_memory]
