@@ -72,15 +72,15 @@ def test_a_part_out_of_time_says_so_and_the_page_has_every_step(tmp_path, monkey
     monkeypatch.setattr(gpu, "PART_SECONDS", 0)
     assert gpu.main(["--part", "1", "--out", str(tmp_path), "--device", "cpu", "--quick"]) == 1
     lines = gpu.read_lines(tmp_path / "steps.csv")
-    assert [line["outcome"] for line in lines] == ["skipped", *["no time"] * 5]
+    assert [line["outcome"] for line in lines] == ["skipped", *["no time"] * 6]
     assert {"commit", "machine", "threads", "torch"} <= set(lines[0])
-    assert "| 1 | determinism | no time | 0 |" in (tmp_path / "gpu.md").read_text()
-    gpu.record({"part": "1", "step": "determinism", "outcome": "passed", "seconds": "9"}, tmp_path, "cpu")
+    assert "| 1 | determinism, native | no time | 0 |" in (tmp_path / "gpu.md").read_text()
+    gpu.record({"part": "1", "step": "determinism, native", "outcome": "passed", "seconds": "9"}, tmp_path, "cpu")
     text = (tmp_path / "gpu.md").read_text()
-    assert "| 1 | determinism | passed | 9 |" in text
+    assert "| 1 | determinism, native | passed | 9 |" in text
     assert text.count("determinism") == 1
-    (tmp_path / "1-determinism.log").write_text("E  not equal")
-    gpu.record({"part": "1", "step": "determinism", "outcome": "failed", "seconds": "9"}, tmp_path, "cpu")
+    (tmp_path / "1-determinism-native.log").write_text("E  not equal")
+    gpu.record({"part": "1", "step": "determinism, native", "outcome": "failed", "seconds": "9"}, tmp_path, "cpu")
     assert "E  not equal" in (tmp_path / "gpu.md").read_text()
 
 
