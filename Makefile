@@ -2,7 +2,7 @@
 # lint and the tests near a change. make mutations: that the tests of the CUDA kernels catch
 # planted faults. make sanitize: the operator tests on CPU kernels that watch their memory. make docs: the documentation, its
 # examples run. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks that they
-# agree first). make wheels: sdist and wheel, installed with the oldest and the newest torch. All set up what they need.
+# agree first). make figures: every committed CPU measurement and the picture. make gpu: what only a CUDA device can show. make wheels: sdist and wheel, installed with the oldest and the newest torch. All set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ ROOMS = $(shell printf '%s\n' $(CHANGED) | sed -E \
 	's,^csrc/.*,ops,; s,^bkd_fast/benchmark/.*,benchmarks,; s,^(bkd_fast|tests)/(test_)?([^/.]+).*,\3,' | sort -u)
 NEAR = $(wildcard $(foreach room,$(filter-out support $(KERNELS),$(ROOMS)),tests/$(room) tests/test_$(room).py))
 
-.PHONY: demo test proof quick lint docs mutations sanitize bench wheels clean
+.PHONY: demo test proof quick lint docs mutations sanitize bench figures gpu wheels clean
 
 demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
@@ -70,6 +70,15 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python benchmarks/ops.py --quick
+
+# Every committed CPU table and the picture, of one commit: about 15 minutes on 2 idle cores.
+figures: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
+	$(BIN)/python benchmarks/all.py
+
+# What only a CUDA device can show, 35 minutes at most; the parts can also run one by one (benchmarks/gpu.py).
+gpu: $(VENV)/installed
+	status=0; for part in 1 2 3 4; do $(BIN)/python benchmarks/gpu.py --part $$part --out runs/gpu || status=1; done; exit $$status
 
 wheels: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet build

@@ -1,7 +1,7 @@
 """Detection quality beside other methods: python benchmarks/accuracy.py DATA [--seeds 3] [--csv FILE].
 
-DATA is in MVTec AD's layout, one category or a folder of them; without masks there are no pixel figures. The same
-images (the split of bkd-fast: held-out normals are nobody's training images), teacher weights, size and metric code for
+DATA is in MVTec AD's layout, one category or a folder of them; without masks there are no pixel metrics. The same
+images (the split of bkd-fast: no method trains on validation normals), teacher weights, size and metric code for
 all. --teacher, --weights and --image-size are everyone's, the other fields of BKDConfig (--preset, --set …) BKD's.
 Methods: anomalib's PatchCore, PaDiM, STFPM, ReverseDistillation (where it knows the teacher) and EfficientAd (with a
 teacher of its own, which has to be brought), and the comparators of the paper, US, MKD and DifferNet, written for this
@@ -16,58 +16,35 @@ import csv
 import inspect
 import logging
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import accuracy_peers
-import comparators
 import numpy as np
 import torch
+from comparators import BKD, METHODS
+from comparators.anomalib_methods import PDN_FILE
 from comparators.common import Made, Predict, Settings
 from torch import Tensor
 
 from bkd_fast.artifact import load_trained
-from bkd_fast.benchmark.results import versions
+from bkd_fast.benchmark.results import provenance, write_lines
 from bkd_fast.cli.options import add_options, config_from
 from bkd_fast.config import BKDConfig, TeacherConfig
 from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, load_mask, resize_mask, split_normals
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import METRIC_NAMES, PixelMetrics, image_metrics, mean_metrics, percent
-from bkd_fast.files import atomic_write
 from bkd_fast.inference.detector import Detector
 from bkd_fast.training.train import train
 
-BKD = "bkd"
 TEACHER = "tf_efficientnet_lite0"
 SHOWN = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_f1_max": "pixel F1-max", "aupro": "AUPRO"}
 FIELDS = ("method", "category", "seed", "teacher", "options")  # what tells rows apart
 COSTS = ("train_seconds", "image_ms", "megabytes")  # image: median, one at a time, without decoding
 Line = dict[str, str]  # a row of the CSV
-
-
-class Method(NamedTuple):
-    """A method as tables call it, and what trains it (None: BKD, which has a configuration instead)."""
-
-    name: str
-    make: Callable[..., Made] | None
-
-
-METHODS: dict[str, Method] = {
-    BKD: Method("BKD (bkd_fast)", None),
-    "patchcore": Method("PatchCore (anomalib)", accuracy_peers.patchcore),
-    "padim": Method("PaDiM (anomalib)", accuracy_peers.padim),
-    "stfpm": Method("STFPM (anomalib)", accuracy_peers.stfpm),
-    "rd": Method("ReverseDistillation (anomalib)", accuracy_peers.reverse_distillation),
-    "efficientad": Method("EfficientAd (anomalib)", accuracy_peers.efficientad),
-    "us": Method("US", comparators.us),
-    "mkd": Method("MKD", comparators.mkd),
-    "differnet": Method("DifferNet", comparators.differnet),
-}
 
 
 class Case(NamedTuple):
@@ -104,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = _earlier(arguments.csv, resume=arguments.resume)
     seen = {_key(line) for line in lines}
     left_out: dict[str, str] = {}
-    where = {"threads": str(torch.get_num_threads()), **_where()}  # now: files may change while this runs
+    where = provenance()  # now: files may change while this runs
     for case, normals, test in _cases(arguments):
         key, name = case.key(), METHODS[case.method].name
         if _key(key) in seen or name in left_out:
@@ -117,12 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         predict, megabytes = made
         seconds = time.monotonic() - started
-        figures, milliseconds = _measure(predict, test, case.settings.config.teacher.image_size)
+        metrics, milliseconds = _measure(predict, test, case.settings.config.teacher.image_size)
         costs = dict(zip(COSTS, (f"{seconds:.0f}", f"{milliseconds:.1f}", f"{megabytes:.1f}"), strict=True))
-        lines.append({**key, **_written(figures), **costs, **where})
+        lines.append({**key, **_written(metrics), **costs, **where})
         print(_shown(lines[-1]), flush=True)
         if arguments.csv:
-            _write(arguments.csv, lines)
+            write_lines(lines, arguments.csv)
     print(table(lines))
     for name, reason in left_out.items():
         print(f"\n{name}: left out, {reason}")
@@ -143,14 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="METHOD.NAME=VALUE",
         help="e.g. differnet.views=64 us.students=5",
     )
-    parser.add_argument(
-        "--efficientad-weights", type=Path, metavar="FILE", help=f"EfficientAd's teacher, {accuracy_peers.PDN_FILE}"
-    )
+    parser.add_argument("--efficientad-weights", type=Path, metavar="FILE", help=f"EfficientAd's teacher, {PDN_FILE}")
     parser.add_argument(
         "--imagenet-folder", type=Path, metavar="DIR", help="images for EfficientAd's penalty (default: no penalty)"
     )
     parser.add_argument("--csv", type=Path, help="file to write, row by row")
-    parser.add_argument("--resume", action="store_true", help="go on with --csv: what has a row is not run again")
+    parser.add_argument("--resume", action="store_true", help="resume --csv: what has a row is not run again")
     add_options(parser, leave_out=("seed",))
     parser.set_defaults(teacher=TEACHER)  # small enough for a CPU, and its weights come with the extra
     return parser
@@ -168,7 +143,7 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, list[Sample], 
             defective = [sample for sample in test if sample.label]
             masked = sum(sample.mask is not None for sample in defective)
             if seed == 0 and masked < len(defective):
-                print(f"{category.name}: {masked} of {len(defective)} defective images have a mask for pixel figures")
+                print(f"{category.name}: {masked} of {len(defective)} defective images have a mask for pixel metrics")
             normals, held_out = split_normals(check_samples(category.train), own.training.validation_share, seed)
             validation = ImageDataset(held_out, own.teacher.image_size)
             settings = Settings(own, validation, arguments.efficientad_weights, arguments.imagenet_folder)
@@ -221,7 +196,7 @@ def _peer(case: Case, normals: Sequence[Sample]) -> Made:
 
 @torch.inference_mode()
 def _measure(predict: Predict, test: Sequence[Sample], size: tuple[int, int]) -> tuple[dict[str, float | None], float]:
-    """All figures, the pixels' of defective images with a mask alone, and the median milliseconds of an image."""
+    """Return all metrics, pixel metrics only over defective images with a mask, and the median ms of an image."""
     dataset, pixels = ImageDataset(test, size), PixelMetrics()
     scores, times = [], []
     for index, sample in enumerate(test):
@@ -233,21 +208,21 @@ def _measure(predict: Predict, test: Sequence[Sample], size: tuple[int, int]) ->
         if not sample.label or sample.mask is not None:
             truth = resize_mask(load_mask(sample.mask), size) if sample.mask else torch.zeros(size).bool().numpy()
             pixels.update(anomaly_map.reshape(size).numpy(), truth)
-    figures = {**image_metrics([sample.label for sample in test], scores), **pixels.compute()}
+    metrics = {**image_metrics([sample.label for sample in test], scores), **pixels.compute()}
     pixels.close()
-    return figures, sorted(times)[len(times) // 2]
+    return metrics, sorted(times)[len(times) // 2]
 
 
 def _defaults(method: str) -> dict[str, Any]:
     """Names and defaults of a method's own options."""
     make = METHODS[method].make
     named = {} if make is None else inspect.signature(make).parameters
-    return {name: found.default for name, found in named.items() if found.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {name: each.default for name, each in named.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _options(items: Iterable[str]) -> dict[str, dict[str, Any]]:
     """``["us.students=5"]`` -> ``{"us": {"students": 5}}``, of the type of the option's default."""
-    found: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, dict[str, Any]] = {}
     for item in items:
         whole, separator, text = item.partition("=")
         method, _, name = whole.partition(".")
@@ -257,20 +232,20 @@ def _options(items: Iterable[str]) -> dict[str, dict[str, Any]]:
         if name not in defaults:
             raise BKDError(f"{method} has no option {name!r}: choose one of {', '.join(defaults) or 'none'}")
         try:
-            found.setdefault(method, {})[name] = type(defaults[name])(text)
+            chosen.setdefault(method, {})[name] = type(defaults[name])(text)
         except ValueError as error:
             raise BKDError(f"--option {item}: expected a value like {defaults[name]}") from error
-    return found
+    return chosen
 
 
 def _earlier(path: Path | None, *, resume: bool) -> list[Line]:
     """The rows of an earlier run."""
     if resume and path is None:
-        raise BKDError("--resume goes on with a CSV: name it with --csv FILE")
+        raise BKDError("--resume needs the CSV to resume: name it with --csv FILE")
     if path is None or not path.exists():
         return []
     if not resume:
-        raise BKDError(f"there is already a file {path}: add --resume to go on with it, or name another")
+        raise BKDError(f"there is already a file {path}: add --resume to continue it, or name another")
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         missing = [name for name in (*FIELDS, *METRIC_NAMES, *COSTS) if name not in (reader.fieldnames or ())]
@@ -283,30 +258,12 @@ def _key(line: Line) -> tuple[str, ...]:
     return tuple(line[name] for name in FIELDS)
 
 
-def _written(figures: Mapping[str, float | None]) -> Line:
-    return {name: "" if (value := figures[name]) is None else f"{value:.4f}" for name in METRIC_NAMES}
+def _written(metrics: Mapping[str, float | None]) -> Line:
+    return {name: "" if (value := metrics[name]) is None else f"{value:.4f}" for name in METRIC_NAMES}
 
 
 def _read(line: Line) -> dict[str, float | None]:
     return {name: float(line[name]) if line[name] else None for name in METRIC_NAMES}
-
-
-def _where() -> Line:
-    """Commit, machine and versions."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        found = ""
-    return {"commit": found.strip(), **versions()}
-
-
-def _write(path: Path, lines: Sequence[Line]) -> None:
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    with atomic_write(path) as file:
-        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
 
 
 def _label(line: Line) -> str:
@@ -314,9 +271,9 @@ def _label(line: Line) -> str:
 
 
 def _shown(line: Line) -> str:
-    figures = "  ".join(f"{name} {percent(value)}" for name, value in _read(line).items())
+    metrics = "  ".join(f"{name} {percent(value)}" for name, value in _read(line).items())
     costs = f"({line['train_seconds']} s, {line['image_ms']} ms)"
-    return f"{_label(line)}, {line['category']}, seed {line['seed']}: {figures}  {costs}"
+    return f"{_label(line)}, {line['category']}, seed {line['seed']}: {metrics}  {costs}"
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -331,9 +288,9 @@ def table(lines: Sequence[Line]) -> str:
     for label, own in groups.items():
         seeds = sorted({line["seed"] for line in own}, key=int)
         means = [mean_metrics(_read(line) for line in own if line["seed"] == seed) for seed in seeds]
-        figures = [_spread([value for mean in means if (value := mean[name]) is not None]) for name in SHOWN]
+        metrics = [_spread([value for mean in means if (value := mean[name]) is not None]) for name in SHOWN]
         costs = [statistics.fmean(float(line[name]) for line in own) for name in COSTS]
-        rows.append([label, *figures, *(f"{cost:.0f}" for cost in costs[:2]), f"{costs[2]:.1f}", str(len(seeds))])
+        rows.append([label, *metrics, *(f"{cost:.0f}" for cost in costs[:2]), f"{costs[2]:.1f}", str(len(seeds))])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -1,7 +1,8 @@
 """Every operator against its peers: python benchmarks/ops.py [--quick] [--scaling] [--only OP] [--csv FILE].
 
---scaling measures the package's own backends alone, at one thread and at all of them, in turns.
---device cuda times kernels behind one another, without their launches; --dtype is of all tensors.
+--scaling measures the package's own backends alone, with one thread and with all of them, in turns.
+--device cuda times kernels back to back, without their launches. --dtype is the type of all tensors; --tf32 lets CUDA
+round the factors of float32 products to TF32, as the detector does by default in its convolutions.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from options import own_alone, parser, run
+from options import fp32_precision, parse, parser, run
 from peers import deform_conv_peers
 
 from bkd_fast.benchmark.harness import Case
@@ -17,24 +18,27 @@ from bkd_fast.benchmark.operators import FULL, OPERATORS, QUICK, SIZE, cases
 from bkd_fast.ops.anomaly_map import Arguments
 from bkd_fast.ops.anomaly_map.reference import cosine_anomaly_map
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 
 def main() -> None:
-    arguments = parser(__doc__, tuple(OPERATORS), dtypes=True)
-    scope = (QUICK if arguments.quick else FULL)._replace(dtype=getattr(torch, arguments.dtype))
-    if arguments.device == "cuda":
-        # Products of float32 are exact in every provider, or the results could not be compared.
-        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
-    found = cases(scope, arguments.device, arguments.only)
-    if arguments.scaling:
-        run(map(own_alone, found), arguments, threads=(1, torch.get_num_threads()))
-    else:
-        run(_with_peers(found, compiled=not arguments.quick), arguments)
+    made = parser(__doc__, tuple(OPERATORS))
+    made.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of all tensors (default: %(default)s)")
+    made.add_argument("--tf32", action="store_true", help="float32 products in TF32 (--device cuda)")
+    arguments = parse(made)
+    if arguments.tf32 and (arguments.device, arguments.dtype) != ("cuda", "float32"):
+        made.error("--tf32 is for --device cuda and --dtype float32")
+    scope = (QUICK if arguments.quick else FULL)._replace(dtype=getattr(torch, arguments.dtype), tf32=arguments.tf32)
+    # Without --tf32 products are exact in every provider, so that results can be compared to float32's last digits.
+    with fp32_precision("tf32" if arguments.tf32 else "ieee"):
+        run(with_peers(cases(scope, arguments.device, arguments.only), compiled=not arguments.quick), arguments)
 
 
-def _with_peers(found: Iterator[Case], *, compiled: bool) -> Iterator[Case]:
-    for case in found:
+def with_peers(own: Iterator[Case], *, compiled: bool) -> Iterator[Case]:
+    """Add ONNX Runtime, OpenVINO and torch.compile to the cases that they have."""
+    for case in own:
         peers = {}
-        plain = (case.device, case.dtype) == ("cpu", torch.float32)
+        plain = (case.device, case.dtype) == ("cpu", "float32")
         if case.op == "modulated_deform_conv2d" and case.what == "forward" and plain:
             peers = deform_conv_peers(*case.inputs)
         elif case.op == "cosine_anomaly_map" and compiled:

@@ -1,9 +1,10 @@
-"""The command line that the scripts share, and what they do with their cases."""
+"""The command line that ops.py and model.py share, and the loop over their cases."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,20 +15,24 @@ from bkd_fast.benchmark.results import means, show, write
 SECONDS, QUICK_SECONDS = 0.6, 0.2  # for each provider of a case
 
 
-def parser(description: str | None, choices: Sequence[str], *, dtypes: bool = False) -> argparse.Namespace:
-    """The arguments of ``ops.py`` and ``model.py``; torch's threads are set."""
+def parser(description: str | None, choices: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the options of both scripts."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help="fewer shapes, shorter timings")
-    made.add_argument("--scaling", action="store_true", help="own backends at one thread and at all of them")
+    made.add_argument("--scaling", action="store_true", help="own backends with one thread and with all of them")
     made.add_argument("--only", choices=choices, nargs="+", metavar="OP", help=f"some of: {', '.join(choices)}")
     made.add_argument("--threads", type=int, help="threads (default: torch's)")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    if dtypes:
-        kinds = ("float32", "float16", "bfloat16")
-        made.add_argument("--dtype", choices=kinds, default=kinds[0], help="of all tensors (default: %(default)s)")
-    made.add_argument("--seconds", type=float, help="time for each provider of a case; three calls are the least")
+    made.add_argument("--seconds", type=float, help="time for each provider of a case; it makes at least three calls")
     made.add_argument("--csv", type=Path, help="file to write")
+    return made
+
+
+def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the arguments of the command line, and set torch's threads."""
     arguments = made.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        made.error("--device cuda: torch sees no CUDA device")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.seconds is None:
@@ -35,19 +40,34 @@ def parser(description: str | None, choices: Sequence[str], *, dtypes: bool = Fa
     return arguments
 
 
-def own_alone(case: Case) -> Case:
-    """A case with the compiled backends alone, in the layout that is given; with the reference if there are none."""
-    own = {name: call for name, call in case.providers.items() if name.startswith("bkd_fast") and "," not in name}
-    return case._replace(providers=own or {REFERENCE: case.providers[REFERENCE]}, unchecked={})
+@contextmanager
+def fp32_precision(name: str) -> Iterator[None]:
+    """Let CUDA compute products of float32 numbers as ``ieee`` or ``tf32`` inside the ``with`` block."""
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = name
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
-def run(cases: Iterable[Case], arguments: argparse.Namespace, threads: tuple[int, ...] = ()) -> None:
-    """Measures case after case, prints each, then the means, and writes the CSV after every case."""
+def run(cases: Iterable[Case], arguments: argparse.Namespace) -> None:
+    """Measure and print each case, then the means; rewrite the CSV after every case."""
     rows: list[Row] = []
-    for case in cases:
-        found = measure(case, arguments.seconds, threads=tuple(dict.fromkeys(threads)))
-        print(show(found), flush=True)
-        rows += found
+    threads = tuple(dict.fromkeys((1, torch.get_num_threads()))) if arguments.scaling else ()
+    for case in map(_own_alone, cases) if arguments.scaling else cases:
+        measured = measure(case, arguments.seconds, threads=threads)
+        print(show(measured), flush=True)
+        rows += measured
         if arguments.csv:
             write(rows, arguments.csv, arguments.device)
     print(f"\n{means(rows)}")
+
+
+def _own_alone(case: Case) -> Case:
+    """A case with the compiled backends alone, in the layout that is given; with the reference if there are none."""
+    own = {name: call for name, call in case.providers.items() if name.startswith("bkd_fast") and "," not in name}
+    return case._replace(providers=own or {REFERENCE: case.providers[REFERENCE]}, unchecked={})

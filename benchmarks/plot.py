@@ -1,38 +1,41 @@
-"""Time relative to the native kernels, from CSV files: python benchmarks/plot.py CSV... --out docs/kernels.svg.
+"""Peers' times relative to the native kernels, from CSV files: python benchmarks/plot.py CSV... --out docs/kernels.svg.
 
-A row is a geometric mean over the levels of a teacher. Of two layouts channels_last is shown; where two files have the
-same case, the later one counts. Numbers of threads are not told apart. Needs matplotlib.
+A row is a geometric mean over the levels of a teacher, a column a peer. Of two layouts channels_last is shown; of two
+files with the same case, the later one. Numbers of threads are not told apart. Needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+from io import StringIO
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from matplotlib.lines import Line2D
+from matplotlib.figure import Figure
 
 from bkd_fast.benchmark.harness import Row
 from bkd_fast.benchmark.results import Group, read, relative
 
-INK, FAINT = "#1f2933", "#d7dde3"
-# Provider -> name in the legend, colour, marker. Hollow: less work than the operator's own, a bound of its speed.
-STYLES = {
-    "torchvision": ("torchvision", "#c2410c", "o"),
-    "reference, torchvision's operator inside": ("torchvision", "#c2410c", "o"),
-    "onnxruntime": ("ONNX Runtime", "#1d4ed8", "s"),
-    "openvino": ("OpenVINO", "#7e22ce", "D"),
-    "PyTorch reference": ("PyTorch reference", "#0f766e", "^"),
-    "torch.compile": ("torch.compile of it", "#65a30d", "v"),
-    "anomalib": ("anomalib, RD4AD", "#be185d", "P"),
-    "conv2d (dense)": ("bound: conv2d, GEMMs, copy", "white", "o"),
-    "bare GEMMs": ("bound: conv2d, GEMMs, copy", "white", "o"),
-    "copy the features": ("bound: conv2d, GEMMs, copy", "white", "o"),
+# Column -> providers. A bound does less work than the operator: it limits its speed.
+COLUMNS = {
+    "torchvision": ("torchvision", "reference, torchvision's operator inside"),
+    "ONNX Runtime": ("onnxruntime", "exported, onnx"),
+    "OpenVINO": ("openvino", "exported, openvino"),
+    "Inductor": ("torch.compile", "exported, aoti"),
+    "PyTorch\nreference": ("PyTorch reference",),
+    "anomalib\nRD4AD": ("anomalib ReverseDistillation", "anomalib"),
+    "bound: conv2d,\nGEMMs, copy": ("conv2d (dense)", "bare GEMMs", "copy the features"),
 }
-WIDTH, ROW, HEAD = 9.0, 0.235, 1.25  # inches
+COLUMN_OF = {provider: column for column, providers in COLUMNS.items() for provider in providers}
+INK, FAINT, PAPER, SLOWER, FASTER = "#1f2933", "#d7dde3", "#ffffff", "#0f766e", "#c2410c"
+DARK = {INK: "#e6edf3", FAINT: "#30363d", PAPER: "#0d1117", SLOWER: "#2dd4bf", FASTER: "#fb923c"}
+WIDTH, LABELS, COLUMN, ROW, HEAD = 10.0, 2.5, 1.06, 0.19, 0.95  # inches
+LOW, HIGH = 0.1, 200.0  # times at the ends of a column's bars
+BARS = (0.04, 0.64)  # of a column's width; the number stands beside them
 
 
 def main() -> None:
@@ -42,83 +45,91 @@ def main() -> None:
     arguments = parser.parse_args()
     latest: dict[tuple[str, ...], dict[str, Row]] = {}
     for path in arguments.csv:
-        found: dict[tuple[str, ...], dict[str, Row]] = {}
+        rows: dict[tuple[str, ...], dict[str, Row]] = {}
         for row in read(path):
-            found.setdefault((row.op, row.shape, row.what), {})[row.provider] = row._replace(threads=0)
-        latest.update(found)
-    draw(relative([row for rows in latest.values() for row in rows.values()]), arguments.out)
+            rows.setdefault((row.op, row.shape, row.what), {})[row.provider] = row._replace(threads=0)
+        latest.update(rows)
+    save(draw(relative([row for rows in latest.values() for row in rows.values()])), arguments.out)
 
 
-def draw(means: dict[Group, float], out: Path) -> None:
-    """A panel for each operator, a line for each label and pass, a mark for each peer."""
-    panels: dict[str, dict[str, dict[str, float]]] = {}
+def draw(means: dict[Group, float]) -> Figure:
+    """Draw a block of rows for each operator, and in each row a bar and a number for each peer."""
+    blocks: dict[str, dict[str, dict[str, float]]] = {}
     passes = {op: {group.what for group in means if group.op == op} for op in {group.op for group in means}}
     for group, mean in means.items():
-        if group.provider in STYLES and "NCHW" not in group.label:
-            label = group.label.replace(" channels_last", "")
-            label += f", {group.what}" if len(passes[group.op]) > 1 else ""
-            title = group.op if len(passes[group.op]) > 1 else f"{group.op}, {group.what}"
-            panels.setdefault(title, {}).setdefault(label, {})[group.provider] = mean
-    if not panels:
-        raise SystemExit("none of the files has a provider that is drawn: expected some of " + ", ".join(STYLES))
-    counts = [len(lines) for lines in panels.values()]
-    height = HEAD + ROW * sum(count + 1.6 for count in counts)
-    pyplot.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK})
-    figure, every = pyplot.subplots(
-        len(panels), sharex=True, squeeze=False, figsize=(WIDTH, height), height_ratios=[c + 0.2 for c in counts]
-    )
-    for axis, (op, lines) in zip(every[:, 0], panels.items(), strict=True):
-        _panel(axis, op, lines)
-    _scale(every[-1, 0], [mean for lines in panels.values() for peers in lines.values() for mean in peers.values()])
-    used = [provider for provider in STYLES if any(provider in peers for p in panels.values() for peers in p.values())]
-    named = {STYLES[provider][0]: _mark(provider) for provider in used}
-    figure.legend(
-        [Line2D([], [], linestyle="", **mark) for mark in named.values()], list(named),
-        loc="upper center", bbox_to_anchor=(0.5, 1 - 0.28 / height), ncols=4, frameon=False,
-    )  # fmt: skip
-    figure.suptitle("Time relative to bkd_fast on its native kernels", y=1 - 0.12 / height, va="top", weight="bold")
-    figure.subplots_adjust(
-        left=0.33,
-        right=0.975,
-        top=1 - (HEAD - 0.2) / height,
-        bottom=0.5 / height,
-        hspace=1.6 / (sum(counts) / len(counts)),
-    )
+        if group.provider in COLUMN_OF and "NCHW" not in group.label:
+            title, label = group.op, group.label.replace(" channels_last", "")
+            if len(passes[group.op]) > 1:
+                label += f", {group.what}"
+            else:
+                title += f", {group.what}"
+            blocks.setdefault(title, {}).setdefault(label, {})[COLUMN_OF[group.provider]] = mean
+    if not blocks:
+        raise SystemExit("none of the files has a provider that is drawn: expected some of " + ", ".join(COLUMN_OF))
+    height = HEAD + ROW * sum(len(lines) + 1.6 for lines in blocks.values())
+    style = {"font.family": "DejaVu Sans", "font.size": 8, "text.color": INK, "svg.hashsalt": "bkd_fast"}
+    pyplot.rcParams.update(style)
+    figure = pyplot.figure(figsize=(WIDTH, height), facecolor=PAPER)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))  # in inches, from the upper left corner
+    axis.axis("off")
+    axis.text(0.1, 0.2, "Time relative to bkd_fast on its native kernels", weight="bold", size=11, va="center")
+    keys = (("slower than bkd_fast", SLOWER), ("faster", FASTER))
+    for x, (text, colour) in zip((5.2, 7.2), keys, strict=True):
+        axis.barh(0.2, 0.25, 0.11, x, color=colour)
+        axis.text(x + 0.32, 0.2, text, va="center")
+    used = [name for name in COLUMNS if any(name in peers for lines in blocks.values() for peers in lines.values())]
+    for index, name in enumerate(used):
+        axis.text(LABELS + (index + 0.5) * COLUMN, 0.58, name, ha="center", va="center", weight="bold", linespacing=1.1)
+    y = HEAD - 0.05
+    for op, lines in blocks.items():
+        axis.text(0.1, y, op, weight="bold", va="center")
+        for label, peers in lines.items():
+            y += ROW
+            axis.plot((0.1, WIDTH - 0.1), (y + ROW / 2, y + ROW / 2), color=FAINT, linewidth=0.5)
+            axis.text(0.25, y, label, va="center")
+            for index, name in enumerate(used):
+                if name in peers:
+                    _bar(axis, LABELS + index * COLUMN, y, peers[name])
+        y += 1.6 * ROW
+    return figure
+
+
+def save(figure: Figure, out: Path) -> None:
+    """Write a picture; an .svg follows the browser's light or dark colours."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=200, facecolor="white", metadata={"Date": None} if out.suffix == ".svg" else None)
+    if out.suffix == ".svg":
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        out.write_text(_with_dark_colours(text.getvalue()), encoding="utf-8")
+    else:
+        figure.savefig(out, dpi=200)
+    pyplot.close(figure)
 
 
-def _panel(axis: pyplot.Axes, op: str, lines: dict[str, dict[str, float]]) -> None:
-    axis.set_title(op, loc="left", x=-0.48, fontsize=9, weight="bold", pad=3)
-    axis.set_yticks(range(len(lines)), list(lines))
-    axis.set_ylim(len(lines) - 0.4, -0.6)
-    axis.axvline(1, color=INK, linewidth=1.2, zorder=1)
-    for place, peers in enumerate(lines.values()):
-        axis.axhline(place, color=FAINT, linewidth=0.6, zorder=0)
-        for provider, mean in peers.items():
-            axis.plot([mean], [place], linestyle="", zorder=3, **_mark(provider))
-    axis.grid(axis="x", color=FAINT, linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.tick_params(length=0, colors=INK)
-    axis.spines[:].set_visible(False)
+def _bar(axis: pyplot.Axes, left: float, y: float, value: float) -> None:
+    """A bar from 1 to ``value`` on a logarithmic scale, and the value."""
+    low, high = (left + share * COLUMN for share in BARS)
+
+    def position(number: float) -> float:
+        share = math.log(min(max(number, LOW), HIGH) / LOW) / math.log(HIGH / LOW)
+        return low + share * (high - low)
+
+    one = position(1)
+    axis.barh(y, position(value) - one, 0.55 * ROW, one, color=SLOWER if value >= 1 else FASTER)
+    axis.plot((one, one), (y - ROW / 2, y + ROW / 2), color=INK, linewidth=0.8)
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    axis.text(left + 0.97 * COLUMN, y, f"{value:.{digits}f}", ha="right", va="center")
 
 
-def _scale(axis: pyplot.Axes, values: list[float]) -> None:
-    axis.set_xscale("log")
-    low, high = min(0.5, *values), max(2.0, *values)
-    axis.set_xlim(low / 1.25, high * 1.25)
-    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low / 1.25 <= t <= high * 1.25]
-    axis.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks], minor=False)
-    axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    at = axis.get_xaxis_transform()  # times along x, shares of the panel along y; the texts lie below its ticks
-    for x, text, side in ((0.95, "← faster than bkd_fast", "right"), (1.05, "slower than bkd_fast →", "left")):
-        axis.annotate(text, (x, 0), (0, -20), at, textcoords="offset points", ha=side, va="top", color=INK)
-
-
-def _mark(provider: str) -> dict[str, object]:
-    _, colour, marker = STYLES[provider]
-    edge = INK if colour == "white" else "white"
-    return {"marker": marker, "color": colour, "markeredgecolor": edge, "markersize": 7.5, "markeredgewidth": 0.9}
+def _with_dark_colours(svg: str) -> str:
+    """Add the colours of a dark page, which browsers choose by themselves."""
+    rules = [
+        f'[style*="{name}: {light}"] {{ {name}: {dark} !important; }}'
+        for light, dark in DARK.items()
+        for name in ("fill", "stroke")
+    ]
+    style = "<style>@media (prefers-color-scheme: dark) {\n" + "\n".join(rules) + "\n}</style>"
+    return svg.replace("<defs>", f"{style}\n <defs>", 1)
 
 
 if __name__ == "__main__":

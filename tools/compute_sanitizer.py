@@ -1,6 +1,6 @@
 """The GPU tests under NVIDIA's compute-sanitizer: memcheck, racecheck, synccheck. Needs a GPU and the tool on the PATH.
 
-``python -m tools.compute_sanitizer``; further arguments are pytest's.
+``python -m tools.compute_sanitizer [TOOL]``: one tool, or all of them; further arguments are pytest's.
 """
 
 import shutil
@@ -18,7 +18,8 @@ def main(arguments: list[str]) -> int:
         print("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit", file=sys.stderr)
         return 1
     tests = Path(__file__).resolve().parent.parent / "tests" / "ops" / "test_cuda.py"
-    for name in TOOLS:
+    tools = (arguments.pop(0),) if arguments and arguments[0] in TOOLS else TOOLS
+    for name in tools:
         print(f"compute-sanitizer: {name}", flush=True)
         command = [
             tool,

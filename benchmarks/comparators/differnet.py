@@ -1,6 +1,6 @@
 """DifferNet (Rudolph et al., WACV 2021): the likelihood of an image's pooled features under a normalising flow.
 
-As in the paper: a frozen CNN's deepest level at three sizes of the image (1, 1/2, 1/4), averaged over places and
+As in the paper: a frozen CNN's deepest level at three sizes of the image (1, 1/2, 1/4), averaged over positions and
 joined; 8 coupling blocks of two affine halves whose scales are clamped by ``2 * alpha / pi * arctan(s / alpha)``,
 alpha = 3, with fixed permutations between them; subnets of fully connected layers; Adam (2e-4, betas 0.8, eps 1e-4,
 weight decay 1e-5); images turned at random in training. The image's score is ``-log p(z)`` (without the determinant, as
@@ -85,22 +85,22 @@ class DifferNet(nn.Module):
 
     def pooled(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, D)."""
-        found = []
+        features = []
         for scale in SCALES:
             size = [max(16, side // scale) for side in images.shape[-2:]]
             smaller = images if scale == 1 else F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-            found.append(self.teacher(smaller)[-1].mean((2, 3)))
-        return torch.cat(found, 1)
+            features.append(self.teacher(smaller)[-1].mean((2, 3)))
+        return torch.cat(features, 1)
 
     @torch.no_grad()
     def fit_scale(self, data: ImageDataset, views: int) -> Tensor:
         """Standardised features (images * views, D) of images turned at random, whose mean and std are kept."""
-        found = [
+        pooled = [
             self.pooled(turned(images, 2 * math.pi * torch.rand(len(images))))
             for _ in range(views)
             for images in batches(data, shuffle=False)
         ]
-        features, moments = torch.cat(found), Moments(axis=1)
+        features, moments = torch.cat(pooled), Moments(axis=1)
         moments.add(features)
         self.mean, self.std = moments.compute()
         return (features - self.mean) / self.std

@@ -98,12 +98,12 @@ class Cloner(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> [(N, C_l, H_l, W_l)] at strides 4, 8 and 16."""
-        found, features = [], self.stem(images.contiguous(memory_format=torch.channels_last))
+        levels, features = [], self.stem(images.contiguous(memory_format=torch.channels_last))
         for stage, level in zip(self.stages, self.levels, strict=True):
             features = level(stage(features))
-            found.append(features)
+            levels.append(features)
             features = features.relu()
-        return found
+        return levels
 
 
 def _halved() -> nn.MaxPool2d:

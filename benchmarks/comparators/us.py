@@ -3,7 +3,7 @@
 As in the paper: at each of three scales, students with random starts and receptive fields of 17, 33 or 65 pixels
 regress the teacher's descriptors, whose channels have mean 0 and std 1 over the training images, by squared error. A
 pixel is scored by the error of the students' mean and by their predictive variance, each less its mean and divided by
-its std over validation images; the scales are averaged. The image's score is the largest of its map.
+its std over validation images; the scales are averaged. The image's score is the maximum of its map.
 
 What differs: the paper's teachers are patch networks of the students' own architecture, distilled from a ResNet on
 ImageNet. Here the descriptors are the package's teacher levels at strides 4, 8 and 16, which see more of the image than
@@ -70,8 +70,8 @@ class Ensemble(nn.Module):
 
     def loss(self, images: Tensor) -> Tensor:
         """Mean squared error, summed over students and scales."""
-        found = zip(self._targets(images), self._predictions(images), strict=True)
-        return torch.stack([F.mse_loss(own, target.expand_as(own)) * len(own) for target, own in found]).sum()
+        pairs = zip(self._targets(images), self._predictions(images), strict=True)
+        return torch.stack([F.mse_loss(own, target.expand_as(own)) * len(own) for target, own in pairs]).sum()
 
     @torch.no_grad()
     def normalize(self, validation: ImageDataset) -> None:
@@ -107,13 +107,13 @@ class Ensemble(nn.Module):
 
     def _evidence(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Squared error of the mean and predictive variance of each scale, both (N, 1, H_l, W_l)."""
-        found = []
+        evidence = []
         for target, own in zip(self._targets(images), self._predictions(images), strict=True):
             mean = own.mean(0)
             error = (mean - target[0]).square().sum(1, keepdim=True)
             variance = (own - mean).square().mean(0).sum(1, keepdim=True)
-            found.append((error, variance))
-        return found
+            evidence.append((error, variance))
+        return evidence
 
 
 def _student(stride: int, width: int, channels: int) -> nn.Sequential:

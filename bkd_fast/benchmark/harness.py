@@ -1,4 +1,4 @@
-"""Times several providers of one result against each other: checked for equality first, then run in turns."""
+"""Time several providers of one result: check that they agree, then run them in turns."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bkd_fast.ops.backend import backend, usable
 Call = Callable[[], Any]
 Key = tuple[str, int]  # provider, threads
 QUANTILES = (0.2, 0.5, 0.8)
-LEAST = 3  # calls of a provider, however slow it is
-CYCLES = 2e9  # of a GPU in a second, at most about
-LONGEST = 0.02  # seconds that a GPU is kept busy: calls that take longer to launch are timed with that
-TURNS = 10  # parts of a provider's time, between which the others have their turn
+MIN_CALLS = 3  # of a provider, however slow it is
+CYCLES = 2e9  # of a GPU in a second, about the maximum
+MAX_BUSY = 0.02  # seconds that a GPU is kept busy; calls that take longer to launch are timed with their launches
+TURNS = 10  # parts of a provider's time; the others run between them
 REFERENCE = "PyTorch reference"
 
 
@@ -31,14 +31,14 @@ class Case(NamedTuple):
         op: name of the operator.
         shape: label and sizes, e.g. ``WRN50 N=1 C=256 H=W=64``.
         what: ``forward``, which runs without gradients, or what else belongs to it, e.g. ``forward+backward``.
-        providers: name -> call. All must give the same result; the first is the one that others are compared with.
-        unchecked: name -> call whose result is another: lower bounds, and other models.
-        tolerance: of the results, relative to the largest value of each.
-        inputs: the tensors that the operator is given, for who wants to add a provider.
-        device: device type that it runs on.
-        dtype: of the tensors.
-        queued: on a GPU, calls that are timed together, on the device and without the time that launching them takes;
-            0 times each call as who waits for its result would.
+        providers: name -> call. All must give the same result as the first.
+        unchecked: name -> call with another result: lower bounds, and other models.
+        tolerance: of the results, relative to the maximum of each.
+        inputs: the tensors that the operator is given, for adding a provider.
+        device: device type.
+        dtype: of the tensors; ``tf32`` is float32 with products in TF32.
+        queued: on a GPU, calls that are timed together on the device, without their launches; 0 times each call until
+            its result is there.
     """
 
     op: str
@@ -49,12 +49,12 @@ class Case(NamedTuple):
     tolerance: float = 1e-4
     inputs: tuple[Tensor, ...] = ()
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
     queued: int = 0
 
 
 class Row(NamedTuple):
-    """What was measured of one provider; times in ms, ``extra`` (see ``extra_memory``) in MB."""
+    """A measurement of one provider; times in ms, ``extra`` (see ``extra_memory``) in MB."""
 
     op: str
     shape: str
@@ -69,17 +69,17 @@ class Row(NamedTuple):
 
 
 def measure(case: Case, seconds: float, *, threads: tuple[int, ...] = ()) -> list[Row]:
-    """Checks a case, then times its providers in turns: what disturbs the machine hits all alike.
+    """Check a case, then time its providers in turns, so that a disturbance affects all alike.
 
     Args:
         seconds: time for each provider; one that is too slow for it is still called three times.
-        threads: numbers of threads to time each provider with; none = torch's present number.
+        threads: numbers of threads to time each provider with; empty = torch's current number.
 
     Returns:
-        A row for each provider and number of threads.
+        One row per provider and number of threads.
 
     Raises:
-        AssertionError: a provider's result is not that of the first; nothing has been timed then.
+        AssertionError: a provider's result differs from the first one's. Nothing has been timed then.
     """
     before = torch.get_num_threads()
     calls = {
@@ -101,19 +101,18 @@ def measure(case: Case, seconds: float, *, threads: tuple[int, ...] = ()) -> lis
     for (name, count), values in times.items():
         quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64))
         p20, p50, p80 = quantiles.tolist()
-        dtype = str(case.dtype).removeprefix("torch.")
-        rows.append(Row(case.op, case.shape, case.what, name, count, p20, p50, p80, extra[name, count], dtype))
+        rows.append(Row(case.op, case.shape, case.what, name, count, p20, p50, p80, extra[name, count], case.dtype))
     return rows
 
 
 def on_backends(operators: Sequence[str], device: str, call: Call) -> dict[str, Call]:
-    """``call`` on every backend that has all ``operators`` there, the one that runs by default first."""
+    """Return ``call`` on every backend that has all ``operators``, the default one first."""
     sets = [usable(name, device) for name in operators]
     return {provider(name): _on(name, call) for name in sets[0] if all(name in others for others in sets)}
 
 
 def provider(name: str) -> str:
-    """What a backend is called in tables."""
+    """Return a backend's name in tables."""
     return REFERENCE if name == "reference" else f"bkd_fast {name}"
 
 
@@ -122,10 +121,10 @@ def _check(case: Case) -> None:
     first, *others = case.providers
     expected = tensors(case.providers[first]())
     for name in others:
-        found = tensors(case.providers[name]())
-        if len(found) != len(expected):
-            raise AssertionError(f"{where}: {name} gives {len(found)} tensors, {first} {len(expected)}")
-        for one, other in zip(found, expected, strict=True):
+        actual = tensors(case.providers[name]())
+        if len(actual) != len(expected):
+            raise AssertionError(f"{where}: {name} gives {len(actual)} tensors, {first} {len(expected)}")
+        for one, other in zip(actual, expected, strict=True):
             scale = other.abs().max().item() if other.numel() else 0.0
             message = f"{where}: {name} is not equal to {first}: "
             torch.testing.assert_close(
@@ -134,7 +133,7 @@ def _check(case: Case) -> None:
 
 
 def _in_turns(calls: Mapping[Key, Call], seconds: float, device: str, queued: int) -> dict[Key, list[float]]:
-    """Times in ms. In every turn a provider is called once at least, and until its part of the time is over."""
+    """Return times in ms. In every turn a provider is called until its part of the time is over, at least once."""
     once: Callable[[Call], float] = partial(_on_the_device, queued) if device == "cuda" and queued else _waited_for
     times: dict[Key, list[float]] = {key: [] for key in calls}
     left = list(calls)
@@ -146,12 +145,12 @@ def _in_turns(calls: Mapping[Key, Call], seconds: float, device: str, queued: in
                 times[key].append(once(calls[key]))
                 if time.perf_counter() >= turn:
                     break
-        left = [key for key in left if len(times[key]) < LEAST or sum(times[key]) < seconds * 1e3]
+        left = [key for key in left if len(times[key]) < MIN_CALLS or sum(times[key]) < seconds * 1e3]
     return times
 
 
 def _waited_for(call: Call) -> float:
-    """From the call until its result is there."""
+    """Return the ms from a call until its result is there."""
     wait: Call = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     wait()
     begin = time.perf_counter()
@@ -161,12 +160,12 @@ def _waited_for(call: Call) -> float:
 
 
 def _on_the_device(queued: int, call: Call) -> float:
-    """Of each of several calls, launched while the device is kept busy."""
+    """Return the ms of each of several calls, launched while the device is kept busy."""
     torch.cuda.synchronize()
     begin = time.perf_counter()
     call()
     launch = time.perf_counter() - begin
-    torch.cuda._sleep(int(min(1.5 * queued * launch, LONGEST) * CYCLES))
+    torch.cuda._sleep(int(min(1.5 * queued * launch, MAX_BUSY) * CYCLES))
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     events[0].record()
     for _ in range(queued):

@@ -17,15 +17,14 @@ RESET_PEAK = "5"  # see proc_pid_clear_refs(5)
 
 
 def extra_memory(call: Callable[[], Any], device: str = "cpu") -> float:
-    """The peak of memory during one call beyond what its result keeps, in MB (2^20 bytes).
+    """Return the peak memory of one call beyond what its result keeps, in MB (2^20 bytes).
 
-    The call runs twice. What the first one leaves behind on purpose (threads, packed weights, a library's own pool) is
-    no longer temporary and is not counted; what the allocator merely kept is given back before the second, so that its
-    reuse is counted. On a CPU these are resident pages as the kernel counts them, which needs Linux; on CUDA they are
-    what torch's allocator hands out.
+    The call runs twice. What the first run keeps (threads, packed weights, a library's pool) is not temporary and not
+    counted. Memory that the allocator merely cached is released before the second run, so that its reuse is counted. On
+    a CPU these are the process's resident pages, which needs Linux; on CUDA, allocations of torch's allocator.
 
     Returns:
-        MB, 0 at least; NaN where the system cannot tell.
+        MB, at least 0; NaN where the system cannot tell.
     """
     call()
     gc.collect(1)  # cycles that the call left; a whole collection would take a quarter of a second
@@ -37,13 +36,13 @@ def extra_memory(call: Callable[[], Any], device: str = "cpu") -> float:
     result = call()
     peak = _status("VmHWM")
     _trim()
-    # Pages of the result that were touched: an alias of an input adds none, and so does room that was never filled.
+    # Pages of the result that were touched: an alias of an input adds none, and so does a buffer that was never filled.
     kept = min(_bytes(result), max(0, _status("VmRSS") - before))
     return max(0, peak - before - kept) / 2**20
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a result, however nested, without their graph; what is neither tensor nor list is left out."""
+    """Return the tensors of a result, however nested, without their graph; other values are left out."""
     if isinstance(value, Tensor):
         return [value.detach()]
     if isinstance(value, dict):
@@ -65,7 +64,7 @@ def _bytes(result: Any) -> int:
 
 
 def _reset_peak() -> bool:
-    """Gives free heap back and starts the peak anew; False where the system has no such thing."""
+    """Release free heap memory and reset the peak; return False where the system cannot."""
     _trim()
     try:
         CLEAR.write_text(RESET_PEAK)
@@ -82,6 +81,6 @@ def _trim() -> None:
 
 
 def _status(field: str) -> int:
-    """A field of /proc/self/status in bytes."""
+    """Return a field of /proc/self/status in bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024

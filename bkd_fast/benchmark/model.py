@@ -60,7 +60,7 @@ class Training:
         assert config.support is not None
         self.support = _images(config.support.shots, config).to(device)
         self.each = isinstance(config.support, SampledSupport) and config.support.per == "query"
-        # Where supports are looked up nothing is augmented, and training computes the teacher's features but once.
+        # Where supports are retrieved nothing is augmented, and training computes the teacher's features only once.
         self.frozen = self._features() if config.retrieves else None
         self.shape, self.device = f"{label} N={batch} {setting}", device
         self.fabric = Fabric(accelerator=device, devices=1)
@@ -74,8 +74,8 @@ class Training:
         """Teacher where its features are not kept, both branches, losses, gradients and update -> losses.
 
         Args:
-            each: True gives every query supports of its own, though they are equal; None is as the configuration says,
-                and where queries look theirs up it changes nothing.
+            each: True gives every query its own supports, though they are equal; None does as the configuration says.
+                It changes nothing where queries retrieve theirs.
         """
         query, support = self.frozen or self._features(self.each if each is None else each)
         losses, _ = train_step(
@@ -95,25 +95,28 @@ class Training:
         return Case(TRAINING, self.shape, "forward+backward+update", own, tolerance=1e-3, device=self.device)
 
 
-def inference(label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None) -> Case:
-    """One image through :meth:`bkd_fast.Detector.score`; the support is prepared, as it is in use."""
-    detector, images = random_detector(label, device, changes)
+def inference(label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None, *, batch: int = 1) -> Case:
+    """Images through :meth:`bkd_fast.Detector.score`; the support is prepared, as it is in use."""
+    detector, images = random_detector(label, device, changes, batch=batch)
     own = on_backends(operators(), device, lambda: detector.score(images))
-    # Random features are much alike: which supports and items are nearest hangs on last digits.
-    return Case(INFERENCE, f"{label} N=1 default", "forward", own, tolerance=2e-2, inputs=(images,), device=device)
+    # Random features are much alike: which supports and items are nearest depends on last digits.
+    return Case(
+        INFERENCE, f"{label} N={batch} default", "forward", own, tolerance=2e-2, inputs=(images,), device=device
+    )
 
 
 def random_detector(
-    label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None, **options: Any
+    label: str, device: str = "cpu", changes: Mapping[str, Any] | None = None, *, batch: int = 1, **options: Any
 ) -> tuple[Detector, Tensor]:
-    """A detector (with its ``options``) of random weights, and an image (1, 3, H, W); the same in every call."""
+    """Return a detector (with its ``options``) of random weights and images (N, 3, H, W), the same in every call."""
     config = _config(label, BKDConfig(), changes)
     model, images = random_model(config, 1, device)
     support = model.support_levels(_images(4, config).to(device))
     if isinstance(config.support, RetrievedSupport):
         # As many as are kept of a large training set; what they are does not matter for how long a query takes.
         support = [level.half().repeat(1, config.support.bank_size // 4, 1, 1, 1) for level in support]
-    return Detector(untrained(model, support, images[:1].cpu()), device, **options), images
+    detector = Detector(untrained(model, support, images.cpu()), device, **options)
+    return detector, torch.cat([images, _images(batch - 1, config).to(device)])
 
 
 def untrained(model: BKD, support: list[Tensor], sample: Tensor) -> Trained:

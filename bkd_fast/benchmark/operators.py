@@ -30,8 +30,9 @@ DENSE_CONV = "conv2d (dense)"
 TORCHVISION = "torchvision"
 BOTH = "forward+backward"
 ROUNDINGS = 32  # of a type that results of one computation may differ by
+TF32_EPS = 2**-10
 BANK, SHOTS = 32, 16  # support images, and those that a query is matched with
-QUEUED = 10  # calls that are timed together on a GPU
+QUEUED = 10  # calls timed together on a GPU
 
 
 class Scope(NamedTuple):
@@ -46,6 +47,7 @@ class Scope(NamedTuple):
     items: tuple[tuple[int, ...], tuple[int, ...]] = ((200, 2000), (500, 2000))
     layouts: tuple[str, ...] = ("channels_last", "NCHW")
     dtype: torch.dtype = torch.float32
+    tf32: bool = False
 
 
 FULL = Scope()
@@ -76,7 +78,7 @@ def deform_conv(scope: Scope, device: str) -> Iterator[Case]:
 
 
 def deform_gather(scope: Scope, device: str) -> Iterator[Case]:
-    """The same for one support that all queries share; gradients by offsets and mask, as with frozen kernels."""
+    """The same for one support that all queries share; gradients of offsets and mask, as with frozen kernels."""
     op = "modulated_deform_gather"
     for shape, batch, channels, size in _levels(scope):
         support, offset, mask, weight = _convolution(batch, channels, size, device, scope.dtype)
@@ -98,9 +100,9 @@ def memory_attention(scope: Scope, device: str) -> Iterator[Case]:
     op, config = "sparse_memory_attention", MemoryConfig()
     sparse = (config.threshold / config.items, config.temperature, config.renormalize)
     for regime, counts in zip(("dense", "sparse"), scope.items, strict=True):
-        for place, batch, channels, size in _levels(scope):
+        for level, batch, channels, size in _levels(scope):
             for items in counts[:1] if batch > 1 else counts:
-                if _slow(place, batch):
+                if _slow(level, batch):
                     continue
                 if regime == "dense":
                     query, memory = torch.randn(batch, size, size, channels), torch.randn(items, channels)
@@ -112,7 +114,7 @@ def memory_attention(scope: Scope, device: str) -> Iterator[Case]:
                 own = _own(op, device, partial(sparse_memory_attention, query, memory, *settings))
                 # A weight at the threshold is dropped by one provider and kept by another that rounds differently.
                 tolerance = 1e-4 if regime == "dense" else 1e-2
-                shape, inputs = f"{place} I={items} {regime}", (query, memory)
+                shape, inputs = f"{level} I={items} {regime}", (query, memory)
                 bare: dict[str, Call] = {"bare GEMMs": partial(_products, query, memory)}
                 yield Case(op, shape, "forward", own, bare, tolerance, inputs, device)
                 bare = {"bare GEMMs": partial(_all_products, query, memory)}
@@ -134,7 +136,7 @@ def anomaly_map(scope: Scope, device: str) -> Iterator[Case]:
 
 
 def loss(scope: Scope, device: str) -> Iterator[Case]:
-    """Value and direction terms, and the gradient by the student."""
+    """Value and direction terms, and the gradient with respect to the student."""
     op = "distillation_loss"
     for direction in ("flat", "pixel"):
         for shape, teacher, student in _features(scope, device):
@@ -168,17 +170,18 @@ OPERATORS = {
 
 
 def cases(scope: Scope, device: str = "cpu", only: Sequence[str] | None = None) -> Iterator[Case]:
-    """The cases of all operators, or of those in ``only``, made one after another from a fixed seed."""
+    """Yield the cases of all operators, or of those in ``only``, from a fixed seed."""
     torch.manual_seed(0)
     for name, make in OPERATORS.items():
         if only is None or name in only:
             for case in make(scope, device):
-                tolerance = max(case.tolerance, ROUNDINGS * torch.finfo(scope.dtype).eps)
-                yield case._replace(tolerance=tolerance, dtype=scope.dtype, queued=QUEUED)
+                tolerance = max(case.tolerance, ROUNDINGS * (TF32_EPS if scope.tf32 else torch.finfo(scope.dtype).eps))
+                dtype = "tf32" if scope.tf32 else str(scope.dtype).removeprefix("torch.")
+                yield case._replace(tolerance=tolerance, dtype=dtype, queued=QUEUED)
 
 
 def with_gradients(calls: Mapping[str, Call], leaves: Sequence[Tensor]) -> dict[str, Call]:
-    """Calls that give the gradients of the sum of squares of each result by ``leaves``."""
+    """Return calls that compute the gradients of each result's sum of squares with respect to ``leaves``."""
 
     def backward(call: Call) -> Call:
         return lambda: torch.autograd.grad(call().square().sum(), leaves)
@@ -206,7 +209,7 @@ def _slow(shape: str, batch: int) -> bool:
 
 
 def _bounded(own: dict[str, Call], batch: int) -> dict[str, Call]:
-    """Without the reference where it takes many seconds a call; other peers stay."""
+    """Leave out the reference where a call takes many seconds; other peers stay."""
     return own if batch == 1 else {name: call for name, call in own.items() if name != REFERENCE or len(own) == 1}
 
 
@@ -223,7 +226,7 @@ def _last(batch: int, channels: int, size: int, device: str) -> Tensor:
 
 
 def _addressed(batch: int, channels: int, size: int, items: int) -> tuple[Tensor, Tensor]:
-    """Queries that lie near random items, both in few dimensions of the feature space, as a CNN's features do.
+    """Return queries near random items, both in a low-dimensional subspace, as a CNN's features are.
 
     With them the default settings keep 6 % of 500 items, as they do of real features (Lite0's, of photographs: 6 to
     11 %), at every number of channels.

@@ -1,14 +1,16 @@
-"""What was measured, as CSV, as text, and as means over the shapes of an operator."""
+"""Measurements as CSV, as text, and as means over the shapes of an operator."""
 
 from __future__ import annotations
 
 import csv
+import datetime
 import math
 import os
 import platform
 import re
+import subprocess
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,48 +21,71 @@ from bkd_fast.benchmark.harness import Row
 from bkd_fast.evaluation.environment import installed_version
 from bkd_fast.files import atomic_write
 
-COLUMNS = ("op", "shape", "dtype", "pass", "provider", "threads", "p20_ms", "p50_ms", "p80_ms", "extra_mb")
-PACKAGES = ("bkd_fast", "torch", "torchvision", "onnxruntime", "openvino", "anomalib")
+COLUMNS = {  # of the CSV -> field of Row
+    "op": "op", "shape": "shape", "dtype": "dtype", "pass": "what", "provider": "provider", "threads": "threads",
+    "p20_ms": "p20", "p50_ms": "p50", "p80_ms": "p80", "extra_mb": "extra",
+}  # fmt: skip
+PACKAGES = ("bkd_fast", "torch", "triton", "torchvision", "onnxruntime", "openvino", "anomalib")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(rows: Sequence[Row], path: Path, device: str = "cpu") -> None:
-    """The rows as CSV: COLUMNS, then the machine and the versions of PACKAGES, the same in every row."""
-    where = versions(device)
+    """Write rows as CSV: COLUMNS, then :func:`provenance`."""
+    digits = {"p20": 3, "p50": 3, "p80": 3, "extra": 1}
+    lines = []
+    for row in rows:
+        values = {name: getattr(row, field) for name, field in COLUMNS.items()}
+        rounded = {name: f"{values[name]:.{digits[field]}f}" for name, field in COLUMNS.items() if field in digits}
+        lines.append({**values, **rounded})
+    write_lines(lines, path, device)
+
+
+def write_lines(lines: Sequence[Mapping[str, object]], path: Path, device: str = "cpu") -> None:
+    """Write lines as CSV, a column for each name; :func:`provenance` fills in what a line does not say."""
+    lines = [
+        {**line, **{name: value for name, value in provenance(device).items() if name not in line}} for line in lines
+    ]
+    names = list(dict.fromkeys(name for line in lines for name in line))
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *where])
-        for row in rows:
-            times = [f"{value:.3f}" for value in (row.p20, row.p50, row.p80)]
-            figures = [row.provider, row.threads, *times, f"{row.extra:.1f}"]
-            writer.writerow([row.op, row.shape, row.dtype, row.what, *figures, *where.values()])
+        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def read(path: Path) -> list[Row]:
-    """The inverse of :func:`write`, without machine and versions."""
+    """Return the rows that :func:`write` wrote."""
+    kinds = {"threads": int, "p20": float, "p50": float, "p80": float, "extra": float}
     with path.open(encoding="utf-8", newline="") as file:
         return [
-            Row(
-                op=line["op"],
-                shape=line["shape"],
-                what=line["pass"],
-                provider=line["provider"],
-                threads=int(line["threads"]),
-                p20=float(line["p20_ms"]),
-                p50=float(line["p50_ms"]),
-                p80=float(line["p80_ms"]),
-                extra=float(line["extra_mb"]),
-                dtype=line["dtype"],
-            )
+            Row(**{field: kinds.get(field, str)(line[name]) for name, field in COLUMNS.items()})
             for line in csv.DictReader(file)
         ]
 
 
 @cache
-def versions(device: str = "cpu") -> dict[str, str]:
-    """The machine and what is installed."""
+def provenance(device: str = "cpu") -> dict[str, str]:
+    """Return commit, date, machine, threads and versions: what a measurement cannot be compared without.
+
+    ``commit`` is empty where the package is not a checkout, and ends in ``-dirty`` where files differ from it.
+    """
     cpu = f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    machine = f"{torch.cuda.get_device_name()}, {cpu}" if device == "cuda" else cpu
-    return {"machine": machine, **{name: installed_version(name) for name in PACKAGES}}
+    return {
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{torch.cuda.get_device_name()}, {cpu}" if device == "cuda" else cpu,
+        "threads": str(torch.get_num_threads()),
+        **{name: installed_version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str:
+    if not (ROOT / ".git").exists():
+        return ""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def show(rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ import torch
 from bkd_fast.benchmark import operators
 from bkd_fast.benchmark.harness import Case, Row, measure, provider
 from bkd_fast.benchmark.model import INFERENCE, MATCHED, TRAINING, inference, trainings
-from bkd_fast.benchmark.results import versions, write
+from bkd_fast.benchmark.results import provenance, write
 from bkd_fast.errors import BKDError
 from bkd_fast.ops.backend import BACKENDS, available
 
@@ -28,17 +28,17 @@ def bench(
     seconds: float = 0.2,
     csv: Path | None = None,
 ) -> list[Row]:
-    """Prints a table: each operator at one level of two teachers, a training step and inference with the smaller one.
+    """Print a table: each operator at one level of two teachers, a training step and inference with the smaller one.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        threads: of the CPU; None = torch's present number.
+        threads: of the CPU; None = torch's current number.
         only: of NAMES; None = all.
-        seconds: for each provider of a case; three calls are the least.
-        csv: a file for the figures, with quantiles and temporary memory.
+        seconds: for each provider of a case; it makes at least three calls.
+        csv: a file for the measurements, with quantiles and temporary memory.
 
     Returns:
-        What was measured.
+        All measurements.
 
     Raises:
         BKDError: an unknown name, a device that is not there, or a number out of range.
@@ -52,12 +52,12 @@ def bench(
         print("\n".join(_heading(columns, device)), flush=True)
         title = None
         for case in _cases(device, only):
-            found = measure(_within(case, columns), seconds)
+            measured = measure(_within(case, columns), seconds)
             if case.op != title:
                 print(case.op)
                 title = case.op
-            print("\n".join(_lines(found, columns)), flush=True)
-            rows += found
+            print("\n".join(_lines(measured, columns)), flush=True)
+            rows += measured
     finally:
         torch.set_num_threads(before)
     if csv is not None:
@@ -95,7 +95,7 @@ def _within(case: Case, columns: Sequence[str]) -> Case:
 
 
 def _heading(columns: Sequence[str], device: str) -> list[str]:
-    where = versions(device)
+    where = provenance(device)
     return [
         f"{where['machine']}, threads: {torch.get_num_threads()}; bkd_fast {where['bkd_fast']}, torch {where['torch']}",
         "median ms, and how many times the first backend's; WRN50: WideResNet50, Lite0: EfficientNet-Lite0, 256 x 256",

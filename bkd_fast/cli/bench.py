@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some operators, training_step or inference")
     parser.add_argument(
-        "--seconds", type=float, default=0.2, help="time for each figure, three calls at least (default: %(default)s)"
+        "--seconds", type=float, default=0.2, help="time for each provider, at least three calls (default: %(default)s)"
     )
     parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="write the figures there too, with quantiles and memory"
+        "--csv", type=Path, metavar="FILE", help="also write the measurements there, with quantiles and memory"
     )
 
 

@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accuracy
 import numpy as np
 import pytest
 import torch
+from comparators import anomalib_methods
+from comparators.common import FrozenLevels, Moments, Settings, smooth
+from comparators.differnet import Flow, turned
+from comparators.us import STRIDES, _student
 from PIL import Image
 
 from bkd_fast.config import BKDConfig
@@ -17,13 +22,6 @@ from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import METRIC_NAMES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import accuracy  # noqa: E402
-import accuracy_peers  # noqa: E402
-from comparators.common import FrozenLevels, Moments, Settings, smooth  # noqa: E402
-from comparators.differnet import Flow, turned  # noqa: E402
-from comparators.us import STRIDES, _student  # noqa: E402
-
 SIZE = 64
 SMALLEST = ["--teacher", "resnet18", "--weights", "none", "--image-size", str(SIZE), "--peer-epochs", "1"]
 FAST = {"us": {"width": 8}, "mkd": {"width": 8}, "differnet": {"width": 32, "train_views": 2, "views": 2}}
@@ -76,9 +74,9 @@ def made(method, part, *, seed=0, size=SIZE, files=(), **options):
 
 
 @torch.inference_mode()
-def judged(judge, part, size=SIZE):
+def predicted(predict, part, size=SIZE):
     (category,) = find_categories(part)
-    found = [judge(image.unsqueeze(0)) for image, _ in ImageDataset(category.test, (size, size))]
+    found = [predict(image.unsqueeze(0)) for image, _ in ImageDataset(category.test, (size, size))]
     return torch.stack([score.reshape(()) for score, _ in found]), torch.stack(
         [each.reshape(size, -1) for _, each in found]
     )
@@ -88,9 +86,9 @@ def judged(judge, part, size=SIZE):
 def test_every_method_is_repeatable_and_gives_finite_maps(part, method):
     if method in ANOMALIB:
         pytest.importorskip("anomalib")
-    judge, megabytes = made(method, part, **FAST.get(method, {}))
-    scores, maps = judged(judge, part)
-    other, again = judged(made(method, part, **FAST.get(method, {}))[0], part)
+    predict, megabytes = made(method, part, **FAST.get(method, {}))
+    scores, maps = predicted(predict, part)
+    other, again = predicted(made(method, part, **FAST.get(method, {}))[0], part)
     assert megabytes > 0
     assert maps.shape == (5, SIZE, SIZE)
     assert maps.isfinite().all()
@@ -104,7 +102,7 @@ def test_every_method_is_repeatable_and_gives_finite_maps(part, method):
 def test_a_gross_defect_scores_above_normal_images(part, method):
     if method in ANOMALIB:
         pytest.importorskip("anomalib")
-    scores, maps = judged(
+    scores, maps = predicted(
         made(method, part, **{**FAST.get(method, {}), **({"epochs": 10} if method in OWN else {})})[0], part
     )
     assert scores[3:].min() > scores[:3].max(), "the order is: three good images, two with a hole"
@@ -196,9 +194,9 @@ def test_efficientad_runs_with_weights(part, tmp_path, small_networks, penalty):
     data = ImageDataset(category.train[:2], (256, 256))
     folder = part / "test" / "good" if penalty else None
     settings = Settings(BKDConfig().with_changes({"teacher.name": "resnet18"}), data, tmp_path / "teacher.pth", folder)
-    judge, megabytes = accuracy_peers.efficientad(data, settings, epochs=1)
+    predict, megabytes = anomalib_methods.efficientad(data, settings, epochs=1)
     with torch.inference_mode():
-        score, anomaly_map = judge(data[0][0].unsqueeze(0))
+        score, anomaly_map = predict(data[0][0].unsqueeze(0))
     assert megabytes > 0
     assert score.isfinite().all()
     assert anomaly_map.isfinite().all()
@@ -213,9 +211,9 @@ def test_efficientads_loss_without_the_penalty_is_anomalibs_less_it(small_networ
     images, others = torch.rand(2, 1, 3, 256, 256)
     with torch.no_grad():
         torch.manual_seed(0)
-        whole = accuracy_peers._efficientad_loss(model, images, others)
+        whole = anomalib_methods._efficientad_loss(model, images, others)
         torch.manual_seed(0)
-        without = accuracy_peers._efficientad_loss(model, images, None)
+        without = anomalib_methods._efficientad_loss(model, images, None)
         penalty = model.student(others)[:, :384].square().mean()
     torch.testing.assert_close(whole, without + penalty)
 
@@ -226,10 +224,10 @@ def test_reverse_distillation_is_left_out_where_anomalib_has_no_decoder(part):
         {"teacher.name": "tf_efficientnet_lite0", "teacher.weights": "none", "teacher.image_size": (SIZE, SIZE)}
     )
     data = ImageDataset(find_categories(part)[0].train, (SIZE, SIZE))
-    assert "anomalib builds no decoder" in accuracy_peers.reverse_distillation(data, Settings(config, data), epochs=1)
+    assert "anomalib builds no decoder" in anomalib_methods.reverse_distillation(data, Settings(config, data), epochs=1)
 
 
-def test_the_script_writes_rows_and_goes_on_with_them(part, tmp_path, capsys):
+def test_the_script_writes_rows_and_resumes(part, tmp_path, capsys):
     out = tmp_path / "rows.csv"
     options = [str(part), *SMALLEST, "--only", "bkd", "us", "efficientad", "--epochs", "1"]
     options += ["--set", "memory.items=8", "support.bank_size=4", "support.shots=2", "--csv", str(out)]
@@ -252,13 +250,13 @@ def test_the_script_writes_rows_and_goes_on_with_them(part, tmp_path, capsys):
     accuracy.main([*options, "--resume"])
     assert out.read_bytes() == written
     assert "| US; epochs=1; image_size=64x64; random weights | " in capsys.readouterr().out
-    with pytest.raises(BKDError, match="add --resume to go on with it"):
+    with pytest.raises(BKDError, match="add --resume to continue it"):
         accuracy.main(options)
     assert out.read_bytes() == written
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_defective_images_without_a_mask_count_for_image_figures_alone(part, tmp_path, capsys, kept):
+def test_defective_images_without_a_mask_count_for_image_metrics_alone(part, tmp_path, capsys, kept):
     root = tmp_path / "bare"
     for folder in ("train", "test"):
         (root / folder).parent.mkdir(exist_ok=True)

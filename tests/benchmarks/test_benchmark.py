@@ -1,17 +1,20 @@
 """The benchmarks: checked before they are timed, exact about memory, and written for others to read."""
 
 import csv
+import datetime
 import itertools
 import sys
-from pathlib import Path
+from contextlib import contextmanager
 
+import ops
 import pytest
 import torch
 
 from bkd_fast.benchmark import harness, operators
 from bkd_fast.benchmark.harness import REFERENCE, Case, Row, measure
 from bkd_fast.benchmark.memory import CLEAR, extra_memory
-from bkd_fast.benchmark.model import CONFIGS, INFERENCE, TRAINING, Training, inference
+from bkd_fast.benchmark.model import CONFIGS, INFERENCE, TRAINING, Training, inference, random_detector
+from bkd_fast.benchmark.parts import PARTS, in_parts
 from bkd_fast.benchmark.results import COLUMNS, Group, means, read, relative, show, write
 from bkd_fast.cli import main
 from bkd_fast.ops.backend import usable
@@ -112,8 +115,9 @@ def test_rows_become_csv_and_come_back(tmp_path):
         text = file.read()
     assert "\r" not in text
     first, second = csv.DictReader(text.splitlines())
-    assert tuple(first)[: len(COLUMNS)] == COLUMNS
-    assert {"machine", "torch", "bkd_fast"} <= set(first)
+    assert tuple(first)[: len(COLUMNS)] == tuple(COLUMNS)
+    assert {"commit", "date", "machine", "threads", "torch", "triton", "bkd_fast"} <= set(first)
+    assert datetime.date.fromisoformat(first["date"]) <= datetime.date.today()
     assert (second["provider"], second["p50_ms"], second["dtype"]) == ("theirs, NCHW", "8.000", "float32")
     assert read(tmp_path / "new.csv") == rows
     assert "4.00 x" in show(rows)
@@ -131,6 +135,27 @@ def test_means_are_geometric_and_by_label_regime_and_threads():
     assert "12.00 x" in means(rows)
     scaling = relative([row("L", "ours", 10.0), row("L", "ours", 5.0, threads=2)])
     assert scaling[Group("conv", "L", "forward", "ours, threads: 2")] == pytest.approx(0.5)
+
+
+def test_the_parts_of_a_model_are_entered_and_left():
+    detector, images = random_detector("ResNet18", changes=SMALL)
+    entered = []
+
+    @contextmanager
+    def enter(part):
+        entered.append(part)
+        yield
+        entered.append(f"/{part}")
+
+    expected = detector.score(images)
+    with in_parts(detector.model, enter):
+        inside = detector.score(images)
+    assert all(torch.equal(one, other) for one, other in zip(inside, expected, strict=True))
+    assert set(entered) == {*(PARTS), *(f"/{part}" for part in PARTS)} - {"student", "/student"}
+    assert entered[:4] == ["normalization", "teacher network", "/teacher network", "/normalization"]
+    count = len(entered)
+    detector.score(images)
+    assert len(entered) == count
 
 
 @pytest.mark.parametrize("name", operators.OPERATORS)
@@ -158,6 +183,15 @@ def test_a_training_step_repeats_itself(setting):
     assert all(torch.equal(value, before[name]) for name, value in training.model.named_parameters())
     assert training.case().op == TRAINING
     assert REFERENCE in training.case().providers
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_detector_of_random_weights_gets_as_many_images_as_asked(batch):
+    detector, images = random_detector("ResNet18", changes=SMALL, batch=batch)
+    scores, maps = detector.score(images)
+    assert images.shape == (batch, 3, 64, 64)
+    assert scores.shape == (batch,)
+    assert torch.equal(images[:1], random_detector("ResNet18", changes=SMALL)[1])
 
 
 def test_inference_is_the_default_model_on_every_backend():
@@ -193,11 +227,8 @@ def test_bench_says_what_is_wrong(arguments, message, capsys):
 
 
 @pytest.mark.slow
-def test_the_compiled_peer_of_the_anomaly_map_agrees(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import ops
-
-    for each in ops._with_peers(operators.cases(operators.QUICK, "cpu", ["cosine_anomaly_map"]), compiled=True):
+def test_the_compiled_peer_of_the_anomaly_map_agrees():
+    for each in ops.with_peers(operators.cases(operators.QUICK, "cpu", ["cosine_anomaly_map"]), compiled=True):
         if each.what == "forward":
             rows = measure(each, 0.001)  # compares all providers before it times them
             assert "torch.compile" in {row.provider for row in rows}

@@ -32,9 +32,9 @@ def test_positions_are_rows_of_the_support(each_backend):
         ({"displacement": torch.ones(1, 2, 1, 3, 4)}, ValueError, r"expected \(1, 2, 2, 3, 4\)"),
         ({"shots": torch.zeros(1, 2)}, TypeError, "shots is torch.float32, expected int64"),
         ({"shots": torch.zeros(1, 3).long()}, ValueError, r"shots has shape \(1, 3\), expected \(1, 2\)"),
-        ({"count": 0}, ValueError, "count is 0, expected an integer from 1 to 2"),
-        ({"count": 3}, ValueError, "count is 3, expected an integer from 1 to 2"),
-        ({"count": True}, ValueError, "count is True"),
+        ({"matches": 0}, ValueError, "matches is 0, expected an integer from 1 to 2"),
+        ({"matches": 3}, ValueError, "matches is 3, expected an integer from 1 to 2"),
+        ({"matches": True}, ValueError, "matches is True"),
         ({"distance": 1}, TypeError, "distance is of type int, expected a tensor"),
     ],
 )
@@ -43,7 +43,7 @@ def test_arguments_that_do_not_fit_are_named(change, error, message):
         "distance": torch.ones(1, 2, 3, 4),
         "displacement": torch.zeros(1, 2, 2, 3, 4),
         "shots": torch.zeros(1, 2).long(),
-        "count": 1,
+        "matches": 1,
     }
     with pytest.raises(error, match=message):
         select_matches(**{**arguments, **change})

@@ -21,11 +21,11 @@ class Arguments(NamedTuple):
     distance: Tensor
     displacement: Tensor
     shots: Tensor
-    count: int
+    matches: int
 
 
-def select_matches(distance: Tensor, displacement: Tensor, shots: Tensor, count: int) -> Tensor:
-    """Return which support pixels match each query pixel best: those of the ``count`` shots that come nearest.
+def select_matches(distance: Tensor, displacement: Tensor, shots: Tensor, matches: int) -> Tensor:
+    """Return which support pixels match each query pixel best: those of the shots that come nearest.
 
     A position is the index of a pixel among all pixels of the support, ``(shot * H + y + dy) * W + x + dx``: the row
     of a channels-last support of shape (P * H * W, C). Of equal distances the first shot is taken; NaN loses to any
@@ -34,19 +34,19 @@ def select_matches(distance: Tensor, displacement: Tensor, shots: Tensor, count:
     Args:
         distance, displacement: of :func:`bkd_fast.ops.local_match`, (N, k, H, W) and (N, k, 2, H, W).
         shots: (N, k) int64, as given to it.
-        count: 1 to k, at most 64.
+        matches: how many of them, 1 to k, at most 64.
 
     Returns:
-        (N, H, W, count) int64, the nearest first.
+        (N, H, W, matches) int64, the nearest first.
 
     Raises:
         TypeError, ValueError: the message names the argument, what was given and what was expected.
         RuntimeError: in backward.
     """
     check_types(_NAME, {"distance": distance, "displacement": displacement, "shots": shots})
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise ValueError(f"{_NAME}: count is {count!r}, expected an integer from 1 to {MAX_MATCHES}")
-    return _operator(distance, displacement, shots, count)
+    if not isinstance(matches, int) or isinstance(matches, bool):
+        raise ValueError(f"{_NAME}: matches is {matches!r}, expected an integer from 1 to {MAX_MATCHES}")
+    return _operator(distance, displacement, shots, matches)
 
 
 def _check(a: Arguments) -> None:
@@ -61,14 +61,14 @@ def _check(a: Arguments) -> None:
         raise ValueError(
             f"{_NAME}: shots is on {a.shots.device} and distance on {a.distance.device}; move both to one device"
         )
-    if not 1 <= a.count <= min(shots, MAX_MATCHES):
-        raise ValueError(f"{_NAME}: count is {a.count!r}, expected an integer from 1 to {min(shots, MAX_MATCHES)}")
+    if not 1 <= a.matches <= min(shots, MAX_MATCHES):
+        raise ValueError(f"{_NAME}: matches is {a.matches!r}, expected an integer from 1 to {min(shots, MAX_MATCHES)}")
     check_index(_NAME, "distance", size)
 
 
 def _results(a: Arguments) -> list[Result]:
     batch, _, *size = a.distance.shape
-    return [Result((batch, *size, a.count), torch.int64)]
+    return [Result((batch, *size, a.matches), torch.int64)]
 
 
 _NAME = "select_matches"

@@ -12,6 +12,6 @@ from bkd_fast.ops.select_matches import Arguments
 def select_matches(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.select_matches`."""
     batch, _, *size = a.distance.shape
-    positions = torch.empty((batch, *size, a.count), dtype=torch.int64)
+    positions = torch.empty((batch, *size, a.matches), dtype=torch.int64)
     kernels.select_matches(tier(), dense(a.distance), dense(a.displacement), a.shots.contiguous(), positions)
     return positions

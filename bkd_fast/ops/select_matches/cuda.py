@@ -12,7 +12,7 @@ from bkd_fast.ops.select_matches import Arguments
 def select_matches(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.select_matches`."""
     batch, _, *size = a.distance.shape
-    positions = torch.empty((batch, *size, a.count), dtype=torch.int64, device=a.distance.device)
+    positions = torch.empty((batch, *size, a.matches), dtype=torch.int64, device=a.distance.device)
     distance, displacement = (tensor.float().contiguous() for tensor in (a.distance, a.displacement))
     kernels().select_matches(distance, displacement, a.shots.contiguous(), positions)
     return positions

@@ -13,14 +13,14 @@ def select_matches(a: Arguments) -> Tensor:
     return selected(*a)
 
 
-def selected(distance: Tensor, displacement: Tensor, shots: Tensor, count: int) -> Tensor:
+def selected(distance: Tensor, displacement: Tensor, shots: Tensor, matches: int) -> Tensor:
     """Return the same; the arguments one by one."""
     # NaN is sorted behind all numbers, and of equal distances the first shot stays in front.
-    return positions(displacement, shots, distance.sort(dim=1, stable=True).indices[:, :count])
+    return positions(displacement, shots, distance.sort(dim=1, stable=True).indices[:, :matches])
 
 
 def positions(displacement: Tensor, shots: Tensor, nearest: Tensor) -> Tensor:
-    """Return the positions (N, H, W, count) of the pixels that the ``nearest`` (N, count, H, W) of the shots match."""
+    """Return the positions (N, H, W, matches) of the pixels that the ``nearest`` (N, matches, H, W) of the shots match."""
     height, width = nearest.shape[2:]
     images = shots[:, :, None, None].expand(-1, -1, height, width).gather(1, nearest)
     moved = displacement.gather(1, nearest.unsqueeze(2).expand(-1, -1, 2, -1, -1)).long()

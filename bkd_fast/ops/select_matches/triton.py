@@ -59,11 +59,11 @@ SELECT = Tuned(
 def select_matches(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.select_matches`."""
     batch, shots, height, width = a.distance.shape
-    positions = torch.empty((batch, height, width, a.count), dtype=torch.int64, device=a.distance.device)
+    positions = torch.empty((batch, height, width, a.matches), dtype=torch.int64, device=a.distance.device)
     pixels = batch * height * width
     if pixels:
         distance, displacement = (tensor.float().contiguous() for tensor in (a.distance, a.displacement))
         wrap_triton(SELECT())[lambda meta: (triton.cdiv(pixels, meta["BLOCK_P"]),)](
-            distance, displacement, a.shots.contiguous(), positions, batch, shots, a.count, height, width
+            distance, displacement, a.shots.contiguous(), positions, batch, shots, a.matches, height, width
         )
     return positions

@@ -1,7 +1,6 @@
-"""anomalib's methods, trained as accuracy.py needs them: its torch models and losses, a plain loop around them.
+"""anomalib's methods, trained for accuracy.py: its torch models and losses in a plain loop.
 
-All see the teacher's network as it is, images that are resized and not cropped, and batches of 8 where nothing else is
-said.
+All use the teacher's network unchanged, images resized and not cropped, and batches of 8 unless stated.
 """
 
 from __future__ import annotations
@@ -9,20 +8,18 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import timm
 import torch
 import torch.nn.functional as F
-from comparators.common import Made, Predict, Settings, batches, megabytes
+from peers import UnknownBackboneError, reverse_distillation_model, teacher_layers, without_downloads
 from torch import Tensor, nn
 
 from bkd_fast.data import ImageDataset, Sample, image_files
-from bkd_fast.model.teacher import STRIDES, Teacher, assign_weights
+from bkd_fast.model.teacher import Teacher, assign_weights
 from bkd_fast.training.weights import load_weights
+from comparators.common import Made, Predict, Settings, batches, megabytes
 
 PDN_FILE = "pretrained_teacher_small.pth"
 PDN_ARCHIVE = "anomalib's release efficientad_pretrained_weights"
@@ -37,7 +34,7 @@ def patchcore(data: ImageDataset, settings: Settings, *, coreset: float = 0.01) 
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
     layers, normalize = _layers(settings)
-    with _without_downloads():
+    with without_downloads():
         model = PatchcoreModel(layers=layers[1:], backbone=settings.config.teacher.name, pre_trained=False)
     _load(model.feature_extractor.feature_extractor, settings)
     model.train()
@@ -51,7 +48,7 @@ def patchcore(data: ImageDataset, settings: Settings, *, coreset: float = 0.01) 
 
 
 def padim(data: ImageDataset, settings: Settings, *, features: int = 100) -> Made:
-    """PaDiM (Defard et al., 2021): a Gaussian at every place of stride 4, of random channels of all three levels.
+    """PaDiM (Defard et al., 2021): a Gaussian at every position of stride 4, of random channels of all three levels.
 
     Paper: ResNet-18 with 100 channels or WideResNet50-2 with 550, 0.01 on the covariance's diagonal, a map smoothed by
     4 pixels, images of 256 pixels cropped to 224. Here 100 channels, or as many as the teacher has.
@@ -60,7 +57,7 @@ def padim(data: ImageDataset, settings: Settings, *, features: int = 100) -> Mad
 
     layers, normalize = _layers(settings)
     available = sum(Teacher(settings.config.teacher).channels)
-    with _without_downloads():
+    with without_downloads():
         model = PadimModel(
             layers=layers,
             backbone=settings.config.teacher.name,
@@ -88,13 +85,13 @@ def stfpm(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> Made:
     from anomalib.models.image.stfpm.torch_model import STFPMModel
 
     layers, normalize = _layers(settings)
-    with _without_downloads():
+    with without_downloads():
         model = STFPMModel(layers=layers, backbone=settings.config.teacher.name)
     _load(model.teacher_model.feature_extractor, settings)
     parameters = list(model.student_model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.4, momentum=0.9, weight_decay=0.001)
     loss = STFPMLoss()
-    _train(model, data, epochs, normalize, optimizer, lambda found: loss(*found), [model.teacher_model])
+    _train(model, data, epochs, normalize, optimizer, lambda outputs: loss(*outputs), [model.teacher_model])
     return _predict(model, normalize), megabytes(model.student_model)
 
 
@@ -103,28 +100,19 @@ def reverse_distillation(data: ImageDataset, settings: Settings, *, epochs: int 
 
     Paper: WideResNet50-2, 200 epochs of batches of 16, betas 0.5 and 0.999 (anomalib's, and here: 0.99).
     """
-    from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
     from anomalib.models.image.reverse_distillation.loss import ReverseDistillationLoss
-    from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 
     layers, normalize = _layers(settings)
-    size = settings.config.teacher.image_size
     try:
-        with _without_downloads():
-            model = ReverseDistillationModel(
-                settings.config.teacher.name.split(".")[0],
-                size,
-                layers,
-                AnomalyMapGenerationMode.ADD,
-                pre_trained=False,
-            )
-    except (ValueError, RuntimeError, AssertionError, KeyError) as error:
-        return f"anomalib builds no decoder for {settings.config.teacher.name} ({error})"
+        config = settings.config.teacher
+        model: Any = reverse_distillation_model(config.name, config.image_size, layers)
+    except UnknownBackboneError as error:
+        return str(error)
     _load(model.encoder.feature_extractor, settings)
     learned = [*model.bottleneck.parameters(), *model.decoder.parameters()]
     optimizer = torch.optim.Adam(learned, lr=0.005, betas=(0.5, 0.99))
     loss = ReverseDistillationLoss()
-    _train(model, data, epochs, normalize, optimizer, lambda found: loss(*found), [model.encoder])
+    _train(model, data, epochs, normalize, optimizer, lambda outputs: loss(*outputs), [model.encoder])
     return _predict(model, normalize), megabytes(model.bottleneck) + megabytes(model.decoder)
 
 
@@ -152,7 +140,9 @@ def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> 
     except (RuntimeError, TypeError, AttributeError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         return f"{path} does not hold its teacher ({reason}): bring {PDN_FILE} of {PDN_ARCHIVE}"
-    others = None if settings.imagenet is None else _others(settings.imagenet, settings.config.teacher.image_size)
+    others = (
+        None if settings.imagenet is None else _penalty_images(settings.imagenet, settings.config.teacher.image_size)
+    )
     model.teacher.requires_grad_(False)
     model.mean_std.update(_channel_statistics(model.teacher, data))
     steps = epochs * len(data)
@@ -196,15 +186,15 @@ def _channel_statistics(teacher: nn.Module, data: ImageDataset) -> dict[str, Ten
     """Mean and std of the teacher's channels over normal images, (1, C, 1, 1) each."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for images in batches(data, shuffle=False):
-        found = teacher(images).double()
-        count += found[:, 0].numel()
-        total, squares = total + found.sum((0, 2, 3)), squares + found.square().sum((0, 2, 3))
+        features = teacher(images).double()
+        count += features[:, 0].numel()
+        total, squares = total + features.sum((0, 2, 3)), squares + features.square().sum((0, 2, 3))
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
     return {"mean": mean.float().view(1, -1, 1, 1), "std": std.float().view(1, -1, 1, 1)}
 
 
-def _others(folder: Path, size: tuple[int, int]) -> Iterator[Tensor]:
+def _penalty_images(folder: Path, size: tuple[int, int]) -> Iterator[Tensor]:
     """Images for the penalty, one a step without end: the middle of twice the size, three in ten of them grey."""
     twice = ImageDataset([Sample(path, 0, "other") for path in image_files(folder)], (2 * size[0], 2 * size[1]))
     top, left = size[0] // 2, size[1] // 2
@@ -215,12 +205,10 @@ def _others(folder: Path, size: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def _layers(settings: Settings) -> tuple[list[str], Callable[[Tensor], Tensor]]:
-    """timm's names of the levels at strides 4, 8 and 16, and the teacher's normalisation of images."""
-    info: Any = timm.create_model(settings.config.teacher.name, pretrained=False, features_only=True).feature_info
-    names = dict(zip(info.reduction(), info.module_name(), strict=True))
+    """timm's names of the levels at strides 4, 8 and 16, and the teacher's normalization of images."""
     teacher = Teacher(settings.config.teacher)
     mean, std = teacher.get_buffer("image_mean"), teacher.get_buffer("image_std")
-    return [names[stride] for stride in STRIDES], lambda images: (images - mean) / std
+    return teacher_layers(settings.config.teacher.name), lambda images: (images - mean) / std
 
 
 def _load(network: nn.Module, settings: Settings) -> None:
@@ -228,16 +216,6 @@ def _load(network: nn.Module, settings: Settings) -> None:
     weights = load_weights(settings.config.teacher)
     if weights is not None:
         assign_weights(network, settings.config.teacher.name, weights)
-
-
-def _without_downloads() -> AbstractContextManager[object]:
-    """anomalib asks timm for ImageNet weights where it is built; here they are loaded afterwards."""
-    original = timm.create_model
-
-    def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
-        return original(name, pretrained=False, **options)
-
-    return patch("timm.create_model", create)
 
 
 def _train(
@@ -262,7 +240,7 @@ def _train(
 
 def _predict(model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> Predict:
     def predict(images: Tensor) -> tuple[Tensor, Tensor]:
-        found = model(normalize(images))
-        return found.pred_score, found.anomaly_map
+        outputs = model(normalize(images))
+        return outputs.pred_score, outputs.anomaly_map
 
     return predict

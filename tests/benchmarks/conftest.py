@@ -1,0 +1,6 @@
+"""The scripts in benchmarks/ are modules for the tests here."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

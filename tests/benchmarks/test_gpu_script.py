@@ -1,0 +1,122 @@
+"""benchmarks/gpu.py without a GPU: it says so, its parts fit their time, and every step that can run on a CPU does."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import gpu
+import profiling
+import pytest
+import torch
+from torch.autograd import DeviceType
+
+STEPS = gpu.steps(Path("out"), Path("images"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_in_one_sentence():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--part", "1", "--out", "never"],
+        cwd=gpu.ROOT,
+        env={**os.environ, "PYTHONPATH": str(gpu.ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", gpu.NO_DEVICE + "\n")
+    assert not (gpu.ROOT / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cpu"], "go together"),
+        (["--device", "cpu", "--quick", "--before", "nowhere"], "expected a checkout"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--part", "1", "--out", str(tmp_path / "out"), *options])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 4])
+def test_a_part_takes_less_than_nine_minutes(part):
+    assert 0 < sum(step.seconds for step in STEPS if step.part == part) <= gpu.PART_SECONDS < 540
+
+
+def test_every_file_that_a_step_runs_is_there():
+    for name in {gpu.KERNEL_TESTS, gpu.MODEL_TESTS, gpu.SANITIZER, *(step.command[0] for step in STEPS)} - {"-m"}:
+        assert (gpu.ROOT / name).is_file(), name
+    assert len({step.name for step in STEPS}) == len(STEPS)
+
+
+def test_steps_fail_and_time_out_with_all_that_they_started(tmp_path):
+    log = tmp_path / "log"
+    assert gpu.execute(["-c", "print('fine')"], gpu.ROOT, log, 60) == "passed"
+    assert log.read_text() == "fine\n"
+    assert gpu.execute(["-c", "raise SystemExit(3)"], gpu.ROOT, log, 60) == "failed"
+    late = tmp_path / "late"
+    child = f"import time; time.sleep(4); open({str(late)!r}, 'w')"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert gpu.execute(["-c", parent], gpu.ROOT, log, 1) == "timed out"
+    time.sleep(4)
+    assert not late.exists()
+
+
+def test_a_part_out_of_time_says_so_and_the_page_has_every_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "PART_SECONDS", 0)
+    assert gpu.main(["--part", "1", "--out", str(tmp_path), "--device", "cpu", "--quick"]) == 1
+    lines = gpu.read_lines(tmp_path / "steps.csv")
+    assert [line["outcome"] for line in lines] == ["skipped", *["no time"] * 6]
+    assert {"commit", "machine", "threads", "torch"} <= set(lines[0])
+    assert "| 1 | determinism, native | no time | 0 |" in (tmp_path / "gpu.md").read_text()
+    gpu.record({"part": "1", "step": "determinism, native", "outcome": "passed", "seconds": "9"}, tmp_path, "cpu")
+    text = (tmp_path / "gpu.md").read_text()
+    assert "| 1 | determinism, native | passed | 9 |" in text
+    assert text.count("determinism") == 1
+    (tmp_path / "1-determinism-native.log").write_text("E  not equal")
+    gpu.record({"part": "1", "step": "determinism, native", "outcome": "failed", "seconds": "9"}, tmp_path, "cpu")
+    assert "E  not equal" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [1, 2, 3, 4])
+def test_every_step_that_needs_no_cuda_tool_runs_on_a_cpu(part, tmp_path):
+    status = gpu.main(["--part", str(part), "--out", str(tmp_path), "--device", "cpu", "--quick"])
+    outcomes = {line["step"]: line["outcome"] for line in gpu.read_lines(tmp_path / "steps.csv")}
+    logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob("*.log"))
+    assert status == 0, f"{outcomes}\n{logs}"
+    assert outcomes == {step.name: "passed" if step.quick else "skipped" for step in STEPS if step.part == part}
+    page = (tmp_path / "gpu.md").read_text()
+    titles = {1: [], 2: ["Inference", "Kernels of an image"], 3: ["Operators, float32"], 4: []}[part]
+    assert all(f"## {title}\n" in page for title in ["Steps", *titles])
+
+
+def test_kernels_are_summed_by_the_innermost_part():
+    def event(name, *children, kernels=(), device=DeviceType.CPU, own=0.0):
+        made = SimpleNamespace(
+            name=name,
+            device_type=device,
+            cpu_parent=None,
+            cpu_children=list(children),
+            self_cpu_time_total=own,
+            self_device_time_total=own,
+            kernels=[SimpleNamespace(name=kernel, duration=duration) for kernel, duration in kernels],
+        )
+        for child in children:
+            child.cpu_parent = made
+        return made
+
+    student = event("student", event("conv", kernels=[("gemm", 2000)]))
+    outer = event("memory", student, event("pad", kernels=[("Memset", 500)]))
+    stray = event("copy_", kernels=[("kernel", 1000)])
+    times = {"gemm": 2000, "Memset": 500, "kernel": 1000, "memory": 9e9}
+    device = [event(name, device=DeviceType.CUDA, own=own) for name, own in times.items()]
+    found = profiling.summary([outer, *outer.cpu_children, stray, *device], "cuda", packed=False)
+    assert found == {"memory": [0, 1, 0.5], "student": [1, 0, 2], "other": [1, 0, 1], "sum": [2, 1, 3.5]}
+    assert profiling.summary([outer, *device], "cuda", packed=True) == {"graph": [2, 1, 3.5]}

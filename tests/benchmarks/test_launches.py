@@ -1,0 +1,36 @@
+"""The launch budget: how many kernels one image may launch on a CUDA device, counted without one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("bkd_fast.ops.native", reason="no compiled kernels")
+import launches
+
+# Kernels of one image with the default configuration. A change may lower these; the goal is 120, 160 and 160.
+CEILINGS = {"ResNet18": 690, "WRN50": 780, "Lite0": 787}
+
+
+@pytest.mark.parametrize("label", launches.TEACHERS)
+def test_an_image_launches_no_more_kernels_than_its_budget(label):
+    counts = launches.count(label)
+    assert sum(counts.values()) <= CEILINGS[label], launches.table({label: counts})
+    parts = {part for part, _ in counts}
+    assert parts >= {"teacher network", "retrieval", "memory", "map", "score"}
+    assert "other" not in parts, "a kernel outside of every part: name its part in bkd_fast/benchmark/parts.py"
+    own = {operation for _, operation in counts if operation.startswith("bkd_fast ")}
+    assert own >= {"bkd_fast anomaly_map", "bkd_fast local_match"}
+
+
+def test_kernels_are_counted_and_views_are_not():
+    with launches.FakeTensorMode(), torch.no_grad(), launches.Counter() as counter:
+        x, weight, bias = (torch.empty(shape, device="cuda") for shape in ((1, 3, 8, 8), (4, 3, 3, 3), (4,)))
+        F.conv2d(x, weight, bias).relu_().permute(0, 2, 3, 1).flatten(0, 2)[:, :2]
+        assert dict(counter.kernels) == {("other", "convolution"): 2, ("other", "relu_"): 1}
+        with counter.part("pad"):
+            F.pad(x, (1, 1))
+        F.conv2d(x, weight)
+        torch.nn.functional.linear(x, x[0, 0])
+    assert counter.kernels["pad", "constant_pad_nd"] == 2
+    assert counter.kernels["other", "convolution"] == 3
+    assert counter.kernels["other", "mm"] == 1
