@@ -48,7 +48,7 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         Raises:
             BKDError: not an image, or one that is smaller than a tile.
         """
-        decoded = Decoded(image)
+        decoded = Decoded(image, self.detector.config.data)
         return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap))
 
     def predict(self, batch: Sequence[TiledImage]) -> list[RawPrediction]:
@@ -86,7 +86,7 @@ class TileBlender:
 
     def __init__(self, image: Size, tile: Size, overlap: int) -> None:
         self.tile, self.places = tile, places(image, tile, overlap)
-        self.total, self.weight = torch.zeros(image), torch.zeros(image)
+        self.total, self.weight = torch.zeros(2, *image, dtype=torch.float32, device="cpu")
         self.share = _ramp(tile[0], overlap).unsqueeze(1) * _ramp(tile[1], overlap)
 
     def tiles(self) -> Iterator[Tile]:
@@ -106,6 +106,6 @@ class TileBlender:
 
 def _ramp(length: int, overlap: int) -> Tensor:
     """Rises over ``overlap`` pixels from each edge, to one; nowhere zero."""
-    distance = torch.arange(length, dtype=torch.float32)
+    distance = torch.arange(length, dtype=torch.float32, device="cpu")
     distance = torch.minimum(distance, distance.flip(0)) + 1
     return (distance / (overlap + 1)).clamp_max(1)

@@ -54,7 +54,7 @@ class SparseMemory(nn.Module):
         if self.read == "attention":
             return memory_attention_weights(query, self.items, self.threshold, self.temperature, self.renormalize)
         nearest, _, weights = self._nearest(query.flatten(0, 2), None)
-        dense = torch.zeros(len(nearest), len(self.items), device=weights.device).scatter(1, nearest, weights)
+        dense = weights.new_zeros(len(nearest), len(self.items)).scatter(1, nearest, weights)
         return dense.view(*query.shape[:3], -1)
 
     def _nearest(self, rows: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,8 @@ def regression_weights(query: Tensor, neighbors: Tensor, ridge: float = RIDGE) -
     apart = neighbors - query.unsqueeze(1)
     gram = apart @ apart.transpose(1, 2)
     scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-    gram = gram / scale[:, None, None] + ridge * torch.eye(neighbors.shape[1], device=neighbors.device)
+    unit = torch.eye(neighbors.shape[1], dtype=gram.dtype, device=gram.device)
+    gram = gram / scale[:, None, None] + ridge * unit
     weights = _solved(gram)
     return weights / weights.sum(1, keepdim=True)
 

@@ -104,7 +104,7 @@ def test_it_can_be_pickled_and_saved(fitted, tiny_data, tmp_path):
         ([], "X is empty"),
         ("one.png", "for one image"),
         (np.zeros((5, 7)), "has shape"),
-        (np.zeros((2, 8, 8, 3)), "expected uint8"),
+        (np.full((2, 8, 8, 3), -1), "negative values"),
         ([np.zeros((8, 8, 3), np.uint8)], "at least 2"),
     ],
 )
