@@ -76,3 +76,28 @@ def test_public_names_are_there():
     assert callable(bkd_fast.evaluate)
     with pytest.raises(AttributeError, match="no attribute 'detect'"):
         _ = bkd_fast.detect
+
+
+def test_other_libraries_are_quiet(tmp_path):
+    """Their infos and warnings about themselves are not shown, what they warn of in their logs is."""
+    code = """
+import logging, warnings
+import bkd_fast.cli.info as command
+from bkd_fast.cli import main
+
+def run(arguments):
+    logging.getLogger("onnxscript.optimizer").info("Replaced initializer 'val_991'")
+    logging.getLogger("somebody").info("chatter")
+    logging.getLogger("somebody").warning("the disk is nearly full")
+    logging.getLogger("bkd_fast").info("epoch 1")
+    warnings.warn_explicit("no complete tensor", UserWarning, "x.py", 1, module="torch.export.package")
+    warnings.warn_explicit("corrupt EXIF data", UserWarning, "x.py", 2, module="PIL.TiffImagePlugin")
+
+command.run = run
+main(["info"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert lines[:2] == ["the disk is nearly full", "epoch 1"]
+    assert "corrupt EXIF data" in lines[2]
+    assert len(lines) == 3
