@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from bkd_fast.config import DataConfig
@@ -83,9 +83,9 @@ def from_pil(image: Image.Image, config: DataConfig = DEFAULT, name: str = "a PI
             white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, layer)
         array = np.array(image.convert("RGB"))
-    except (ValueError, OSError, MemoryError) as error:
-        if isinstance(error, BKDError):
-            raise
+    except BKDError:
+        raise
+    except Exception as error:  # a lazy image's pixels are only decoded here; see _decoded
         raise ImageError(f"{name} of mode {image.mode} cannot be read as a picture ({error})") from error
     if coarse and array.max() < 64:
         _warn_once(
@@ -105,11 +105,13 @@ def from_array(array: np.ndarray, config: DataConfig = DEFAULT, name: str = "an 
     Raises:
         ImageError: another shape or type, or values outside the range of ``config``.
     """
+    masked = isinstance(array, np.ma.MaskedArray)
+    array = np.asarray(array)
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3):
         array = array.transpose(1, 2, 0)
     grey = array[:, :, None] if array.ndim == 2 else array
-    if grey.ndim != 3 or grey.shape[2] not in (1, 3, 4) or not grey.size or isinstance(array, np.ma.MaskedArray):
-        what = " masked" if isinstance(array, np.ma.MaskedArray) else ""
+    if grey.ndim != 3 or grey.shape[2] not in (1, 3, 4) or not grey.size or masked:
+        what = " masked" if masked else ""
         raise ImageError(
             f"{name} of shape {array.shape},{what} {array.dtype}: expected (H, W) or (H, W, 1) grey, (H, W, 3) RGB or "
             "(H, W, 4) RGBA; of several images a list"
@@ -254,6 +256,8 @@ def _decoded(source: Encoded, config: DataConfig, *, pixels: bool = True) -> Ima
                     "data.pages=first (predict: --pages first)"
                 )
             image.info[RAW_MODE] = _raw_mode(image)
+            if ImageFile.LOAD_TRUNCATED_IMAGES:
+                _warn_once("truncated", f"{name}: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so cut files go unnoticed")
             if pixels or _wide(image):
                 image.load()
             return image

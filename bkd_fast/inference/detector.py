@@ -88,7 +88,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         self.config = trained.config.with_changes({key: value for key, value in reading.items() if value is not None})
         self._run = trained.folder
         self._options = {
-            "device": str(device),
+            "device": "auto" if device == "auto" else str(self.device),
             "precision": precision,
             "compile": compile,
             "pack": check_bool("pack", pack),
@@ -345,14 +345,16 @@ def check_device(device: str | torch.device) -> torch.device:
         raise BKDError(f"device is {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:0' and so on") from error
     if chosen.type == "cpu":
         return torch.device("cpu")
-    if chosen.type == "meta" or not torch.get_device_module(chosen).is_available():
+    module: Any = getattr(torch, chosen.type, None)
+    if not hasattr(module, "device_count") or not module.is_available():
         raise BKDError(
             f"device {str(chosen)!r} was asked for, and torch sees no {chosen.type.upper()} device: use device='cpu' "
             "or 'auto'"
         )
-    count = torch.get_device_module(chosen).device_count()
-    if chosen.index is not None and chosen.index >= count:
-        raise BKDError(f"device {str(chosen)!r} was asked for, and there are {count}: the first is {chosen.type}:0")
+    if chosen.index is not None and chosen.index >= module.device_count():
+        raise BKDError(
+            f"device {str(chosen)!r} was asked for, and there are {module.device_count()}: the first is {chosen.type}:0"
+        )
     return chosen
 
 
