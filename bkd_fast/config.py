@@ -353,7 +353,12 @@ class BKDConfig:
             BKDError: an unknown option (the message suggests the closest name), an option of a part turned off in
                 the same call, or a value that is not usable.
         """
+        if changes is not None and not isinstance(changes, Mapping):
+            raise BKDError(f"the changes are {changes!r}: expected a mapping of options, {{'memory.items': 500}}")
         given = {**(changes or {}), **groups}
+        for name in given:
+            if not isinstance(name, str):
+                raise BKDError(f"the changes name {name!r}: expected options as text, 'memory.items'")
         parts = {name: getattr(self, name) for name in GROUPS}
         for name in sorted(given, key=lambda name: "." in name):  # parts first, then their options
             group, dot, key = name.partition(".")
@@ -418,7 +423,7 @@ class BKDConfig:
         Raises:
             BKDError: an unknown preset, or changes that are not usable.
         """
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise BKDError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
         return cls().with_changes(PRESETS[name]).with_changes(changes)
 
@@ -491,6 +496,8 @@ def read_toml(text: str) -> dict[str, Any]:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
+    if not isinstance(text, str):
+        raise BKDError(f"the configuration is of type {type(text).__name__}: expected TOML as text")
     try:
         return tomlkit.parse(text).unwrap()
     except TOMLKitError as error:
@@ -514,20 +521,21 @@ def _or_none(value: Any) -> Any:
 def _part(name: str, value: Any, current: Group | None) -> Group | None:
     """Return a part of the configuration from what stands for it; see :meth:`BKDConfig.with_changes`."""
     kinds = {kind.kind or "on": kind for kind in GROUPS[name]}
-    if value is None or value == "none":
+    word = str(value) if isinstance(value, str) else None
+    if value is None or word == "none":
         if name not in OPTIONAL:
             raise BKDError(f"{name} cannot be off")
         return None
     if isinstance(value, Group):
         return value
-    if value == "on":
+    if word == "on":
         return GROUPS[name][0]()
-    if isinstance(value, str) and value in kinds:
-        return kinds[value]()
+    if word in kinds:
+        return kinds[word]()
     if isinstance(value, Mapping):
         given = dict(value)
         kind = given.pop("kind", None) or ((current or GROUPS[name][0]).kind or "on")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise BKDError(f"{name}.kind is {kind!r}: expected one of {', '.join(map(repr, kinds))}")
         base = current if type(current) is kinds[kind] else kinds[kind]()
         for key in given:

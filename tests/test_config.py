@@ -117,3 +117,31 @@ def test_sizes_and_paths_come_as_programs_have_them():
     assert given.teacher.image_size == (64, 96)
     assert given.teacher.weights == "w.pth"
     assert BKDConfig.from_toml(given.to_toml()) == given
+
+
+JUNK = [
+    0,
+    2.5,
+    math.nan,
+    "x",
+    b"x",
+    [],
+    [1, 2],
+    {"a": 1},
+    {1: 2},
+    np.zeros(2),
+    np.array([None, 1]),
+    object(),
+    1j,
+    range(2),
+]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda value: repr(value)[:12])
+def test_nonsense_in_place_of_a_part_or_all_is_an_error(junk):
+    calls = [BKDConfig, lambda junk: BKDConfig().with_changes({"memory": {"items": junk}})]
+    calls += [lambda junk, name=name: BKDConfig().with_changes({name: junk}) for name in GROUPS]
+    calls += [BKDConfig.preset, BKDConfig.from_dict, BKDConfig.from_toml]
+    for call in calls:
+        with pytest.raises(BKDError):
+            call(junk)

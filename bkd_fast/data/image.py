@@ -160,6 +160,7 @@ def eight_bits(values: np.ndarray, config: DataConfig = DEFAULT, name: str = "an
             "white. If images really reach further, train with a larger one",
         )
     check_filled(high, 255, top, "data.integer_white", name)
+    values = values.astype(np.uint32) if values.dtype.itemsize < 4 else values
     return (np.minimum(values, top).astype(np.uint32) * 256 // (top + 1)).astype(np.uint8)
 
 

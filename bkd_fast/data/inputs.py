@@ -115,13 +115,16 @@ def no_image(value: object) -> BKDError:
 
 def _from_tensor(image: Tensor, config: DataConfig) -> np.ndarray | Tensor:
     shape = tuple(image.shape)
-    if image.layout != torch.strided or image.is_complex() or image.is_quantized:
-        raise ImageError(f"an image tensor of {image.layout}, {image.dtype}: expected a dense one of numbers")
+    if image.layout != torch.strided or image.is_complex() or image.is_quantized or image.is_meta:
+        raise ImageError(
+            f"an image tensor of {image.layout}, {image.dtype}, on {image.device}: expected a dense one of numbers"
+        )
     image = image.detach()
+    image = image.float() if image.is_floating_point() and image.dtype not in FLOATS else image
     if image.ndim == 2:
         image = image[None]
     last = image.ndim == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3)
-    if not last and (image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in shape):
+    if (not last and (image.ndim != 3 or image.shape[0] not in (1, 3))) or 0 in shape:
         raise ImageError(f"an image tensor of shape {shape}: expected (3, H, W), or (N, 3, H, W) for a batch")
     if (last and shape[-1] == 4) or image.dtype not in (torch.uint8, *FLOATS):
         array = (image if last else image.permute(1, 2, 0)).cpu()

@@ -151,6 +151,30 @@ def test_integers_are_read_by_the_runs_white(tmp_path, bits):
         np.testing.assert_array_equal(from_array(values.astype(dtype), config), expected)
 
 
+@pytest.mark.parametrize("dtype", ["i1", "u2", "i2", "u4", "i4", "u8", "i8"])
+def test_integers_of_every_width_are_one_rule(dtype):
+    values = np.full((4, 5), 100, dtype)
+    for given in (values, torch.from_numpy(values)):
+        assert (Decoded(given, DataConfig(integer_white=255)).array() == 100).all()
+        assert (Decoded(given, DataConfig(integer_white=1023)).array() == 25).all()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "longdouble", "bfloat16", "float8_e5m2"])
+def test_floats_of_every_width_are_one_rule(dtype):
+    narrow = getattr(torch, dtype, None)
+    values = np.full((4, 5), 0.5, "f4" if narrow else dtype)
+    for given in (torch.from_numpy(values).to(narrow),) if narrow else (values,):
+        assert (Decoded(given).array() == 128).all()
+        assert (Decoded(given, DataConfig(float_white=2.0)).array() == 64).all()
+
+
+def test_tensors_that_hold_no_numbers_are_refused():
+    quantized = torch.quantize_per_tensor(torch.rand(3, 4, 5), 0.1, 0, torch.quint8)
+    for given in (torch.eye(3).to_sparse(), torch.zeros(3, 4, 5, device="meta"), quantized, torch.zeros(3, 4, 5) * 1j):
+        with pytest.raises(ImageError, match="expected a dense one of numbers"):
+            Decoded(given)
+
+
 def test_values_beyond_white_and_eight_bits_in_sixteen_are_said_once_with_the_name(tmp_path, warned):
     path = saved(tmp_path / "glare.png", np.full((4, 4), 3000, np.uint16))
     for _ in range(2):
