@@ -165,7 +165,9 @@ def eight_bits(values: np.ndarray, config: DataConfig = DEFAULT, name: str = "an
 
 
 def infer_white(images: Iterable[object], config: DataConfig) -> DataConfig:
-    """Return ``config`` with the whites that it leaves open: of integers and floats as large as these images hold.
+    """Return ``config`` with the whites that it leaves open, of integers and floats as large as these images hold.
+
+    Without such images they stay open.
 
     Args:
         images: of any kind; those that cannot be read are left to whoever reads them. Only what has more than 8 bits is
@@ -182,16 +184,15 @@ def infer_white(images: Iterable[object], config: DataConfig) -> DataConfig:
                 kind = "f" if values.dtype.kind == "f" else "i"
                 tops[kind] = max(tops[kind], float(values.max()))
     whole, real = config.integer_white, config.float_white
-    if whole is None:
+    if whole is None and tops["i"]:
         whole = next((white for white in INTEGER_WHITES if tops["i"] <= white), INTEGER_WHITES[-1])
-        whole = whole if tops["i"] else INTEGER_WHITES[-1]
         _tell(tops["i"], whole, 255, "integers", "data.integer_white")
-    if real is None:
-        if tops["f"] > FLOAT_WHITES[-1]:
+    if real is None and tops["f"]:
+        real = next((white for white in FLOAT_WHITES if tops["f"] <= white), None)
+        if real is None:
             raise BKDError(
                 f"the training images have floats up to {tops['f']:g}: say which value is white, data.float_white=…"
             )
-        real = next((white for white in FLOAT_WHITES if tops["f"] <= white), 1.0)
         _tell(tops["f"], real, 1, "floats", "data.float_white")
     return DataConfig(whole, real, config.max_pixels, config.pages)
 
@@ -333,9 +334,8 @@ def check_filled(high: float, narrow: int, white: float, option: str, name: str)
 
 def _tell(top: float, white: float, narrow: int, what: str, option: str) -> None:
     """Say which white training images have, as a warning where their container is wider than their values."""
-    if top:
-        level = logging.WARNING if what == "integers" and white <= narrow else logging.INFO
-        log.log(level, "training images have %s up to %g: white is %g (%s)", what, top, white, option)
+    level = logging.WARNING if what == "integers" and white <= narrow else logging.INFO
+    log.log(level, "training images have %s up to %g: white is %g (%s)", what, top, white, option)
 
 
 _said: set[object] = set()
