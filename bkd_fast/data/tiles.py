@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bkd_fast.errors import BKDError, check_int
+from bkd_fast.errors import BKDError, ImageError, check_int
 
 Size = tuple[int, int]
 
@@ -47,10 +47,10 @@ def places(image: Size, tile: Size, overlap: int) -> list[Tile]:
     """Return where tiles begin that cover an image (H, W), row by row; the last of a row or column ends with it.
 
     Raises:
-        BKDError: an image that is smaller than a tile.
+        ImageError: an image that is smaller than a tile.
     """
     if image[0] < tile[0] or image[1] < tile[1]:
-        raise BKDError(
+        raise ImageError(
             f"an image of {image[0]} x {image[1]} pixels is smaller than a tile of {tile[0]} x {tile[1]}: "
             "take it whole, or use smaller tiles"
         )

@@ -119,7 +119,7 @@ def test_tiles_are_images_of_their_own(detector, kind):
         ({"tile": (10, 20, 30)}, "expected the height and width of tiles"),
         ({"tile": 20, "overlap": 20}, "overlap is 20: expected a number of pixels from 0 to less than a tile"),
         ({"tile": 20, "overlap": -1}, "overlap is -1"),
-        ({"tile": (73, 20)}, "an image of 72 x 80 pixels is smaller than a tile of 73 x 20"),
+        ({"tile": (73, 20)}, "000.png: an image of 72 x 80 pixels is smaller than a tile of 73 x 20"),
     ],
 )
 def test_tiles_that_do_not_fit_are_refused(detector, picture, options, message):
