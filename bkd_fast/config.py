@@ -6,11 +6,12 @@ docs/equations.md says for each option what the paper states, what is ambiguous 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from bkd_fast.errors import BKDError
+from bkd_fast.errors import BKDError, check_bool, check_choice, check_float, check_int
 
 Augmentation = Literal[
     "none",
@@ -40,20 +41,21 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     """Return ``value`` as the type that the option declares (TOML and JSON give lists for tuples)."""
     kinds = get_args(hint)
     if get_origin(hint) is Literal:
-        if value not in kinds:
-            raise BKDError(f"{name} is {value!r}: expected one of {', '.join(map(repr, kinds))}")
-        return value
+        return check_choice(name, value, kinds)
     if type(None) in kinds:  # an option that can be off
-        return None if value is None or value == "none" else _checked(name, value, kinds[0])
+        off = value is None or (isinstance(value, str) and value == "none")
+        return None if off else _checked(name, value, kinds[0])
     if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
+        parts = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(parts, (list, tuple)) or len(parts) != len(kinds):
             raise BKDError(f"{name} is {value!r}: expected {len(kinds)} values")
-        return tuple(_checked(name, part, kind) for part, kind in zip(value, kinds, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise BKDError(f"{name} is {value!r}: expected a value of type {hint.__name__}")
-    return value
+        return tuple(_checked(name, part, kind) for part, kind in zip(parts, kinds, strict=True))
+    if hint is str:
+        if not isinstance(value, (str, os.PathLike)):
+            raise BKDError(f"{name} is {value!r}: expected a value of type str")
+        return str(value)
+    checks: dict[type, Callable[[str, Any], Any]] = {int: check_int, float: check_float, bool: check_bool}
+    return checks[hint](name, value)
 
 
 class Group:
@@ -118,6 +120,31 @@ class TeacherConfig(Group):
         super().__post_init__()
         if self.patch_size % 2 == 0:
             raise BKDError(f"teacher.patch_size is {self.patch_size}: expected an odd number")
+
+
+@dataclass(frozen=True)
+class DataConfig(Group):
+    """How the pixels of files, arrays and tensors are read: one rule for all images of a run."""
+
+    group = "data"
+    integer_white: int | None = option(
+        None,
+        "value of white in integer images of more than 8 bits, e.g. 4095 for a 12-bit camera. None: training takes the "
+        "smallest of 255, 1023, 4095, 16383 and 65535 that holds its images; elsewhere 65535",
+        255,
+        65_535,
+    )
+    float_white: float | None = option(
+        None,
+        "value of white in floating-point images. None: training takes the smallest of 1, 255 and 65535 that holds its "
+        "images; elsewhere 1",
+        1e-6,
+        1e12,
+    )
+    max_pixels: int = option(
+        32_000_000, "largest image, height times width, that is decoded; about 35 bytes a pixel", 1, 178_000_000
+    )
+    pages: Literal["one", "first"] = option("one", "files of several pages or frames: an error, or read the first")
 
 
 @dataclass(frozen=True)
@@ -268,6 +295,7 @@ class BKDConfig:
         BKDError: parts that do not fit each other; the message says which and what to choose.
     """
 
+    data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     support: RetrievedSupport | SampledSupport | None = RetrievedSupport()
     alignment: AlignmentConfig | None = None
@@ -325,7 +353,12 @@ class BKDConfig:
             BKDError: an unknown option (the message suggests the closest name), an option of a part turned off in
                 the same call, or a value that is not usable.
         """
+        if changes is not None and not isinstance(changes, Mapping):
+            raise BKDError(f"the changes are {changes!r}: expected a mapping of options, {{'memory.items': 500}}")
         given = {**(changes or {}), **groups}
+        for name in given:
+            if not isinstance(name, str):
+                raise BKDError(f"the changes name {name!r}: expected options as text, 'memory.items'")
         parts = {name: getattr(self, name) for name in GROUPS}
         for name in sorted(given, key=lambda name: "." in name):  # parts first, then their options
             group, dot, key = name.partition(".")
@@ -390,12 +423,13 @@ class BKDConfig:
         Raises:
             BKDError: an unknown preset, or changes that are not usable.
         """
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise BKDError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
         return cls().with_changes(PRESETS[name]).with_changes(changes)
 
 
 GROUPS: dict[str, tuple[type[Group], ...]] = {
+    "data": (DataConfig,),
     "teacher": (TeacherConfig,),
     "support": (RetrievedSupport, SampledSupport),
     "alignment": (AlignmentConfig,),
@@ -462,6 +496,8 @@ def read_toml(text: str) -> dict[str, Any]:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
+    if not isinstance(text, str):
+        raise BKDError(f"the configuration is of type {type(text).__name__}: expected TOML as text")
     try:
         return tomlkit.parse(text).unwrap()
     except TOMLKitError as error:
@@ -485,20 +521,21 @@ def _or_none(value: Any) -> Any:
 def _part(name: str, value: Any, current: Group | None) -> Group | None:
     """Return a part of the configuration from what stands for it; see :meth:`BKDConfig.with_changes`."""
     kinds = {kind.kind or "on": kind for kind in GROUPS[name]}
-    if value is None or value == "none":
+    word = str(value) if isinstance(value, str) else None
+    if value is None or word == "none":
         if name not in OPTIONAL:
             raise BKDError(f"{name} cannot be off")
         return None
     if isinstance(value, Group):
         return value
-    if value == "on":
+    if word == "on":
         return GROUPS[name][0]()
-    if isinstance(value, str) and value in kinds:
-        return kinds[value]()
+    if word in kinds:
+        return kinds[word]()
     if isinstance(value, Mapping):
         given = dict(value)
         kind = given.pop("kind", None) or ((current or GROUPS[name][0]).kind or "on")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise BKDError(f"{name}.kind is {kind!r}: expected one of {', '.join(map(repr, kinds))}")
         base = current if type(current) is kinds[kind] else kinds[kind]()
         for key in given:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bkd_fast.errors import BKDError
+from bkd_fast.errors import BKDError, check_float
 
 CONFIDENCE = 0.95
 RATES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # that a report of known defects goes through
@@ -36,6 +36,17 @@ class Threshold:
     upper: float
 
 
+def check_rate(rate: float) -> float:
+    """Return a false-alarm rate.
+
+    Raises:
+        BKDError: not a number between 0 and 1.
+    """
+    if not 0 < check_float("the false-alarm rate", rate) < 1:
+        raise BKDError(f"the false-alarm rate is {rate}: expected a number between 0 and 1, such as 0.01")
+    return float(rate)
+
+
 def threshold_for(values: Sequence[float], rate: float) -> Threshold:
     """Return the threshold that good images exceed at ``rate``, from the values of n good images.
 
@@ -47,8 +58,7 @@ def threshold_for(values: Sequence[float], rate: float) -> Threshold:
     Raises:
         BKDError: no values, or a rate that is not between 0 and 1.
     """
-    if not 0 < rate < 1:
-        raise BKDError(f"the false-alarm rate is {rate}: expected a number between 0 and 1, such as 0.01")
+    rate = check_rate(rate)
     if not len(values):
         raise BKDError("there are no scores of good images to take a threshold from")
     from scipy.stats import beta  # here, since a detector needs none of it and would load a second longer

@@ -77,6 +77,29 @@ def test_an_output_folder_that_is_a_file(tiny_data, tiny_config, tmp_path):
         (["train", "{data}", "--out", "run", "--image-size", "24"], "from 32"),
         (["train", "{data}", "--out", "run", "--category", "tyle"], "tile"),
         (["evaluate", "nowhere"], "no run folder"),
+        (["train", "{data}", "--out", "run", "--false-alarms", "nan"], "false_alarms is nan: expected a finite"),
+        (["train", "{data}", "--out", "run", "--set", "training.learning_rate=Infinity"], "learning_rate is inf"),
+        (["train", "{data}", "--out", "run", "--devices", "0"], "devices is 0: expected a value from 1"),
+        (["train", "{data}", "--out", "run", "--cache-gb", "nan"], "cache_gb is nan"),
+        (["train", "{data}", "--out", "run", "--cache-gb", "-1"], "cache_gb is -1.0: expected a value from 0"),
+        (["train", "{data}", "--out", "run", "--max-pixels", "100"], "6 of|10 of .*more pixels than is safe"),
+        (["train", "{data}", "--out", "run", "--max-pixels", "0"], "data.max_pixels is 0"),
+        (["evaluate", "{run}", "--device", "nonsense"], "device is 'nonsense': expected 'auto', 'cpu'"),
+        (["calibrate", "{run}", "--device", "meta"], "no META device"),
+        (["calibrate", "{run}", "--false-alarms", "nan"], "false-alarm rate is nan: expected a finite"),
+        (["calibrate", "{run}", "--false-alarms", "1"], "false-alarm rate is 1.0: expected a number between 0 and 1"),
+        (["predict", "{run}", "{data}", "--out", "out", "--device", "nonsense"], "device is 'nonsense'"),
+        (["predict", "{run}", "{data}", "--out", "out", "--threshold", "nan"], "threshold is nan: expected a finite"),
+        (["predict", "{run}", "{data}", "--out", "out", "--threshold=-inf"], "threshold is -inf: expected a finite"),
+        (["predict", "{run}", "{data}", "--out", "out", "--tile", "0"], "tile is 0: expected the height and width"),
+        (["predict", "{run}", "{data}", "--out", "out", "--tile", "9", "9", "9"], "expected the height and width"),
+        (["predict", "{run}", "{data}", "--out", "out", "--overlap", "5"], "overlap is 5 and tile is None"),
+        (["predict", "{run}", "{data}", "--out", "out", "--tile", "9", "--overlap", "9"], "overlap is 9"),
+        (["predict", "{run}", "{data}", "--out", "out", "--max-pixels", "-1"], "max_pixels is -1"),
+        (["predict", "{run}", "{data}", "--out", "out", "--precision", "16"], "precision is '16'"),
+        (["ablate", "{data}", "--out", "out", "--table", "4", "--seeds", "0"], "seeds"),
+        (["bench", "--seconds", "nan"], "seconds"),
+        (["bench", "--threads", "0"], "threads"),
         (["predict", "{run}", "nowhere.png", "--out", "out"], "nowhere.png"),
         (["predict", "{run}", "{data}", "--out", "{data}"], "not empty"),
     ],
@@ -132,8 +155,8 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path):
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (np.zeros((8, 8, 4), np.uint8), "(8, 8, 4)"),
-        (np.zeros((8, 8), np.float32), "float32"),
+        (np.zeros((8, 8, 5), np.uint8), "(8, 8, 5)"),
+        (np.full((8, 8), 2, np.float32), "float32"),
         (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3)"),
         (7, "int"),
     ],
@@ -143,6 +166,57 @@ def test_what_is_not_an_image(tiny_run, image, words):
 
     with pytest.raises(BKDError, match=re.escape(words)):
         Detector.load(tiny_run)(image)
+
+
+@pytest.mark.parametrize(
+    "wrong", [True, "5", float("nan"), float("inf"), -1, 10**400, [5], np.zeros(2), 2.5 + 0j], ids=lambda x: repr(x)[:9]
+)
+def test_numbers_are_checked_wherever_they_come_in(tiny_run, wrong):
+    detector = Detector.load(tiny_run, device="cpu")
+    image = np.zeros((64, 64, 3), np.uint8)
+    calls = {
+        "batch": lambda: detector.stream([image], batch=wrong),
+        "workers": lambda: detector.stream([image], workers=wrong),
+        "tile": lambda: detector(image, tile=wrong),
+        "overlap": lambda: detector(image, tile=32, overlap=wrong),
+        "max_pixels": lambda: Detector.load(tiny_run, max_pixels=wrong),
+    }
+    if repr(wrong) != "-1":
+        calls["threshold"] = lambda: setattr(detector, "threshold", wrong)
+        calls["pixel_threshold"] = lambda: setattr(detector, "pixel_threshold", wrong)
+    for name, call in calls.items():
+        with pytest.raises(BKDError, match=rf"{name} is |an image of 64 x 64 pixels is smaller than a tile of"):
+            call()
+
+
+def test_numbers_of_numpy_are_numbers(tiny_run):
+    detector = Detector.load(tiny_run, device="cpu", max_pixels=np.int64(10_000))
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert len(list(detector.stream([image], batch=np.int32(1), workers=np.uint8(1)))) == 1
+    detector(image, tile=np.array([32, 64]), overlap=np.int64(4))
+    detector.threshold = np.float32(0.5)
+    assert type(detector.threshold) is float
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("nonsense", "device is 'nonsense': expected"),
+        (None, "device is None"),
+        (3.5, "device is 3.5"),
+        ("meta", "no META device"),
+        ("cuda:99", "CUDA device|there are"),
+    ],
+)
+def test_devices_that_are_not_there(tiny_run, device, words):
+    with pytest.raises(BKDError, match=words):
+        Detector.load(tiny_run, device=device)
+
+
+@pytest.mark.parametrize("images", ["a.png", np.zeros((8, 8, 3), np.uint8), b"", 7, None])
+def test_a_stream_of_one_image_is_refused(tiny_run, images):
+    with pytest.raises(BKDError, match="expected an iterable of images"):
+        Detector.load(tiny_run).stream(images)
 
 
 def test_tensors_out_of_range(tiny_run):

@@ -142,3 +142,28 @@ def test_every_optional_package_is_in_the_extra_that_is_named():
     for extra, packages in EXTRAS.items():
         listed = [re.split(r"[^\w-]", requirement)[0] for requirement in extras[extra]]
         assert {names.get(package, package.replace("_", "-")) for package in packages} <= set(listed)
+
+
+def test_other_libraries_are_quiet(tmp_path):
+    """Their infos and warnings about themselves are not shown, what they warn of in their logs is."""
+    code = """
+import logging, warnings
+import bkd_fast.cli.info as command
+from bkd_fast.cli import main
+
+def run(arguments):
+    logging.getLogger("onnxscript.optimizer").info("Replaced initializer 'val_991'")
+    logging.getLogger("somebody").info("chatter")
+    logging.getLogger("somebody").warning("the disk is nearly full")
+    logging.getLogger("bkd_fast").info("epoch 1")
+    warnings.warn_explicit("no complete tensor", UserWarning, "x.py", 1, module="torch.export.package")
+    warnings.warn_explicit("corrupt EXIF data", UserWarning, "x.py", 2, module="PIL.TiffImagePlugin")
+
+command.run = run
+main(["info"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert lines[:2] == ["the disk is nearly full", "epoch 1"]
+    assert "corrupt EXIF data" in lines[2]
+    assert len(lines) == 3

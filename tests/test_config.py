@@ -1,8 +1,12 @@
 import json
+import math
+from dataclasses import fields
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bkd_fast.config import PRESETS, BKDConfig
+from bkd_fast.config import GROUPS, PRESETS, BKDConfig
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 
@@ -90,3 +94,54 @@ def test_the_default_learns_nothing_and_the_presets_do():
 def test_unknown_preset_lists_presets():
     with pytest.raises(BKDError, match="default, paper, rd4ad"):
         BKDConfig.preset("best")
+
+
+OPTIONS = [(kind, each) for kinds in GROUPS.values() for kind in kinds for each in fields(kind)]
+
+
+@pytest.mark.parametrize(("kind", "each"), OPTIONS, ids=lambda value: getattr(value, "name", ""))
+def test_every_option_takes_numpy_and_refuses_what_is_no_value(kind, each):
+    default, name = each.default, f"{kind.group}.{each.name}"
+    scalars = {bool: np.bool_, int: np.int64, float: np.float64, str: np.str_}
+    if default is not None and not isinstance(default, tuple):
+        given = kind(**{each.name: scalars[type(default)](default)})
+        assert type(getattr(given, each.name)) is type(default)
+        assert given == kind()
+    for wrong in (math.nan, math.inf, -math.inf, 10**400, 1j, [], {}, np.zeros(3), b"x", object()):
+        with pytest.raises(BKDError, match=name.replace(".", r"\.")):
+            kind(**{each.name: wrong})
+
+
+def test_sizes_and_paths_come_as_programs_have_them():
+    given = BKDConfig().with_changes({"teacher.image_size": np.array([64, 96]), "teacher.weights": Path("w.pth")})
+    assert given.teacher.image_size == (64, 96)
+    assert given.teacher.weights == "w.pth"
+    assert BKDConfig.from_toml(given.to_toml()) == given
+
+
+JUNK = [
+    0,
+    2.5,
+    math.nan,
+    "x",
+    b"x",
+    [],
+    [1, 2],
+    {"a": 1},
+    {1: 2},
+    np.zeros(2),
+    np.array([None, 1]),
+    object(),
+    1j,
+    range(2),
+]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda value: repr(value)[:12])
+def test_nonsense_in_place_of_a_part_or_all_is_an_error(junk):
+    calls = [BKDConfig, lambda junk: BKDConfig().with_changes({"memory": {"items": junk}})]
+    calls += [lambda junk, name=name: BKDConfig().with_changes({name: junk}) for name in GROUPS]
+    calls += [BKDConfig.preset, BKDConfig.from_dict, BKDConfig.from_toml]
+    for call in calls:
+        with pytest.raises(BKDError):
+            call(junk)

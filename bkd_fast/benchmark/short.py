@@ -73,8 +73,8 @@ def _check(device: str, threads: int | None, only: Sequence[str] | None, seconds
         raise BKDError("device 'cuda' was asked for, and torch sees no CUDA device: use --device cpu")
     if threads is not None and threads < 1:
         raise BKDError(f"threads is {threads}: expected 1 or more")
-    if not seconds > 0:
-        raise BKDError(f"seconds is {seconds}: expected more than 0")
+    if not 0 < seconds < float("inf"):
+        raise BKDError(f"seconds is {seconds}: expected a finite number above 0")
 
 
 def _cases(device: str, only: Sequence[str] | None) -> Iterator[Case]:

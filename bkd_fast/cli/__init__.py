@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -39,9 +40,12 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status (0 done, 1 unusable input, 130 interrupted)."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("lightning_fabric", "timm", "httpx", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # This program's own messages; of other libraries only what they warn of, and nothing about their own internals.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("bkd_fast").setLevel(logging.INFO)
+    if not sys.warnoptions:  # python -W says otherwise
+        for library in ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "lightning_fabric"):
+            warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
     try:
         arguments.run(arguments)
     except BKDError as error:

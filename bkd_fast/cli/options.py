@@ -23,6 +23,8 @@ SHORTCUTS = {
     "batch_size": "training.batch_size",
     "false_alarms": "training.false_alarms",
     "seed": "training.seed",
+    "max_pixels": "data.max_pixels",
+    "pages": "data.pages",
 }
 
 
@@ -47,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = (
         help="share of good images that may be called anomalous (default: 0.01)",
     )
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="learn and predict in square tiles of this side")
+    add_reading(parser)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -54,6 +57,12 @@ def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = (
         metavar="OPTION=VALUE",
         help="any other option of the configuration, e.g. memory.items=500 or student=none",
     )
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which images are read."""
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="largest image that is decoded (default: 32000000)")
+    parser.add_argument("--pages", choices=("one", "first"), help="files of several pages: an error, or read the first")
 
 
 def config_from(arguments: argparse.Namespace) -> BKDConfig:

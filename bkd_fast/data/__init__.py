@@ -3,9 +3,9 @@
 from bkd_fast.data.augment import MODES, augment
 from bkd_fast.data.dataset import Category, ImageDataset, Sample, check_samples, find_categories, split_normals
 from bkd_fast.data.image import (
-    ImageError,
     from_pil,
     image_files,
+    infer_white,
     load_image,
     load_mask,
     resize_image,
@@ -13,6 +13,7 @@ from bkd_fast.data.image import (
     to_tensor,
 )
 from bkd_fast.data.support import draw_support, load_support, save_support
+from bkd_fast.errors import ImageError
 
 __all__ = [
     "MODES",
@@ -26,6 +27,7 @@ __all__ = [
     "find_categories",
     "from_pil",
     "image_files",
+    "infer_white",
     "load_image",
     "load_mask",
     "load_support",

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bkd_fast.data.image import ImageError, image_files, load_image, load_mask, to_tensor
+from bkd_fast.config import DataConfig
+from bkd_fast.data.image import DEFAULT, image_files, load_image, load_mask, to_tensor
 from bkd_fast.data.tiles import Tile, overlap_of, places
-from bkd_fast.errors import BKDError
+from bkd_fast.errors import BKDError, ImageError
 
 log = logging.getLogger("bkd_fast")
 GOOD = "good"
@@ -52,6 +54,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         samples: the images.
         size: (H, W) that images or tiles are resized to.
         tile: side of square tiles that cover each image, in its pixels; 0: images are taken whole.
+        config: how pixels are read.
 
     Attributes:
         image_of: per item the index of its sample.
@@ -60,11 +63,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         BKDError: an image that is smaller than a tile, or cannot be decoded.
     """
 
-    def __init__(self, samples: Sequence[Sample], size: tuple[int, int], tile: int = 0) -> None:
-        self.samples, self.size, self.tile = list(samples), size, tile
+    def __init__(
+        self, samples: Sequence[Sample], size: tuple[int, int], tile: int = 0, config: DataConfig = DEFAULT
+    ) -> None:
+        self.samples, self.size, self.tile, self.config = list(samples), size, tile, config
         self.image_of, self.places = list(range(len(self.samples))), [Tile(0, 0)] * len(self.samples)
         if tile:
-            cut = [places(_size(sample), (tile, tile), overlap_of(tile)) for sample in self.samples]
+            cut = [places(_size(sample, config), (tile, tile), overlap_of(tile)) for sample in self.samples]
             self.image_of = [index for index, tiles in enumerate(cut) for _ in tiles]
             self.places = [place for tiles in cut for place in tiles]
 
@@ -76,15 +81,15 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     def array(self, index: int) -> np.ndarray:
         """Return the image or tile at its own size, (H, W, 3) uint8."""
-        image = load_image(self.samples[self.image_of[index]].path)
+        image = load_image(self.samples[self.image_of[index]].path, self.config)
         if not self.tile:
             return image
         top, left = self.places[index]
         return np.ascontiguousarray(image[top : top + self.tile, left : left + self.tile])
 
 
-def _size(sample: Sample) -> tuple[int, int]:
-    height, width = load_image(sample.path).shape[:2]
+def _size(sample: Sample, config: DataConfig) -> tuple[int, int]:
+    height, width = load_image(sample.path, config).shape[:2]
     return height, width
 
 
@@ -122,11 +127,14 @@ def find_categories(
     return [_category(name, found[name]) for name in names or found]
 
 
-def check_samples(samples: Sequence[Sample], *, skip_unreadable: bool = False) -> list[Sample]:
+def check_samples(
+    samples: Sequence[Sample], *, skip_unreadable: bool = False, config: DataConfig = DEFAULT
+) -> list[Sample]:
     """Decodes every image and mask once, so that a bad file is known before any work is done.
 
     Args:
         skip_unreadable: leave undecodable images out, with a warning that names them.
+        config: how pixels are read.
 
     Returns:
         The usable samples.
@@ -135,7 +143,7 @@ def check_samples(samples: Sequence[Sample], *, skip_unreadable: bool = False) -
         ImageError: images that cannot be decoded, by name. BKDError: a mask whose size differs from its image's.
     """
     with ThreadPoolExecutor(max_workers=4) as pool:
-        problems = list(pool.map(_problem, samples))
+        problems = list(pool.map(_problem, samples, repeat(config)))
     broken = [problem for problem in problems if problem is not None]
     if broken and not skip_unreadable:
         shown = "; ".join(broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
@@ -232,14 +240,14 @@ def _unknown(root: Path, name: str, known: list[str]) -> str:
     return f"{root} has no category {name!r}{hint} It has: {', '.join(known)}"
 
 
-def _problem(sample: Sample) -> str | None:
+def _problem(sample: Sample, config: DataConfig) -> str | None:
     """What is wrong with an image file, or None. A mask that does not fit is an error whatever is skipped."""
     try:
-        size = load_image(sample.path).shape[:2]
+        size = load_image(sample.path, config).shape[:2]
     except ImageError as error:
         return str(error)
     if sample.mask is not None:
-        other = load_mask(sample.mask).shape
+        other = load_mask(sample.mask, config).shape
         if other != size:
             raise BKDError(
                 f"the mask {sample.mask} is {other[1]} x {other[0]} pixels and its image {sample.path} "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -11,35 +12,39 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bkd_fast.data import load_image, to_tensor
-from bkd_fast.data.image import from_pil
-from bkd_fast.errors import BKDError
+from bkd_fast.config import DataConfig
+from bkd_fast.data.image import DEFAULT, check_filled, from_array, from_pil, load_image, to_tensor
+from bkd_fast.errors import BKDError, ImageError
 
-ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+OneImage: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
+ImageLike: TypeAlias = OneImage | Tensor
 Size: TypeAlias = tuple[int, int]
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Decoded:
     """A decoded image, in memory at its own size.
 
     Args:
-        image: a path, a PIL image, an array ((H, W) grey or (H, W, 3) RGB, uint8), or a tensor ((3, H, W), uint8 or
-            float in [0, 1]).
+        image: a path, the bytes of an image file or a binary file object; a PIL image at its current page; an array of
+            any type and stride ((H, W), (H, W, 1), (H, W, 3) RGB, (H, W, 4) RGBA, or (3, H, W)); or a tensor of any
+            type ((3, H, W), (1, H, W) or (H, W), or the arrays' shapes).
+        config: how pixels are read; see :func:`bkd_fast.data.image.eight_bits` for values that are not uint8.
 
     Raises:
-        BKDError: something that is not an image; the message says what it was.
+        ImageError: something that is not an image; the message says what it was.
     """
 
-    def __init__(self, image: ImageLike) -> None:
+    def __init__(self, image: ImageLike, config: DataConfig = DEFAULT) -> None:
         self.values: np.ndarray | Tensor  # (H, W, 3) uint8, or (3, H, W) in [0, 1]
         if isinstance(image, Tensor):
-            self.values = _checked_tensor(image)
-        elif isinstance(image, (str, Path)):
-            self.values = load_image(Path(image))
-        elif isinstance(image, Image.Image):
-            self.values = from_pil(image)
+            self.values = _from_tensor(image, config)
         elif isinstance(image, np.ndarray):
-            self.values = _checked_array(image)
+            self.values = from_array(image, config)
+        elif isinstance(image, Image.Image):
+            self.values = from_pil(image, config)
+        elif is_encoded(image):
+            self.values = load_image(image, config)
         else:
             raise no_image(image)
 
@@ -66,37 +71,76 @@ class Decoded:
         return F.interpolate(cut[None], size=size, mode="bilinear", antialias=True)[0]
 
 
+def is_encoded(image: object) -> bool:
+    """Whether this is a path, the content of a file, or a file object."""
+    return isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(image, "read")
+
+
+def is_one_image(image: object) -> bool:
+    """Whether this is an image, and not several."""
+    if isinstance(image, Tensor):
+        return image.ndim != 4
+    return isinstance(image, (Image.Image, np.ndarray)) or is_encoded(image)
+
+
+def taken(image: ImageLike) -> ImageLike:
+    """Return the image as it is now: whoever gave it may use its buffer for the next one.
+
+    Arrays, tensors and PIL images are copied, file objects are read; what cannot be is returned as it is.
+    """
+    try:
+        if isinstance(image, Tensor):
+            return image.detach().clone()
+        if isinstance(image, np.ndarray):
+            return image.copy()
+        if isinstance(image, Image.Image):
+            copy = image.copy()
+            for name in ("filename", "format"):
+                if hasattr(image, name):
+                    setattr(copy, name, getattr(image, name))
+            return copy
+        if hasattr(image, "read"):
+            return image.read()
+        return bytes(image) if isinstance(image, (bytearray, memoryview)) else image
+    except Exception:  # its own error, which it raises again where it is decoded
+        return image
+
+
 def no_image(value: object) -> BKDError:
     """The error for something of another type."""
-    return BKDError(
+    return ImageError(
         f"an image of type {type(value).__name__}: expected a path, a PIL image, an array or a tensor, or several"
     )
 
 
-def _checked_tensor(image: Tensor) -> Tensor:
-    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise BKDError(
-            f"an image tensor of shape {tuple(image.shape)}: expected (3, H, W), or (N, 3, H, W) for a batch"
+def _from_tensor(image: Tensor, config: DataConfig) -> np.ndarray | Tensor:
+    shape = tuple(image.shape)
+    if image.layout != torch.strided or image.is_complex() or image.is_quantized or image.is_meta:
+        raise ImageError(
+            f"an image tensor of {image.layout}, {image.dtype}, on {image.device}: expected a dense one of numbers"
         )
+    image = image.detach()
+    image = image.float() if image.is_floating_point() and image.dtype not in FLOATS else image
+    if image.ndim == 2:
+        image = image[None]
+    last = image.ndim == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3)
+    if (not last and (image.ndim != 3 or image.shape[0] not in (1, 3))) or 0 in shape:
+        raise ImageError(f"an image tensor of shape {shape}: expected (3, H, W), or (N, 3, H, W) for a batch")
+    if (last and shape[-1] == 4) or image.dtype not in (torch.uint8, *FLOATS):
+        array = (image if last else image.permute(1, 2, 0)).cpu()
+        return from_array(
+            (array.float() if array.dtype == torch.bfloat16 else array).numpy(), config, "an image tensor"
+        )
+    image = image.permute(2, 0, 1) if last else image
+    image = image.expand(3, -1, -1)
     if image.dtype == torch.uint8:
         return image.float() / 255
-    if not image.is_floating_point():
-        raise BKDError(f"an image tensor of {image.dtype}: expected uint8, or floating point in [0, 1]")
-    if not (torch.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-        raise BKDError(
-            "an image tensor with values outside [0, 1] or NaN: divide 8-bit values by 255; do not normalise"
+    white = config.float_white or 1.0
+    if not (torch.isfinite(image).all() and image.min() >= 0 and image.max() <= white):
+        raise ImageError(
+            f"an image tensor with values outside [0, {white:g}] or NaN: divide 8-bit values by 255; do not normalise"
         )
-    return image
-
-
-def _checked_array(array: np.ndarray) -> np.ndarray:
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or 0 in array.shape
-        or (array.ndim == 3 and array.shape[2] != 3)
-    ):
-        raise BKDError(
-            f"an image array of shape {array.shape}, {array.dtype}: expected uint8 of shape (H, W) or (H, W, 3) RGB"
-        )
-    return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
+    if white == 1:
+        return image
+    check_filled(float(image.max()), 1, white, "data.float_white", "an image tensor")
+    return image.float() / white

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bkd_fast.config import DataConfig
 from bkd_fast.data.image import image_files, load_image, to_tensor
 from bkd_fast.errors import BKDError
 
@@ -56,4 +57,5 @@ def load_support(folder: Path, size: tuple[int, int], count: int | None = None) 
     files = image_files(folder) if folder.is_dir() else []
     if not files:
         raise BKDError(f"there are no support images in {folder}: the run is incomplete")
-    return torch.stack([to_tensor(load_image(path), size) for path in files[:count]])
+    read = DataConfig(max_pixels=178_000_000)  # the run's own files, of the size that training accepted
+    return torch.stack([to_tensor(load_image(path, read), size) for path in files[:count]])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bkd_fast.errors import BKDError
+from bkd_fast.errors import BKDError, ImageError, check_int
 
 Size = tuple[int, int]
 
@@ -17,17 +17,25 @@ class Tile(NamedTuple):
 
 
 def check_tiles(tile: int | Size, overlap: int) -> Size:
-    """The tiles' (H, W).
+    """Return the tiles' (H, W).
 
     Raises:
         BKDError: not one or two positive numbers, or an overlap that is not from 0 to less than a tile.
     """
-    size = (tile, tile) if isinstance(tile, int) else tuple(tile)
-    if len(size) != 2 or any(not isinstance(length, int) or length < 1 for length in size):
-        raise BKDError(f"tile is {tile!r}: expected the height and width of tiles in pixels, or one number for both")
-    if not 0 <= overlap < min(size):
-        raise BKDError(f"overlap is {overlap}: expected a number of pixels from 0 to less than a tile of {size}")
-    return size[0], size[1]
+    given: Any = tile
+    several = given.tolist() if hasattr(given, "tolist") else given
+    sides = several if isinstance(several, (list, tuple)) else (several, several)
+    try:
+        rows, columns = (check_int("tile", side, 1) for side in sides)
+    except ValueError as error:  # of a number, or of how many there are
+        raise BKDError(
+            f"tile is {several!r}: expected the height and width of tiles in pixels, or one number for both"
+        ) from error
+    if not 0 <= check_int("overlap", overlap) < min(rows, columns):
+        raise BKDError(
+            f"overlap is {overlap}: expected a number of pixels from 0 to less than a tile of {(rows, columns)}"
+        )
+    return rows, columns
 
 
 def overlap_of(tile: int) -> int:
@@ -39,10 +47,10 @@ def places(image: Size, tile: Size, overlap: int) -> list[Tile]:
     """Return where tiles begin that cover an image (H, W), row by row; the last of a row or column ends with it.
 
     Raises:
-        BKDError: an image that is smaller than a tile.
+        ImageError: an image that is smaller than a tile.
     """
     if image[0] < tile[0] or image[1] < tile[1]:
-        raise BKDError(
+        raise ImageError(
             f"an image of {image[0]} x {image[1]} pixels is smaller than a tile of {tile[0]} x {tile[1]}: "
             "take it whole, or use smaller tiles"
         )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bkd_fast.artifact import MANIFEST, Calibration, load_trained, read_manifest
+from bkd_fast.artifact import MANIFEST, Calibration, read_manifest
 from bkd_fast.data import image_files
-from bkd_fast.decisions import NormalScores, found_at_rates
+from bkd_fast.decisions import NormalScores, check_rate, found_at_rates
 from bkd_fast.errors import BKDError
 from bkd_fast.files import write_json
 from bkd_fast.inference.detector import Detector
@@ -42,7 +42,9 @@ def calibrate(
             stays unchanged.
     """
     run = Path(run)
-    detector = Detector(load_trained(run), device)
+    if false_alarms is not None:
+        check_rate(false_alarms)
+    detector = Detector.load(run, device=device)
     before = detector.calibration
     rate = before.false_alarms if false_alarms is None else false_alarms
     normal, level = before.normal, before.normal_level
@@ -67,7 +69,7 @@ def _scores(detector: Detector, folder: Path) -> tuple[list[float], list[float],
     scores, maxima, medians = [], [], []
     for outcome in detector.stream(files):
         if outcome.result is None:
-            raise outcome.error or BKDError(f"{outcome.item} cannot be read")
+            raise outcome.error or BKDError(f"{outcome.item!r} cannot be read")
         scores.append(outcome.result.score)
         maxima.append(float(outcome.result.anomaly_map.max()))
         medians.append(float(np.median(outcome.result.anomaly_map)))

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bkd_fast.artifact import LOG, category_folders, load_trained, read_manifest
-from bkd_fast.data import Sample, check_samples, find_categories, load_image, load_mask, resize_mask
+from bkd_fast.artifact import LOG, category_folders, read_manifest
+from bkd_fast.config import DataConfig
+from bkd_fast.data import Sample, check_samples, find_categories, load_mask, resize_mask
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.environment import describe
 from bkd_fast.evaluation.metrics import (
@@ -65,8 +66,10 @@ def evaluate(
     run = Path(run)
     folders = category_folders(run)
     # Load and check all categories before the first is evaluated.
-    detectors = {name: Detector(load_trained(folder), device) for name, folder in folders.items()}
-    tests = {name: _test_samples(folders[name], data, name, skip_unreadable) for name in folders}
+    detectors = {name: Detector.load(folder, device=device) for name, folder in folders.items()}
+    tests = {
+        name: _test_samples(folders[name], data, name, skip_unreadable, detectors[name].config.data) for name in folders
+    }
     scale = heat_scale(list(detectors.values())) if pictures else None
     reports, rows = [], []
     metrics: dict[str, Any] = {"mean": {}, "categories": {}}
@@ -145,7 +148,7 @@ def _evaluate_category(
     with tqdm(total=len(samples), desc=f"evaluating {name}", unit="image", disable=hidden) as bar:
         for part, images, predicted in _predictions(detector, samples, branches):
             height, width = predicted[BOTH][1].shape[1:]
-            truths = [_truth(sample, (height, width)) for sample in part]
+            truths = [_truth(sample, (height, width), detector.config.data) for sample in part]
             for branch, (part_scores, maps) in predicted.items():
                 scores[branch] += part_scores
                 for truth, anomaly_map in zip(truths, maps, strict=True):
@@ -196,7 +199,7 @@ def _predictions(
     batch = 1 if tiled else detector.batch
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        images = [load_image(sample.path) for sample in part]
+        images = [detector.read(sample.path) for sample in part]
         if tiled:
             prediction = detector(images[0])
             yield part, images, {BOTH: ([prediction.score], prediction.anomaly_map[None])}
@@ -206,14 +209,16 @@ def _predictions(
         yield part, images, {branch: (scores.tolist(), maps.cpu().numpy()) for branch, (scores, maps) in scored.items()}
 
 
-def _truth(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+def _truth(sample: Sample, size: tuple[int, int], reading: DataConfig) -> np.ndarray | None:
     """Return the ground truth ``size`` bool, all False for a good image; None for a defective one without a mask."""
     if not sample.label:
         return np.zeros(size, bool)
-    return None if sample.mask is None else resize_mask(load_mask(sample.mask), size)
+    return None if sample.mask is None else resize_mask(load_mask(sample.mask, reading), size)
 
 
-def _test_samples(folder: Path, data: str | Path | None, name: str, skip_unreadable: bool) -> list[Sample]:
+def _test_samples(
+    folder: Path, data: str | Path | None, name: str, skip_unreadable: bool, reading: DataConfig
+) -> list[Sample]:
     """Return the readable test images of a category, in ``data`` or where it was trained."""
     source = read_manifest(folder)["source"]
     root = Path(data) if data is not None else Path(source["root"])
@@ -235,4 +240,4 @@ def _test_samples(folder: Path, data: str | Path | None, name: str, skip_unreada
             f"{root} has no test images for {name!r}: expected test/good and test/<defect> folders, "
             "or train with --anomalous DIR on a plain folder. `bkd-fast predict` takes images without labels."
         )
-    return check_samples(matching[0].test, skip_unreadable=skip_unreadable)
+    return check_samples(matching[0].test, skip_unreadable=skip_unreadable, config=reading)

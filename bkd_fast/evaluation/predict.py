@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bkd_fast.data import ImageError, image_files, load_image
-from bkd_fast.errors import BKDError
+from bkd_fast.data import ImageError, image_files
+from bkd_fast.data.tiles import check_tiles
+from bkd_fast.errors import BKDError, check_float
 from bkd_fast.evaluation.pictures import heat_scale
 from bkd_fast.evaluation.report import render_panel, write_overlay
 from bkd_fast.files import atomic_path, atomic_write
@@ -35,6 +36,8 @@ def predict(
     overlap: int = 0,
     threshold: float | None = None,
     skip_unreadable: bool = False,
+    max_pixels: int | None = None,
+    pages: str | None = None,
 ) -> str:
     """Predict images; write ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
 
@@ -48,6 +51,7 @@ def predict(
         threshold: replaces the run's image threshold.
         skip_unreadable: leave out unreadable images, with a warning; otherwise the first one is an error, and the
             results before it are kept.
+        max_pixels, pages: see :meth:`bkd_fast.Detector.load`.
 
     Returns:
         One line for the user: the number of images, how many are anomalous, and where the scores are.
@@ -56,8 +60,12 @@ def predict(
         BKDError: no images, an ``out`` that is not empty or not writable, an unreadable image, or an unusable run.
     """
     out = Path(out)
+    if threshold is not None:
+        threshold = check_float("threshold", threshold)
+    if tile is not None:
+        check_tiles(tile, overlap)
     named = _names([Path(image) for image in images])
-    detector = Detector.load(run, device=device, precision=precision)
+    detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
     predictor = detector.predictor(tile, overlap)
     if threshold is not None:
         detector.threshold = threshold
@@ -67,7 +75,7 @@ def predict(
     rows: list[dict[str, object]] = []
 
     def read(image: tuple[str, Path]) -> tuple[np.ndarray, Any]:
-        array = load_image(image[1])
+        array = detector.read(image[1])
         return array, predictor.preprocess(array)
 
     def infer(read_images: list[tuple[np.ndarray, Any]]) -> list[tuple[np.ndarray, Any]]:

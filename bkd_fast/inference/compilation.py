@@ -18,7 +18,7 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 
 def check_mode(mode: str, device: torch.device) -> None:
     """Raise a BKDError for a mode that is unknown, or that the device does not have."""
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise BKDError(f"compile is {mode!r}: expected None or one of {', '.join(MODES)}")
     if mode == "reduce-overhead" and device.type != "cuda":
         raise BKDError(

@@ -68,7 +68,7 @@ class GraphedModel:
         self.pool = torch.cuda.graph_pool_handle()
 
     def _recorded(self, images: Tensor) -> Recorded:
-        key = tuple(images.shape), implementation("cosine_anomaly_map", "cuda")  # another backend has other kernels
+        key = graph_key(images)
         if key not in self.graphs:
             assert self.support is not None
             own = images.clone()
@@ -80,3 +80,19 @@ class GraphedModel:
                 scores, maps = self.model.predict(own, self.support)
             self.graphs[key] = Recorded(graph, own, scores, maps)
         return self.graphs[key]
+
+
+def graph_key(images: Tensor) -> tuple[object, ...]:
+    """Return what a graph is recorded for: whatever else chooses other kernels, or another type of images."""
+    return (
+        tuple(images.shape),
+        images.dtype,
+        implementation(OPERATORS[0], "cuda"),
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+    )

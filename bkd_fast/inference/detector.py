@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from bkd_fast.artifact import Trained, load_trained
-from bkd_fast.data.inputs import Decoded, ImageLike
+from bkd_fast.artifact import MANIFEST, Trained, load_trained
+from bkd_fast.data.inputs import Decoded, ImageLike, OneImage
 from bkd_fast.data.tiles import Size, overlap_of
 from bkd_fast.decisions import normalized, p_value
-from bkd_fast.errors import BKDError
+from bkd_fast.errors import BKDError, check_bool, check_float, check_int
 from bkd_fast.inference.compilation import CompiledModel, check_mode
 from bkd_fast.inference.cuda_graphs import GraphedModel
 from bkd_fast.inference.packing import can_pack, pack_convolutions, same
@@ -23,18 +24,44 @@ from bkd_fast.inference.precision import InPrecision, check_precision
 from bkd_fast.inference.prediction import Prediction, Predictor, Preprocessed, RawPrediction, resize_map
 from bkd_fast.inference.streaming import Outcome
 from bkd_fast.inference.tiling import TiledDetector
+from bkd_fast.model.ambient import settled
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.folding import fold_batch_norm
+from bkd_fast.model.support import Support
 
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
+
+
+class Threshold:
+    """An attribute that is a finite number."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, detector: Any, owner: type | None = None) -> float:
+        return detector.__dict__[self.name]
+
+    def __set__(self, detector: Any, value: float) -> None:
+        detector.__dict__[self.name] = check_float(self.name, value)
 
 
 class Detector(Predictor[Preprocessed, RawPrediction]):
     """A trained category, ready to predict. Make one with :meth:`load`.
 
     ``threshold`` and ``pixel_threshold`` come from normal images and may be set to other values at any time.
+
+    What a program has set in torch (default type and device, autocast, gradients, inference mode) makes no difference.
+    TF32 and precision switches, deterministic mode and the number of threads have their usual effect: rounding.
+
+    It can be pickled, deep-copied and passed to spawned processes: what travels is the path of the run folder, the
+    options, the thresholds and a replaced support, and the run is loaded again. A process that was forked after torch
+    has computed something must not use it (torch's thread pools do not survive a fork): spawn.
     """
 
+    threshold = Threshold()
+    pixel_threshold = Threshold()
+
+    @settled(build=True)
     def __init__(
         self,
         trained: Trained,
@@ -43,21 +70,34 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         precision: str = "32",
         compile: str | None = None,
         pack: bool = True,
+        max_pixels: int | None = None,
+        pages: str | None = None,
     ) -> None:
         """Prepare a trained model for prediction.
 
         Args:
             trained: what :func:`bkd_fast.artifact.load_trained` returns. Its model then belongs to the detector, which
                 folds batch normalisation, packs convolutions on a CPU, and records CUDA graphs on a GPU.
-            device, precision, compile: see :meth:`load`.
+            device, precision, compile, max_pixels, pages: see :meth:`load`.
             pack: False leaves the network as it is, for a model that is exported.
         """
-        self.device = _device(device)
+        self.device = check_device(device)
         dtype = check_precision(precision, self.device)
         if compile is not None:
             check_mode(compile, self.device)
+        reading = {"data.max_pixels": max_pixels, "data.pages": pages}
+        self.config = trained.config.with_changes({key: value for key, value in reading.items() if value is not None})
+        self._run = trained.folder
+        self._options = {
+            "device": "auto" if device == "auto" else str(self.device),
+            "precision": precision,
+            "compile": compile,
+            "pack": check_bool("pack", pack),
+            "max_pixels": max_pixels,
+            "pages": pages,
+        }
+        self._replaced = False
         self.batch = 1 if self.device.type == "cpu" else GPU_BATCH
-        self.config = trained.config
         self.calibration = trained.calibration
         self.threshold = trained.calibration.threshold
         self.pixel_threshold = trained.calibration.pixel_threshold
@@ -85,6 +125,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         device: str | torch.device = "auto",
         precision: str = "32",
         compile: str | None = None,
+        max_pixels: int | None = None,
+        pages: str | None = None,
     ) -> Detector:
         """Reads the run folder of one category.
 
@@ -97,13 +139,18 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
                 more, and each further number of images in a batch another one. It needs a C++ compiler, and what it
                 makes is compared with the network that is not compiled. None on a GPU: CUDA graphs of the kernels as
                 they are, one for each number of images up to 8.
+            max_pixels: the largest image that is decoded; None: the run's ``data.max_pixels``.
+            pages: ``one`` refuses files of several pages or frames, ``first`` reads the first; None: the run's.
 
         Raises:
             BKDError: not a whole run folder, or one of several categories (:func:`bkd_fast.artifact.load_trained`). A
-                precision or a mode that the device does not have.
+                device that is not there; a precision or a mode that the device does not have.
             RuntimeError: the compiled network does not compute what it should.
         """
-        return cls(load_trained(run), device, precision=precision, compile=compile)
+        check_precision(precision, check_device(device))  # its error before anything is read
+        with settled(build=True):
+            trained = load_trained(run)
+        return cls(trained, device, precision=precision, compile=compile, max_pixels=max_pixels, pages=pages)
 
     def set_support(self, images: Sequence[ImageLike]) -> None:
         """Replaces the support by other normal images, without training; any number of them.
@@ -113,20 +160,29 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
         size = self.config.teacher.image_size
-        stacked = torch.stack([Decoded(image).fitted(size) for image in images]).to(self.device)
-        with torch.inference_mode():
+        with settled():  # not inference mode, whose tensors torch.compile does not take
+            stacked = torch.stack([Decoded(image, self.config.data).fitted(size).to(self.device) for image in images])
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
-        self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
+            self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
+        self._replaced = True
+
+    def read(self, image: ImageLike) -> np.ndarray:
+        """Return an image as (H, W, 3) uint8 RGB, its values read as the run's images are.
+
+        Raises:
+            ImageError: something that is not an image.
+        """
+        return Decoded(image, self.config.data).array()
 
     def preprocess(self, image: ImageLike) -> Preprocessed:
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
-        decoded = Decoded(image)
+        decoded = Decoded(image, self.config.data)
         return Preprocessed(decoded.fitted(self.config.teacher.image_size), decoded.size)
 
     def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
         """Return raw scores, and maps at the network's size."""
         inputs, sizes = zip(*batch, strict=True)
-        scores, maps = self.score(torch.stack(inputs))
+        scores, maps = self.score(torch.stack([image.to(inputs[0].device) for image in inputs]))
         return [RawPrediction(*each) for each in zip(scores.tolist(), maps, sizes, strict=True)]
 
     def postprocess(self, raw: RawPrediction) -> Prediction:
@@ -149,16 +205,18 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             overlap: pixels that neighbouring tiles share, at least; without ``tile`` the run's own.
 
         Raises:
-            BKDError: see :func:`bkd_fast.data.tiles.check_tiles`.
+            BKDError: an ``overlap`` without ``tile``; see :func:`bkd_fast.data.tiles.check_tiles`.
         """
         trained = self.config.teacher.tile
+        if tile is None and check_int("overlap", overlap) != 0:
+            raise BKDError(f"overlap is {overlap} and tile is None: set tile too, or leave overlap out")
         if tile is None and trained is not None:
             return TiledDetector(self, trained, overlap_of(trained))
         return self if tile is None else TiledDetector(self, tile, overlap)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence too: of the two, it is the path
-        self, images: str | Path | Image.Image | np.ndarray, *, tile: int | Size | None = ..., overlap: int = ...
+        self, images: OneImage, *, tile: int | Size | None = ..., overlap: int = ...
     ) -> Prediction: ...
 
     @overload
@@ -198,30 +256,48 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         stream = super().stream if predictor is self else predictor.stream
         return stream(images, batch=batch, workers=workers)
 
-    @torch.inference_mode()
+    @settled(inference=True)
     def score(self, images: Tensor, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and raw maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size."""
         if self._program is not None and tuple(branches) == BRANCHES:
             return self._program(images.to(self.device), self.support)
         return self.score_features(self.distill(images), branches)
 
-    @torch.inference_mode()
+    @settled(inference=True)
     def levels(self, images: Tensor) -> list[Tensor]:
         """Return the teacher's levels of images (N, 3, H, W) in [0, 1] of the configured size."""
         return self.model.teacher(images.to(self.device))
 
-    @torch.inference_mode()
+    @settled(inference=True)
     def distill(self, images: Tensor) -> Distillation:
         """Return both branches' features, for :meth:`score_features`."""
         return self.model.distill(self.levels(images), self.support)
 
-    @torch.inference_mode()
+    @settled(inference=True)
     def score_features(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W) of the given branches."""
         maps = self.model.anomaly_map(result, self.config.teacher.image_size, branches)
         return self.model.image_score(maps, result.image if "forward" in branches else None), maps
 
-    @torch.no_grad()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _loaded_again, (str(self._run.resolve()), _files(self._run), self._options, self.kept())
+
+    def kept(self) -> dict[str, Any]:
+        """Return what differs, or may differ, from the detector that its run folder gives; for :meth:`restore`."""
+        return {
+            "calibration": self.calibration,
+            "threshold": self.threshold,
+            "pixel_threshold": self.pixel_threshold,
+            "support": _moved(self.support, torch.device("cpu")) if self._replaced else None,
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Take over what :meth:`kept` returned of a detector of the same run."""
+        self.calibration = kept["calibration"]
+        self.threshold, self.pixel_threshold = kept["threshold"], kept["pixel_threshold"]
+        if kept["support"] is not None:
+            self.support, self._replaced = _moved(kept["support"], self.device), True
+
     def _fold(self, image: Tensor) -> None:
         if self.config.student is not None:
             levels = self.model.teacher(image)
@@ -235,7 +311,6 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             for name in ("bottleneck", "student"):
                 self.model.set_submodule(name, InPrecision(self.model.get_submodule(name), dtype))
 
-    @torch.no_grad()
     def _pack(self, image: Tensor, tolerance: float) -> None:
         # Compare on teacher features computed once: rounding could change which supports are retrieved.
         levels = self.model.teacher(image)
@@ -253,15 +328,65 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             raise RuntimeError(f"{what} changed what the network computes")
         self._program = program
 
-    @torch.no_grad()
     def _set_support(self, levels: list[Tensor]) -> None:
         self.support = self.model.make_support([level.to(self.device) for level in levels])
 
 
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
+def check_device(device: str | torch.device) -> torch.device:
+    """Return a device that is there; ``auto`` takes CUDA where there is one.
+
+    Raises:
+        BKDError: an unknown or missing device.
+    """
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise BKDError("device 'cuda' was asked for, and torch sees no CUDA device: use device='cpu' or 'auto'")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise BKDError(f"device is {device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:0' and so on") from error
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    module: Any = getattr(torch, chosen.type, None)
+    if not hasattr(module, "device_count") or not module.is_available():
+        raise BKDError(
+            f"device {str(chosen)!r} was asked for, and torch sees no {chosen.type.upper()} device: use device='cpu' "
+            "or 'auto'"
+        )
+    if chosen.index is not None and chosen.index >= module.device_count():
+        raise BKDError(
+            f"device {str(chosen)!r} was asked for, and there are {module.device_count()}: the first is {chosen.type}:0"
+        )
     return chosen
+
+
+def _files(run: Path) -> dict[str, str]:
+    """Return the checksums of a run's files, which tell whether it is still the same.
+
+    Raises:
+        BKDError: the folder is gone.
+    """
+    try:
+        return dict(json.loads((run / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BKDError(
+            f"the detector's run folder {run} cannot be read ({error}): pickled and copied detectors are loaded from it"
+        ) from error
+
+
+def _loaded_again(run: str, files: dict[str, str], options: dict[str, Any], kept: dict[str, Any]) -> Detector:
+    """Return the detector that was pickled or copied.
+
+    Raises:
+        BKDError: its run folder is gone, or holds another model by now.
+    """
+    if _files(Path(run)) != files:
+        raise BKDError(f"{run} was trained again since this detector was pickled or copied: load the new run")
+    with settled(build=True):
+        detector = Detector(load_trained(run), **options)
+    detector.restore(kept)
+    return detector
+
+
+def _moved(support: Support, device: torch.device) -> Support:
+    """Return a support on another device."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), support)

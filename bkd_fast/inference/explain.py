@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bkd_fast.data.inputs import Decoded, ImageLike
 from bkd_fast.inference.detector import Detector
+from bkd_fast.model.ambient import settled
 from bkd_fast.model.memory import SparseMemory
 
 
@@ -42,7 +43,7 @@ class Explanation:
     weight: Mapping[int, np.ndarray]
 
 
-@torch.inference_mode()
+@settled(inference=True)
 def explain(detector: Detector, image: ImageLike) -> Explanation:
     """Return what happens to ``image`` inside ``detector``; parts that its model lacks are empty mappings.
 
@@ -53,7 +54,7 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
         BKDError: not an image.
     """
     model, size = detector.model, detector.config.teacher.image_size
-    levels = detector.levels(Decoded(image).fitted(size).unsqueeze(0))
+    levels = detector.levels(Decoded(image, detector.config.data).fitted(size).unsqueeze(0))
     result = model.distill(levels, detector.support)
     distances = {
         branch: {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bkd_fast.errors import BKDError
+from bkd_fast.errors import BKDError, check_choice
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,8 +33,7 @@ def check_precision(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         BKDError: an unknown one, or one that the device does not compute in: it would be slower than float32.
     """
-    if precision not in PRECISIONS:
-        raise BKDError(f"precision is {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    check_choice("precision", precision, PRECISIONS)
     if device.type == "cpu" and precision == "fp16":
         raise BKDError("precision 'fp16' is for GPUs: on a CPU use '32' or 'bf16'")
     if device.type == "cpu" and precision == "bf16" and not _cpu_multiplies_bf16():

@@ -5,18 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
-import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from bkd_fast.data.inputs import ImageLike, Size, no_image
-from bkd_fast.errors import BKDError
+from bkd_fast.data.inputs import ImageLike, OneImage, Size, is_one_image, no_image, taken
+from bkd_fast.errors import BKDError, check_int
 from bkd_fast.inference.streaming import Outcome, pipeline
+from bkd_fast.model.ambient import settled
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -81,7 +79,7 @@ class Predictor(ABC, Generic[A, B]):
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence too: of the two, it is the path
-        self, images: str | Path | Image.Image | np.ndarray
+        self, images: OneImage
     ) -> Prediction: ...
 
     @overload
@@ -94,8 +92,10 @@ class Predictor(ABC, Generic[A, B]):
         """Predict one image, or each of a batch.
 
         Args:
-            images: a path, a PIL image, an array ((H, W) grey or (H, W, 3) RGB, uint8), a tensor ((3, H, W) or
-                (N, 3, H, W), uint8 or float in [0, 1]), or a sequence of these.
+            images: a path, the bytes of a file, a binary file object, a PIL image, an array ((H, W), (H, W, 1), (H, W,
+                3) RGB or (H, W, 4) RGBA) or a tensor ((3, H, W) or (N, 3, H, W), floats in [0, 1]); or a sequence of
+                these. Of arrays and tensors any type and stride will do; values of more than 8 bits are read as the
+                run's images are (:class:`bkd_fast.config.DataConfig`).
 
         Returns:
             A :class:`Prediction`, or a list of them for a sequence or a 4-dimensional tensor.
@@ -103,13 +103,11 @@ class Predictor(ABC, Generic[A, B]):
         Raises:
             BKDError: something that is not an image; the message says what it was.
         """
-        if isinstance(images, (str, Path, Image.Image, np.ndarray)) or (
-            isinstance(images, Tensor) and images.ndim != 4
-        ):
-            return self._all([images])[0]
+        if is_one_image(images):
+            return self._all([images])[0]  # type: ignore[list-item]
         if not isinstance(images, (Sequence, Tensor)):
             raise no_image(images)
-        return self._all(list(images))
+        return self._all(list(images))  # type: ignore[arg-type]  # several, as is_one_image has found
 
     def stream(
         self, images: Iterable[ImageLike], *, batch: int | None = None, workers: int = 2
@@ -118,23 +116,28 @@ class Predictor(ABC, Generic[A, B]):
 
         Args:
             images: any iterable, of any length; see :meth:`__call__` for what an image is. It is iterated in a thread
-                of its own, at most a few batches ahead of what has been received.
+                of its own, at most a few batches ahead of what has been received. Each image is copied when it is
+                taken, so that the iterable may fill one buffer again and again.
             batch: images that go through the network together, where that many are waiting (default: 1 on a CPU,
                 else 8).
             workers: threads that decode and finish.
 
         Yields:
-            For each image an outcome: ``item``, the image as it was given, and ``result``, a :class:`Prediction`, or
-            ``error``, where the image cannot be read; the stream continues. What the iterable itself raises is raised.
+            For each image an outcome: ``item``, the path or the copy of the image, and ``result``, a
+            :class:`Prediction`, or ``error``, where the image cannot be read; the stream continues. What the iterable
+            itself raises is raised.
 
         Raises:
-            BKDError: ``batch`` or ``workers`` below one.
+            BKDError: ``batch`` or ``workers`` below one, or one image in place of several.
         """
-        batch = self.batch if batch is None else batch
-        if batch < 1 or workers < 1:
-            raise BKDError(f"stream: batch is {batch} and workers {workers}, expected at least 1 of each")
+        batch = self.batch if batch is None else check_int("batch", batch, 1, 65_536)
+        workers = check_int("workers", workers, 1, 1024)
+        if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+            images = list(images)
+        if is_one_image(images) or not isinstance(images, Iterable):
+            raise BKDError(f"a stream of type {type(images).__name__}: expected an iterable of images, as in [image]")
         return pipeline(
-            images,
+            map(taken, images),
             self.preprocess,
             self.predict,
             lambda _, raw: self.postprocess(raw),
@@ -150,7 +153,7 @@ class Predictor(ABC, Generic[A, B]):
         return predictions
 
 
-@torch.inference_mode()
+@settled(inference=True)
 def resize_map(anomaly_map: Tensor, size: Size) -> Tensor:
     """Return a map (h, w) at another size (H, W), on the CPU."""
     return F.interpolate(anomaly_map[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from bkd_fast.data.inputs import Decoded, ImageLike
 from bkd_fast.data.tiles import Size, Tile, check_tiles, places
+from bkd_fast.errors import ImageError
 from bkd_fast.inference.prediction import Prediction, Predictor, RawPrediction, resize_map
 
 if TYPE_CHECKING:
@@ -46,10 +48,13 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         """Return the decoded image and its tiles.
 
         Raises:
-            BKDError: not an image, or one that is smaller than a tile.
+            ImageError: not an image, or one that is smaller than a tile.
         """
-        decoded = Decoded(image)
-        return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap))
+        decoded = Decoded(image, self.detector.config.data)
+        try:
+            return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap))
+        except ImageError as error:
+            raise ImageError(f"{image}: {error}" if isinstance(image, (str, PathLike)) else str(error)) from error
 
     def predict(self, batch: Sequence[TiledImage]) -> list[RawPrediction]:
         """Return the highest score and the blended map of each image."""
@@ -81,12 +86,12 @@ class TileBlender:
         image: (H, W). tile: (h, w). overlap: the least that neighbours have in common, in pixels.
 
     Raises:
-        BKDError: an image that is smaller than a tile.
+        ImageError: an image that is smaller than a tile.
     """
 
     def __init__(self, image: Size, tile: Size, overlap: int) -> None:
         self.tile, self.places = tile, places(image, tile, overlap)
-        self.total, self.weight = torch.zeros(image), torch.zeros(image)
+        self.total, self.weight = torch.zeros(2, *image, dtype=torch.float32, device="cpu")
         self.share = _ramp(tile[0], overlap).unsqueeze(1) * _ramp(tile[1], overlap)
 
     def tiles(self) -> Iterator[Tile]:
@@ -106,6 +111,6 @@ class TileBlender:
 
 def _ramp(length: int, overlap: int) -> Tensor:
     """Rises over ``overlap`` pixels from each edge, to one; nowhere zero."""
-    distance = torch.arange(length, dtype=torch.float32)
+    distance = torch.arange(length, dtype=torch.float32, device="cpu")
     distance = torch.minimum(distance, distance.flip(0)) + 1
     return (distance / (overlap + 1)).clamp_max(1)

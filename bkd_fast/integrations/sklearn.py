@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.exceptions import NotFittedError
 
 from bkd_fast.config import BKDConfig, TeacherConfig, TrainingConfig
+from bkd_fast.data import infer_white
 from bkd_fast.data.inputs import Decoded, ImageLike
 from bkd_fast.errors import BKDError
-from bkd_fast.inference.detector import Detector
+from bkd_fast.inference.detector import Detector, check_device
 from bkd_fast.inference.prediction import Prediction
 from bkd_fast.training.train import train
 
@@ -24,9 +26,10 @@ from bkd_fast.training.train import train
 class BKDDetector(OutlierMixin, BaseEstimator):
     """Learns from images of good parts and scores others, with scikit-learn's conventions for outlier detection.
 
-    ``X`` is a sequence of images everywhere: paths, PIL images, arrays ((H, W) grey or (H, W, 3) RGB, uint8), or one
-    array (N, H, W) or (N, H, W, 3). ``score_samples`` is lower the more anomalous an image is, and ``predict`` gives 1
-    for normal ones and -1 for anomalous ones, as in scikit-learn's own detectors; labels given to ``fit`` are ignored.
+    ``X`` is a sequence of images everywhere: paths, PIL images, arrays ((H, W) grey or (H, W, 3) RGB of any type; see
+    :class:`bkd_fast.config.DataConfig`), or one array (N, H, W) or (N, H, W, 3). ``score_samples`` is lower the more
+    anomalous an image is, and ``predict`` gives 1 for normal ones and -1 for anomalous ones, as in scikit-learn's own
+    detectors; labels given to ``fit`` are ignored.
 
     Args:
         teacher, weights, image_size, epochs, batch_size: see :class:`bkd_fast.BKDConfig`.
@@ -83,16 +86,19 @@ class BKDDetector(OutlierMixin, BaseEstimator):
         }
         config = BKDConfig.preset(self.preset, {**given, **(self.settings or {})})
         images = _images(X)
+        check_device(self.device)
+        config = replace(config, data=infer_white(images, config.data))
         with tempfile.TemporaryDirectory(prefix="bkd_fast-") as folder:
             good = Path(folder) / "images"
             good.mkdir()
             for index, image in enumerate(images):
                 # Read and checked as any other input, and written without loss.
-                Image.fromarray(Decoded(image).array()).save(good / f"{index:06}.png", compress_level=1)
-            accelerator = "auto" if self.device == "auto" else self.device
+                Image.fromarray(Decoded(image, config.data).array()).save(good / f"{index:06}.png", compress_level=1)
+            accelerator = "auto" if self.device == "auto" else check_device(self.device).type
             run = train(good, Path(folder) / "run", config, accelerator=accelerator, progress=False)
             self._files = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
         self._load()
+        self.offset_ = -self.detector_.threshold
         return self
 
     def score_samples(self, X: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
@@ -134,16 +140,20 @@ class BKDDetector(OutlierMixin, BaseEstimator):
         with tempfile.TemporaryDirectory(prefix="bkd_fast-") as folder:
             _write(self._files, Path(folder))
             self.detector_ = Detector.load(folder, device=self.device)
-        self.offset_ = -self.detector_.threshold
 
     def __getstate__(self) -> dict[str, Any]:
-        # The run's files say all: packed weights and prepared features are made again.
-        return {name: value for name, value in super().__getstate__().items() if name != "detector_"}
+        # The run's files stand for the detector: packed weights and prepared features are made again.
+        state = {name: value for name, value in super().__getstate__().items() if name != "detector_"}
+        if hasattr(self, "detector_"):
+            state["_detector"] = self.detector_.kept()
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        kept = state.pop("_detector", None)
         super().__setstate__(state)
-        if "_files" in state:
+        if kept is not None:
             self._load()
+            self.detector_.restore(kept)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -60,7 +60,7 @@ class SparseMemory(nn.Module):
         rows = query.flatten(0, 2)
         nearest = self._nearest(rows, None)
         weights = regression_weights(rows, self.items[nearest])
-        dense = torch.zeros(len(nearest), len(self.items), device=weights.device).scatter(1, nearest, weights)
+        dense = weights.new_zeros(len(nearest), len(self.items)).scatter(1, nearest, weights)
         return dense.view(*query.shape[:3], -1)
 
     def _nearest(self, rows: Tensor, exclude: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from lightning_fabric import Fabric
 
 from bkd_fast.artifact import FORMAT, MANIFEST, DataSource
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import Category, check_samples, find_categories, split_normals
-from bkd_fast.errors import BKDError
+from bkd_fast.data import Category, check_samples, find_categories, infer_white, split_normals
+from bkd_fast.errors import BKDError, check_choice, check_float, check_int
 from bkd_fast.files import write_json
+from bkd_fast.model.ambient import settled
 from bkd_fast.model.teacher import Teacher
 from bkd_fast.training.sampler import Schedule
 from bkd_fast.training.trainer import CacheBudget, Job, Trainer
@@ -23,6 +25,7 @@ from bkd_fast.training.weights import load_weights
 from bkd_fast.version import __version__
 
 
+@settled(gradients=True, build=True)
 def train(
     data: str | Path,
     out: str | Path,
@@ -64,11 +67,21 @@ def train(
         BKDError: unusable images, folders or configuration, before anything is written; a loss that is not finite.
         KeyboardInterrupt: after an interrupt, once the checkpoint is written.
     """
-    config = config or BKDConfig()
-    out = Path(out)
+    config, out = config or BKDConfig(), Path(out)
+    devices = check_int("devices", devices, 1, 4096)
+    check_choice("accelerator", accelerator, ("auto", "cpu", "cuda"))
+    cache_gb = check_float("cache_gb", cache_gb, 0, 1e6)
+    plugin = _precision(precision, accelerator)
+    if accelerator == "cuda" and torch.cuda.device_count() < devices:
+        raise BKDError(
+            f"accelerator is 'cuda' and devices {devices}, and torch sees {torch.cuda.device_count()} CUDA devices: "
+            "use fewer devices, or accelerator 'cpu'"
+        )
     found = find_categories(Path(data), categories, anomalous=_path(anomalous), masks=_path(masks))
+    configs = [_with_whites(config, category) for category in found]
     jobs = [
-        _job(category, config, out if len(found) == 1 else out / category.name, skip_unreadable) for category in found
+        _job(category, own, out if len(found) == 1 else out / category.name, skip_unreadable)
+        for category, own in zip(found, configs, strict=True)
     ]
     Teacher(config.teacher, load_weights(config.teacher))  # its errors before anything is written
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
@@ -77,11 +90,11 @@ def train(
         accelerator=accelerator,
         devices=devices,
         strategy="ddp" if devices > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto",
-        precision=_precision(precision, accelerator),
+        precision=plugin,
     )
     fabric.launch()
     cache = CacheBudget(int(cache_gb * 1e9), _path(cache_dir))
-    for job in jobs:
+    for job, own in zip(jobs, configs, strict=True):
         source = DataSource(
             root=str(Path(data).resolve()),
             category=job.name,
@@ -92,7 +105,7 @@ def train(
         )
         if resume and (job.folder / MANIFEST).is_file():
             continue
-        Trainer(fabric, config, job, source, cache, progress).run()
+        Trainer(fabric, own, job, source, cache, progress).run()
     if len(jobs) > 1 and fabric.is_global_zero:
         names = [job.name for job in jobs]
         write_json(out / MANIFEST, {"format": FORMAT, "bkd_fast": __version__, "categories": names})
@@ -100,8 +113,13 @@ def train(
     return out
 
 
+def _with_whites(config: BKDConfig, category: Category) -> BKDConfig:
+    """Return the configuration with what is white in images of more than 8 bits, if it leaves that open."""
+    return replace(config, data=infer_white((sample.path for sample in category.train), config.data))
+
+
 def _job(category: Category, config: BKDConfig, folder: Path, skip_unreadable: bool) -> Job:
-    samples = check_samples(category.train, skip_unreadable=skip_unreadable)
+    samples = check_samples(category.train, skip_unreadable=skip_unreadable, config=config.data)
     train_samples, validation = split_normals(samples, config.training.validation_share, config.training.seed)
     Schedule(len(train_samples), config)  # its error for too few images, before anything is written
     return Job(category.name, train_samples, validation, folder)
@@ -122,11 +140,10 @@ def _claim(out: Path, resume: bool) -> None:
 
 def _precision(name: str, accelerator: str) -> Any:
     choices = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    check_choice("precision", name, ("auto", *choices))
     if name == "auto":
         gpu = accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return choices["bf16" if gpu else "32"]
-    if name not in choices:
-        raise BKDError(f"precision is {name!r}: expected auto, {', '.join(choices)}")
     return choices[name]
 
 

@@ -1,3 +1,5 @@
+import io
+import logging
 import warnings
 
 import numpy as np
@@ -6,16 +8,22 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
+from bkd_fast.config import DataConfig
+from bkd_fast.data import image as module
 from bkd_fast.data.image import (
-    ImageError,
+    eight_bits,
+    from_array,
     from_pil,
     image_files,
+    infer_white,
     load_image,
     load_mask,
     resize_image,
     resize_mask,
     to_tensor,
 )
+from bkd_fast.data.inputs import Decoded, taken
+from bkd_fast.errors import BKDError, ImageError
 
 HEIGHT, WIDTH = 12, 20
 
@@ -108,18 +116,240 @@ def test_sixteen_bits_keep_the_upper_byte(tmp_path, suffix):
     )
 
 
-@pytest.mark.parametrize("top", [1.0, 255.0])
-def test_float_tiff_is_read_in_either_range(tmp_path, top):
-    values = np.linspace(0, top, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
-    image = load_image(saved(tmp_path / "a.tiff", values))
-    np.testing.assert_allclose(image, three(values * 255 / top), atol=1)
+@pytest.mark.parametrize("white", [1.0, 255.0, 300.0])
+def test_float_tiff_is_read_by_the_runs_white(tmp_path, white):
+    values = np.linspace(0, white, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    image = load_image(saved(tmp_path / "a.tiff", values), DataConfig(float_white=white))
+    np.testing.assert_array_equal(image, three(np.rint(values.astype(float) * 255 / white).astype(np.uint8)))
 
 
-def test_float_tiff_with_missing_values_is_read(tmp_path):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.01, 200])
+def test_floats_that_are_no_intensities_are_refused(tmp_path, value):
     values = np.full((HEIGHT, WIDTH), 0.5, np.float32)
-    values[0, :3] = np.nan, np.inf, -np.inf
-    image = load_image(saved(tmp_path / "a.tiff", values))
-    assert image[0, :3, 0].tolist() == [0, 255, 0]
+    values[0, 0] = value
+    path = saved(tmp_path / "a.tiff", values)
+    for read in (load_image, lambda path: from_array(np.asarray(Image.open(path)), name="a.tiff")):
+        with pytest.raises(ImageError, match=r"a\.tiff has values outside \[0, 1\] or NaN"):
+            read(path)
+
+
+@pytest.fixture
+def warned(caplog, monkeypatch):
+    """What is said once, in this test."""
+    monkeypatch.setattr(module, "_said", set())
+    caplog.set_level(logging.WARNING, "bkd_fast")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_integers_are_read_by_the_runs_white(tmp_path, bits):
+    values = np.random.default_rng(0).integers(0, 2**bits, (HEIGHT, WIDTH)).astype(np.uint16)
+    config = DataConfig(integer_white=2**bits - 1)
+    expected = three((values >> (bits - 8)).astype(np.uint8))
+    np.testing.assert_array_equal(load_image(saved(tmp_path / "a.png", values), config), expected)
+    for dtype in ("<u2", ">u2", np.int16 if bits < 16 else np.uint32, np.int32, np.int64, np.uint64):
+        np.testing.assert_array_equal(from_array(values.astype(dtype), config), expected)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u2", "i2", "u4", "i4", "u8", "i8"])
+def test_integers_of_every_width_are_one_rule(dtype):
+    values = np.full((4, 5), 100, dtype)
+    for given in (values, torch.from_numpy(values)):
+        assert (Decoded(given, DataConfig(integer_white=255)).array() == 100).all()
+        assert (Decoded(given, DataConfig(integer_white=1023)).array() == 25).all()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "longdouble", "bfloat16", "float8_e5m2"])
+def test_floats_of_every_width_are_one_rule(dtype):
+    narrow = getattr(torch, dtype, None)
+    values = np.full((4, 5), 0.5, "f4" if narrow else dtype)
+    for given in (torch.from_numpy(values).to(narrow),) if narrow else (values,):
+        assert (Decoded(given).array() == 128).all()
+        assert (Decoded(given, DataConfig(float_white=2.0)).array() == 64).all()
+
+
+def test_tensors_that_hold_no_numbers_are_refused():
+    quantized = torch.quantize_per_tensor(torch.rand(3, 4, 5), 0.1, 0, torch.quint8)
+    for given in (torch.eye(3).to_sparse(), torch.zeros(3, 4, 5, device="meta"), quantized, torch.zeros(3, 4, 5) * 1j):
+        with pytest.raises(ImageError, match="expected a dense one of numbers"):
+            Decoded(given)
+
+
+def test_values_beyond_white_and_eight_bits_in_sixteen_are_said_once_with_the_name(tmp_path, warned):
+    path = saved(tmp_path / "glare.png", np.full((4, 4), 3000, np.uint16))
+    for _ in range(2):
+        assert (load_image(path, DataConfig(integer_white=1023)) == 255).all()
+    assert len(warned()) == 1
+    assert "glare.png has values up to 3000, and white is 1023 (data.integer_white)" in warned()[0]
+    load_image(saved(tmp_path / "dark.png", np.full((4, 4), 200, np.uint16)))
+    assert "dark.png has values up to 200 only, and white is 65535" in warned()[1]
+    from_array(np.full((4, 4), 0.7), DataConfig(float_white=255.0))
+    assert "0.7 only, and white is 255 (data.float_white" in warned()[2]
+
+
+def test_black_images_and_eight_bit_ones_warn_of_nothing(warned):
+    from_array(np.zeros((4, 4), np.uint16))
+    from_array(np.full((4, 4), 3, np.uint8), DataConfig(integer_white=4095))
+    assert not warned()
+
+
+def test_negative_integers_and_other_types_are_refused():
+    for array, words in ((np.array([[-1, 5]]), "negative"), (np.zeros((2, 2), complex), "complex128")):
+        with pytest.raises(ImageError, match=words):
+            eight_bits(array)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([np.uint16(900), np.uint16(1000)], (1023, None)),
+        ([np.uint16(900), np.uint16(1024)], (4095, None)),
+        ([np.uint16(200)], (255, None)),
+        ([np.uint16(0)], (None, None)),
+        ([np.float32(0.9)], (None, 1.0)),
+        ([np.float32(0.9), np.float32(254)], (None, 255.0)),
+        ([np.uint8(9)], (None, None)),
+        ([], (None, None)),
+    ],
+)
+def test_white_is_inferred_from_all_images(tmp_path, values, expected):
+    arrays = [np.full((4, 5), value) for value in values]
+    paths = [saved(tmp_path / f"{index}.tiff", array) for index, array in enumerate(arrays)]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for images in (arrays, [*paths, tmp_path / "broken.png"], [Image.open(path) for path in paths]):
+        found = infer_white(images, DataConfig(max_pixels=1000))
+        assert (found.integer_white, found.float_white, found.max_pixels) == (*expected, 1000)
+    chosen = infer_white(arrays, DataConfig(integer_white=16383, float_white=7.0))
+    assert (chosen.integer_white, chosen.float_white) == (16383, 7.0)
+
+
+def test_floats_of_no_common_range_need_a_white():
+    with pytest.raises(BKDError, match=r"floats up to 1e\+06: say which value is white, data\.float_white"):
+        infer_white([np.full((4, 4), 1e6)], DataConfig())
+
+
+def layouts(rgb):
+    """The same picture in every layout, stride and type that programs have."""
+    grey_first = np.ascontiguousarray(rgb.transpose(2, 0, 1))
+    frozen = rgb.copy()
+    frozen.flags.writeable = False
+    yield from (rgb, rgb[::-1, ::-1].copy()[::-1, ::-1], np.asfortranarray(rgb), rgb[:, :, ::-1].copy()[:, :, ::-1])
+    yield from (
+        grey_first,
+        frozen,
+        np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)]),
+        np.repeat(rgb, 2, 1)[:, ::2],
+    )
+    yield from (rgb.astype(np.uint16) * 257, rgb.astype(np.int64) * 257, rgb / 255, (rgb / 255).astype(np.float32))
+    for tensor in (torch.from_numpy(rgb), torch.from_numpy(grey_first)):
+        yield from (tensor, tensor.float() / 255, tensor.double() / 255, tensor.int() * 257)
+    yield (torch.from_numpy(grey_first).float() / 255).requires_grad_()
+    yield (
+        torch.from_numpy(grey_first)
+        .to(memory_format=torch.preserve_format)
+        .transpose(1, 2)
+        .contiguous()
+        .transpose(1, 2)
+    )
+
+
+def test_every_layout_stride_and_type_is_the_same_picture(rgb):
+    expected = Decoded(rgb).fitted((8, 9))
+    for index, given in enumerate(layouts(rgb)):
+        decoded = Decoded(given)
+        assert decoded.size == (HEIGHT, WIDTH), index
+        np.testing.assert_array_equal(decoded.array(), rgb, err_msg=str(index))
+        torch.testing.assert_close(decoded.fitted((8, 9)), expected, atol=2e-7, rtol=0)
+
+
+def test_grey_in_every_shape_and_type(grey):
+    whole = torch.from_numpy(grey)
+    black = grey > 127
+    for given in (grey, grey[:, :, None], grey[None], whole, whole[None], whole[..., None], whole.float() / 255):
+        np.testing.assert_array_equal(Decoded(given).array(), three(grey))
+    for given in (black, black[..., None], torch.from_numpy(black)):
+        np.testing.assert_array_equal(Decoded(given).array(), three(black * np.uint8(255)))
+    np.testing.assert_array_equal(Decoded((grey / 255).astype(np.float16)).array(), three(grey))
+
+
+def test_transparent_arrays_are_laid_over_white(rgb):
+    clear = np.dstack([rgb, np.zeros((HEIGHT, WIDTH), np.uint8)])
+    for given in (clear, clear / 255, torch.from_numpy(clear)):
+        assert (Decoded(given).array() == 255).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5,), (2, 5, 6, 3), (4, 5, 6), (5, 6, 2), (5, 6, 5)])
+def test_shapes_of_no_image_are_named(shape):
+    for given in (np.zeros(shape, np.uint8), torch.zeros(shape)):
+        with pytest.raises(ImageError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
+            Decoded(given)
+    with pytest.raises(ImageError, match="masked"):
+        Decoded(np.ma.masked_equal(np.zeros((4, 4), np.uint8), 0))
+
+
+def test_files_come_as_paths_bytes_and_file_objects(tmp_path, rgb):
+    path = saved(tmp_path / "a.png", rgb)
+    content = path.read_bytes()
+    sources = [path, str(path), content, bytearray(content), memoryview(content), io.BytesIO(content)]
+    with path.open("rb") as file:
+        for source in (*sources, file):
+            np.testing.assert_array_equal(Decoded(source).array(), rgb)
+    with pytest.raises(ImageError, match=r"an image in memory is empty"):
+        load_image(b"")
+    with pytest.raises(ImageError, match=r"an image in memory is not an image"):
+        load_image(b"text")
+
+
+def test_what_is_taken_stays_as_it_was(tmp_path, rgb):
+    buffer, tensor, picture = rgb.copy(), torch.from_numpy(rgb.copy()), Image.fromarray(rgb)
+    path = saved(tmp_path / "a.png", rgb)
+    with Image.open(path) as lazy, path.open("rb") as file:
+        copies = [taken(image) for image in (buffer, tensor, picture, lazy, file, bytearray(path.read_bytes()))]
+        assert copies[3].filename == lazy.filename
+    buffer[:], tensor[:] = 0, 0
+    picture.paste(0, (0, 0, WIDTH, HEIGHT))
+    for copy in copies:
+        np.testing.assert_array_equal(Decoded(copy).array(), rgb)
+    assert taken(path) is path
+
+
+@pytest.mark.parametrize("suffix", ["eps", "pdf"])
+def test_formats_that_run_programs_are_never_opened(tmp_path, rgb, suffix, monkeypatch):
+    path = saved(tmp_path / f"a.{suffix}", rgb)
+    path = path.rename(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was run"))
+    for load in (load_image, load_mask):
+        with pytest.raises(ImageError, match=r"a\.png is not an image that can be decoded: expected one of PNG"):
+            load(path)
+
+
+def pages(path, count, kind):
+    images = [Image.fromarray(np.full((8, 8), 60 * index, np.uint8)) for index in range(count)]
+    images[0].save(path, format=kind, save_all=True, append_images=images[1:])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_files_of_several_pages_are_refused_unless_the_first_is_asked_for(tmp_path, kind):
+    path = pages(tmp_path / "many.img", 3, kind)
+    with pytest.raises(ImageError, match=r"many\.img has 3 pages or frames: expected one.*--pages first"):
+        load_image(path)
+    np.testing.assert_allclose(load_image(path, DataConfig(pages="first")), np.zeros((8, 8, 3)), atol=3)
+    assert load_image(pages(tmp_path / "one.img", 1, kind)).shape == (8, 8, 3)
+
+
+def test_a_damaged_exif_is_an_error_with_the_name(tmp_path, rgb, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path / "camera.jpg", Image.fromarray(rgb), exif=exif)
+
+    def broken(image, **_):
+        raise SyntaxError("not a TIFF file (header b'xx' not valid)")
+
+    monkeypatch.setattr(module.ImageOps, "exif_transpose", broken)
+    for load in (load_image, load_mask):
+        with pytest.raises(ImageError, match=r"camera\.jpg cannot be decoded, its pixels or EXIF"):
+            load(path)
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path):
@@ -179,7 +409,7 @@ def test_truncated_file_is_named(tmp_path, suffix, share):
         load_image(path)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "gif", "webp", "ppm"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "gif", "webp", "ppm", "avif", "jp2"])
 def test_damaged_file_is_read_or_named_but_never_another_error(tmp_path, suffix):
     random = np.random.default_rng(5)
     content = saved(tmp_path / f"a.{suffix}", random.integers(0, 256, (24, 24, 3), dtype=np.uint8)).read_bytes()
@@ -217,20 +447,44 @@ def test_folder_instead_of_a_file_is_named(tmp_path):
         load_image(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("limit", [HEIGHT * WIDTH // 3, HEIGHT * WIDTH - 1], ids=["over twice", "just over"])
-def test_image_above_the_pixel_limit_is_refused(tmp_path, rgb, monkeypatch, limit):
-    path = saved(tmp_path / "huge.png", rgb)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ImageError, match=r"huge\.png has more pixels than is safe.*MAX_IMAGE_PIXELS"):
-        load_image(path)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "gif", "webp", "ppm", "avif", "jp2"])
+def test_image_above_the_pixel_limit_is_refused_before_it_is_decoded(tmp_path, rgb, monkeypatch, suffix):
+    path = saved(tmp_path / f"huge.{suffix}", rgb)
+    load_image(path, DataConfig(max_pixels=HEIGHT * WIDTH))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=rf"huge\.{suffix} has more pixels than is safe.*20 x 12.*--max-pixels"):
+        load_image(path, DataConfig(max_pixels=HEIGHT * WIDTH - 1))
 
 
-@pytest.mark.parametrize("limit", [HEIGHT * WIDTH, None])
-def test_image_within_the_pixel_limit_is_read(tmp_path, rgb, monkeypatch, limit):
-    path = saved(tmp_path / "large.png", rgb)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    np.testing.assert_array_equal(load_image(path), rgb)
+def test_the_limit_is_far_below_pillows(tmp_path, rgb, monkeypatch):
+    assert 2 * DataConfig().max_pixels < Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ImageError, match=r"huge\.png has more pixels than is safe"):
+        load_image(saved(tmp_path / "huge.png", rgb))
+
+
+def test_pil_images_have_the_same_limit(rgb):
+    with pytest.raises(ImageError, match="a PIL image has more pixels"):
+        from_pil(Image.fromarray(rgb), DataConfig(max_pixels=10))
+
+
+@pytest.mark.parametrize("mode", ["LAB", "La", "HSV", "YCbCr", "CMYK", "RGBa", "PA", "1", "I", "F", "I;16", "RGBX"])
+def test_every_mode_is_a_picture_or_an_image_error(mode):
+    try:
+        assert from_pil(Image.new(mode, (5, 4))).shape == (4, 5, 3)
+    except ImageError as error:
+        assert mode in str(error)  # noqa: PT017
+
+
+def test_sixteen_bit_colour_of_fewer_bits_is_said(tmp_path, warned):
+    cv2 = pytest.importorskip("cv2")
+    for name, value in (("full", 40_000), ("twelve", 4000)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((4, 4, 3), value, np.uint16))
+    assert (load_image(tmp_path / "full.png") == 40_000 >> 8).all()
+    assert not warned()
+    load_image(tmp_path / "twelve.png")
+    assert "twelve.png: of 16-bit colour the upper byte is read, and here it is at most 15 of 255" in warned()[0]
 
 
 def test_loading_leaves_the_warning_filters_of_other_threads_alone(tmp_path, rgb, monkeypatch):

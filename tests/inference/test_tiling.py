@@ -1,11 +1,12 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bkd_fast.inference.tiling import TileBlender
 
 
+@settings(deadline=None)  # it measures the load of the machine
 @given(
     whole=st.tuples(st.integers(1, 60), st.integers(1, 60)), part=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     overlap=st.integers(0, 29),

@@ -1,5 +1,6 @@
 """The scikit-learn estimator: its conventions, its checks, and the scores of our own detector."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -98,13 +99,50 @@ def test_it_can_be_pickled_and_saved(fitted, tiny_data, tmp_path):
         fitted.save(tmp_path / "run")
 
 
+def test_fitted_attributes_that_were_changed_are_pickled_and_copied(fitted, tiny_data):
+    changed = copy.deepcopy(fitted)
+    changed.offset_ = -1e9
+    changed.detector_.threshold = 7.5
+    for other in (pickle.loads(pickle.dumps(changed)), copy.deepcopy(changed)):
+        assert other.offset_ == -1e9
+        assert other.detector_.threshold == 7.5
+        assert (other.predict(files(tiny_data, "test/hole")) == 1).all()
+    assert fitted.offset_ != -1e9
+    assert not hasattr(clone(changed), "offset_")
+
+
+def test_numpys_numbers_are_settings(fitted, tiny_data):
+    paths = files(tiny_data, "test/good")
+    given = {
+        "epochs": np.int64(1),
+        "batch_size": np.int32(4),
+        "image_size": np.array([64, 64]),
+        "random_state": np.uint8(0),
+    }
+    other = BKDDetector(**{**SETTINGS, **given}).fit(files(tiny_data, "train/good"))
+    np.testing.assert_allclose(other.score_samples(paths), fitted.score_samples(paths), rtol=1e-5)
+    with pytest.raises(BKDError, match="device is 'nonsense'"):
+        BKDDetector(**{**SETTINGS, "device": "nonsense"}).fit(files(tiny_data, "train/good"))
+
+
+def test_twelve_bit_arrays_are_read_as_eight_bit_ones(fitted, tiny_data):
+    normal, test = ([load_image(path) for path in files(tiny_data, kind)] for kind in ("train/good", "test/hole"))
+    twelve = [image.astype(np.uint16) << 4 for image in normal]
+    twelve[0] = twelve[0] | 15  # so that the whole range is seen
+    twelve[0][0, 0] = 4095
+    other = clone(fitted).fit(twelve)
+    assert other.detector_.config.data.integer_white == 4095
+    scores = other.score_samples([image.astype(np.uint16) << 4 for image in test])
+    np.testing.assert_array_equal(scores, other.score_samples(test))
+
+
 @pytest.mark.parametrize(
     ("X", "message"),
     [
         ([], "X is empty"),
         ("one.png", "for one image"),
         (np.zeros((5, 7)), "has shape"),
-        (np.zeros((2, 8, 8, 3)), "expected uint8"),
+        (np.full((2, 8, 8, 3), -1), "negative values"),
         ([np.zeros((8, 8, 3), np.uint8)], "at least 2"),
     ],
 )
