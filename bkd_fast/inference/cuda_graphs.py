@@ -87,7 +87,7 @@ def graph_key(images: Tensor) -> tuple[object, ...]:
     return (
         tuple(images.shape),
         images.dtype,
-        implementation(OPERATORS[0], "cuda"),
+        implementation("local_match", "cuda"),
         torch.backends.cuda.matmul.fp32_precision,
         torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,

@@ -20,7 +20,7 @@ def selected(distance: Tensor, displacement: Tensor, shots: Tensor, matches: int
 
 
 def positions(displacement: Tensor, shots: Tensor, nearest: Tensor) -> Tensor:
-    """Return the positions (N, H, W, matches) of matched pixels; ``nearest`` (N, matches, H, W) are indices of shots."""
+    """Return positions (N, H, W, matches); ``nearest`` (N, matches, H, W) says which shots match best."""
     height, width = nearest.shape[2:]
     images = shots[:, :, None, None].expand(-1, -1, height, width).gather(1, nearest)
     moved = displacement.gather(1, nearest.unsqueeze(2).expand(-1, -1, 2, -1, -1)).long()
