@@ -17,6 +17,7 @@ from bkd_fast.ops import anomaly_map
 from bkd_fast.ops.anomaly_map import reference
 from bkd_fast.ops.local_match.reference import match
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
+from bkd_fast.ops.nearest_rows.reference import nearest
 from bkd_fast.ops.neighbor_regression.reference import combined
 from bkd_fast.ops.select_matches.reference import positions
 
@@ -33,6 +34,7 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
         ops.sparse_memory_attention.default: attention,
         ops.cosine_anomaly_map.default: _anomaly_map,
         ops.local_match.default: match,
+        ops.nearest_rows.default: nearest,
         ops.neighbor_regression.default: combined,
         ops.select_matches.default: _selected,
         ops.modulated_deform_gather.default: gather_by_deform_conv if deform_conv else gather_by_grid_sample,

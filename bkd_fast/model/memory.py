@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from bkd_fast.config import MemoryConfig
 from bkd_fast.ops import sparse_memory_attention
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
+from bkd_fast.ops.nearest_rows import nearest_rows
+from bkd_fast.ops.nearest_rows.reference import nearest
 from bkd_fast.ops.neighbor_regression import RIDGE, neighbor_regression
 from bkd_fast.ops.neighbor_regression.reference import combined, regression_weights
 
@@ -45,11 +47,11 @@ class SparseMemory(nn.Module):
             read = sparse_memory_attention(query, self.items, self.threshold, self.temperature, self.renormalize)
             return read.permute(0, 3, 1, 2)
         rows = query.flatten(0, 2)
-        nearest = self._nearest(rows, None if exclude is None else _by_pixel(exclude, features))
+        chosen = self._nearest(rows, None if exclude is None else _by_pixel(exclude, features))
         if torch.is_grad_enabled() and (rows.requires_grad or self.items.requires_grad):
-            read = combined(rows, self.items, nearest, RIDGE)  # which has a gradient
+            read = combined(rows, self.items, chosen, RIDGE)  # which has a gradient
         else:
-            read = neighbor_regression(rows, self.items, nearest)
+            read = neighbor_regression(rows, self.items, chosen)
         return read.view(query.shape).permute(0, 3, 1, 2)
 
     def attention(self, features: Tensor) -> Tensor:
@@ -58,18 +60,17 @@ class SparseMemory(nn.Module):
         if self.read == "attention":
             return memory_attention_weights(query, self.items, self.threshold, self.temperature, self.renormalize)
         rows = query.flatten(0, 2)
-        nearest = self._nearest(rows, None)
-        weights = regression_weights(rows, self.items[nearest])
-        dense = weights.new_zeros(len(nearest), len(self.items)).scatter(1, nearest, weights)
+        chosen = self._nearest(rows, None)
+        weights = regression_weights(rows, self.items[chosen])
+        dense = weights.new_zeros(len(chosen), len(self.items)).scatter(1, chosen, weights)
         return dense.view(*query.shape[:3], -1)
 
     def _nearest(self, rows: Tensor, exclude: Tensor | None) -> Tensor:
         """Return the indices (R, k) of the items that features (R, C) are read from, in any order."""
-        # Largest where the squared distance is smallest: the query's own square is the same for all items.
-        similarity = torch.addmm(self.items.square().sum(1), rows, self.items.T, beta=-0.5)
+        rows, items = rows.detach(), self.items.detach()
         if exclude is not None:
-            similarity = similarity.masked_fill(exclude, -torch.inf)
-        return similarity.topk(self.neighbors, dim=1, sorted=False).indices
+            return nearest(rows, items, self.neighbors, exclude)
+        return nearest_rows(rows, items, self.neighbors)
 
 
 def _by_pixel(exclude: Tensor, features: Tensor) -> Tensor:

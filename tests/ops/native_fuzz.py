@@ -122,6 +122,11 @@ def selection() -> Arguments:
     return [0, distance, displacement, torch.zeros(2, 3).long(), torch.empty(2, 4, 6, 2, dtype=torch.int64)]
 
 
+def nearest() -> Arguments:
+    index = torch.empty(3, 2, dtype=torch.int64)
+    return [0, torch.randn(3, 7), torch.randn(5, 7), torch.rand(5), torch.randn(3, 5), 0.01, index]
+
+
 CALLS: dict[str, Callable[[], Arguments]] = {
     "deform_conv": conv(False),
     "deform_conv_backward": conv(True),
@@ -137,6 +142,7 @@ CALLS: dict[str, Callable[[], Arguments]] = {
     "local_match": match,
     "neighbor_regression": regression,
     "select_matches": selection,
+    "nearest_rows": nearest,
     "scaled_copy": lambda: [0, torch.randn(3, 5, 7), 2.0, torch.empty(3, 5, 7)],
 }
 

@@ -1,0 +1,23 @@
+"""The nearest rows in plain PyTorch: the specification."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bkd_fast.ops.nearest_rows import Arguments
+
+
+def nearest_rows(a: Arguments) -> Tensor:
+    """See :func:`bkd_fast.ops.nearest_rows`."""
+    wide = torch.float64 if a.query.dtype == torch.float64 else torch.float32
+    return nearest(a.query.to(wide), a.bank.to(wide), a.nearest)
+
+
+def nearest(query: Tensor, bank: Tensor, count: int, exclude: Tensor | None = None) -> Tensor:
+    """Return the same; ``exclude`` (R, M) bool are rows that a query must not choose."""
+    # Largest where the squared distance is smallest: the query's own square is the same for all rows.
+    similarity = torch.addmm(bank.square().sum(1), query, bank.T, beta=-0.5)
+    if exclude is not None:
+        similarity = similarity.masked_fill(exclude, -torch.inf)
+    return similarity.topk(count, dim=1).indices
