@@ -87,7 +87,7 @@ class TeacherConfig(Group):
     group = "teacher"
     name: str = option("wide_resnet50_2.tv_in1k", "any timm CNN with features_only; its strides 4, 8 and 16 are used")
     weights: str = option("auto", "auto (package, then hub), none (random, for tests), or the path of a local file")
-    image_size: tuple[int, int] = option((256, 256), "(H, W) in pixels that images or tiles are resized to", 32, 65_536)
+    image_size: tuple[int, int] = option((256, 256), "(H, W) in pixels that images or tiles are resized to", 32, 4096)
     tile: int | None = option(
         None,
         "side of the square tiles, in pixels of the image, in which images are learned and predicted; neighbours share "

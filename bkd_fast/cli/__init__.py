@@ -6,7 +6,10 @@ A command imports what it needs when it runs: ``bkd-fast --help`` does not wait 
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -31,18 +34,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status (0 done, 1 unusable input, 130 interrupted)."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("lightning_fabric", "timm", "httpx", "PIL"):
+    for chatty in ("lightning_fabric", "timm", "httpx", "PIL", "onnx_ir", "onnxscript", "torch.onnx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names are bytes, and not always UTF-8
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except BKDError as error:
         print(f"bkd-fast: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `bkd-fast … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"bkd-fast: {_explained(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        hints = {"train": "; rerun the same command with --resume", "ablate": "; the same command resumes"}
+        again = "; rerun the same command with --resume"
+        hints = {"train": again, "predict": again, "ablate": "; the same command resumes"}
         print(f"bkd-fast: interrupted{hints.get(arguments.command, '')}", file=sys.stderr)
         return 130
     return 0
+
+
+def _explained(error: OSError) -> str:
+    """Return a sentence on what the system refused: which file, why, and what to do."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    advice = {
+        errno.ENOSPC: ". Free some space, or choose an output folder on another disk",
+        errno.EDQUOT: ". Free some space, or choose an output folder on another disk",
+        errno.EFBIG: ". Raise the limit on the size of files (ulimit -f)",
+        errno.EROFS: ". Choose an output folder that can be written",
+        errno.EACCES: ". Change the permissions, or choose another folder",
+        errno.EPERM: ". Change the permissions, or choose another folder",
+    }
+    return f"{where}{error.strerror or error}{advice.get(error.errno or 0, '')}"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,11 +1,21 @@
 """Images, data sets and the support set; :mod:`bkd_fast.data.demo` makes the built-in data."""
 
 from bkd_fast.data.augment import MODES, augment
-from bkd_fast.data.dataset import Category, ImageDataset, Sample, check_samples, find_categories, split_normals
+from bkd_fast.data.dataset import (
+    Category,
+    FileRecord,
+    ImageDataset,
+    Sample,
+    check_samples,
+    file_records,
+    find_categories,
+    image_files,
+    split_normals,
+    truth_of,
+)
 from bkd_fast.data.image import (
     ImageError,
     from_pil,
-    image_files,
     load_image,
     load_mask,
     resize_image,
@@ -17,12 +27,14 @@ from bkd_fast.data.support import draw_support, load_support, save_support
 __all__ = [
     "MODES",
     "Category",
+    "FileRecord",
     "ImageDataset",
     "ImageError",
     "Sample",
     "augment",
     "check_samples",
     "draw_support",
+    "file_records",
     "find_categories",
     "from_pil",
     "image_files",
@@ -34,4 +46,5 @@ __all__ = [
     "save_support",
     "split_normals",
     "to_tensor",
+    "truth_of",
 ]
