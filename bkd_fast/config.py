@@ -498,7 +498,7 @@ def _part(name: str, value: Any, current: Group | None) -> Group | None:
     if isinstance(value, Mapping):
         given = dict(value)
         kind = given.pop("kind", None) or ((current or GROUPS[name][0]).kind or "on")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise BKDError(f"{name}.kind is {kind!r}: expected one of {', '.join(map(repr, kinds))}")
         base = current if type(current) is kinds[kind] else kinds[kind]()
         for key in given:

@@ -90,3 +90,9 @@ def test_the_default_learns_nothing_and_the_presets_do():
 def test_unknown_preset_lists_presets():
     with pytest.raises(BKDError, match="default, paper, rd4ad"):
         BKDConfig.preset("best")
+
+
+@pytest.mark.parametrize("kind", ["['sampled']", "1", '"drawn"'])
+def test_a_kind_that_there_is_not_is_refused_whatever_its_type(kind):
+    with pytest.raises(BKDError, match=r"support\.kind is"):
+        BKDConfig.from_toml(f"[support]\nkind = {kind}")
