@@ -437,7 +437,7 @@ def _about(path: Path) -> Iterator[None]:
         yield
     except BKDError as error:
         raise BKDError(f"{path} cannot be used: {error}") from error
-    except (OSError, SafetensorError, UnicodeDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, OverflowError, RecursionError) as error:
         raise BKDError(f"{path} cannot be read ({error}). Restore it or train again.") from error
 
 

@@ -49,7 +49,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
             raise BKDError(f"{name} is {value!r}: expected {len(kinds)} values")
         return tuple(_checked(name, part, kind) for part, kind in zip(value, kinds, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise BKDError(f"{name} is {value!r}: expected a value of type {hint.__name__}")
@@ -464,7 +464,7 @@ def read_toml(text: str) -> dict[str, Any]:
 
     try:
         return tomlkit.parse(text).unwrap()
-    except TOMLKitError as error:
+    except (TOMLKitError, ValueError, RecursionError) as error:  # numbers of 5,000 digits, 5,000 brackets
         raise BKDError(f"the configuration is not valid TOML: {error}") from error
 
 
