@@ -34,7 +34,7 @@ from bkd_fast.artifact import load_trained
 from bkd_fast.benchmark.results import provenance, write_lines
 from bkd_fast.cli.options import add_options, config_from
 from bkd_fast.config import BKDConfig, TeacherConfig
-from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, load_mask, resize_mask, split_normals
+from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, resize_mask, split_normals, truth_of
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import METRIC_NAMES, PixelMetrics, image_metrics, mean_metrics, percent
 from bkd_fast.inference.detector import Detector
@@ -141,7 +141,7 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, list[Sample], 
             if not test:
                 raise BKDError(f"{arguments.data} has no test images for {category.name!r}")
             defective = [sample for sample in test if sample.label]
-            masked = sum(sample.mask is not None for sample in defective)
+            masked = sum(bool(sample.masks) for sample in defective)
             if seed == 0 and masked < len(defective):
                 print(f"{category.name}: {masked} of {len(defective)} defective images have a mask for pixel metrics")
             normals, held_out = split_normals(check_samples(category.train), own.training.validation_share, seed)
@@ -205,8 +205,9 @@ def _measure(predict: Predict, test: Sequence[Sample], size: tuple[int, int]) ->
         score, anomaly_map = predict(image)
         times.append(1e3 * (time.perf_counter() - started))
         scores.append(float(score))
-        if not sample.label or sample.mask is not None:
-            truth = resize_mask(load_mask(sample.mask), size) if sample.mask else torch.zeros(size).bool().numpy()
+        mask = truth_of(sample)
+        if not sample.label or mask is not None:
+            truth = torch.zeros(size).bool().numpy() if mask is None else resize_mask(mask, size)
             pixels.update(anomaly_map.reshape(size).numpy(), truth)
     metrics = {**image_metrics([sample.label for sample in test], scores), **pixels.compute()}
     pixels.close()

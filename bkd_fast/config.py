@@ -89,7 +89,7 @@ class TeacherConfig(Group):
     group = "teacher"
     name: str = option("wide_resnet50_2.tv_in1k", "any timm CNN with features_only; its strides 4, 8 and 16 are used")
     weights: str = option("auto", "auto (package, then hub), none (random, for tests), or the path of a local file")
-    image_size: tuple[int, int] = option((256, 256), "(H, W) in pixels that images or tiles are resized to", 32, 65_536)
+    image_size: tuple[int, int] = option((256, 256), "(H, W) in pixels that images or tiles are resized to", 32, 4096)
     tile: int | None = option(
         None,
         "side of the square tiles, in pixels of the image, in which images are learned and predicted; neighbours share "
@@ -397,7 +397,7 @@ class BKDConfig:
 
     def to_toml(self) -> str:
         """Return the whole configuration as TOML: a table a part, ``"none"`` for a part or an option that is off."""
-        import tomlkit  # here, since prediction needs none of it
+        import tomlkit  # here: only configurations in files need it
 
         document = tomlkit.document()
         for name, values in self.to_dict().items():
@@ -500,7 +500,7 @@ def read_toml(text: str) -> dict[str, Any]:
         raise BKDError(f"the configuration is of type {type(text).__name__}: expected TOML as text")
     try:
         return tomlkit.parse(text).unwrap()
-    except TOMLKitError as error:
+    except (TOMLKitError, ValueError, RecursionError) as error:  # numbers of 5,000 digits, 5,000 brackets
         raise BKDError(f"the configuration is not valid TOML: {error}") from error
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bkd_fast.artifact import MANIFEST, Calibration, read_manifest
+from bkd_fast.artifact import Calibration, read_category, write_manifest
 from bkd_fast.data import image_files
 from bkd_fast.decisions import NormalScores, check_rate, found_at_rates
 from bkd_fast.errors import BKDError
-from bkd_fast.files import write_json
+from bkd_fast.files import locked
 from bkd_fast.inference.detector import Detector
 
 
@@ -39,25 +39,33 @@ def calibrate(
 
     Raises:
         BKDError: an unusable run, no images, an unreadable image, or a rate that is not between 0 and 1. The run then
-            stays unchanged.
+            stays unchanged. Also: another process writes to the run.
     """
     run = Path(run)
     if false_alarms is not None:
         check_rate(false_alarms)
+    read_category(run)  # its errors before a lock is taken
+    with locked(run):
+        return _calibrated(run, None if good is None else Path(good), false_alarms, defects, device)
+
+
+def _calibrated(
+    run: Path, good: Path | None, false_alarms: float | None, defects: str | Path | None, device: str
+) -> str:
+    manifest = read_category(run)
     detector = Detector.load(run, device=device)
     before = detector.calibration
     rate = before.false_alarms if false_alarms is None else false_alarms
     normal, level = before.normal, before.normal_level
     if good is not None:
-        scores, maxima, medians = _scores(detector, Path(good))
+        scores, maxima, medians = _scores(detector, good)
         normal, level = NormalScores("calibration", scores, maxima), float(np.median(medians))
     after = Calibration.of(normal, level, rate)
     lines = [after.sentence(), f"image threshold {before.threshold:.4g} -> {after.threshold:.4g}"]
     if defects is not None:
         defective, _, _ = _scores(detector, Path(defects))
         lines += _defects_found(after, defective)
-    manifest = read_manifest(run)
-    write_json(run / MANIFEST, {**manifest, "calibration": asdict(after)})
+    write_manifest(run, replace(manifest, calibration=after))
     return "\n".join(lines)
 
 

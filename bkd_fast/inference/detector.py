@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from bkd_fast.artifact import MANIFEST, Trained, load_trained
+from bkd_fast.artifact import Trained, load_trained, read_category
+from bkd_fast.data import FileRecord
 from bkd_fast.data.inputs import Decoded, ImageLike, OneImage
 from bkd_fast.data.tiles import Size, overlap_of
 from bkd_fast.decisions import normalized, p_value
@@ -359,21 +359,21 @@ def check_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _files(run: Path) -> dict[str, str]:
-    """Return the checksums of a run's files, which tell whether it is still the same.
+def _files(run: Path) -> dict[str, FileRecord]:
+    """Return sizes and checksums of a run's files, which tell whether it is still the same.
 
     Raises:
         BKDError: the folder is gone.
     """
     try:
-        return dict(json.loads((run / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return read_category(run).files
+    except BKDError as error:
         raise BKDError(
             f"the detector's run folder {run} cannot be read ({error}): pickled and copied detectors are loaded from it"
         ) from error
 
 
-def _loaded_again(run: str, files: dict[str, str], options: dict[str, Any], kept: dict[str, Any]) -> Detector:
+def _loaded_again(run: str, files: dict[str, FileRecord], options: dict[str, Any], kept: dict[str, Any]) -> Detector:
     """Return the detector that was pickled or copied.
 
     Raises:
