@@ -108,7 +108,7 @@ def reverse_distillation(data: ImageDataset, settings: Settings, *, epochs: int 
     from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 
     layers, normalize = _layers(settings)
-    size = settings.config.teacher.image_size
+    size = settings.config.teacher.size
     try:
         with _without_downloads():
             model = ReverseDistillationModel(
@@ -144,7 +144,7 @@ def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> 
     if path is None or not path.is_file():
         missing = "no weights of its teacher were given" if path is None else f"there is no file {path}"
         return f"{missing}: bring {PDN_FILE} of {PDN_ARCHIVE} and pass --efficientad-weights FILE"
-    if min(settings.config.teacher.image_size) < SMALLEST:
+    if min(settings.config.teacher.size) < SMALLEST:
         return f"its autoencoder needs images of at least {SMALLEST} x {SMALLEST} pixels"
     model = EfficientAdModel()
     try:
@@ -152,7 +152,7 @@ def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> 
     except (RuntimeError, TypeError, AttributeError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         return f"{path} does not hold its teacher ({reason}): bring {PDN_FILE} of {PDN_ARCHIVE}"
-    others = None if settings.imagenet is None else _others(settings.imagenet, settings.config.teacher.image_size)
+    others = None if settings.imagenet is None else _others(settings.imagenet, settings.config.teacher.size)
     model.teacher.requires_grad_(False)
     model.mean_std.update(_channel_statistics(model.teacher, data))
     steps = epochs * len(data)

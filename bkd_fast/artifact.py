@@ -179,7 +179,7 @@ def load_trained(folder: str | Path) -> Trained:
     calibration = Calibration(**manifest["calibration"])
     features = load_file(folder / FEATURES) if FEATURES in manifest["files"] else {}
     support = [features[str(index)] for index in range(len(features))]
-    sample = load_support(folder / SUPPORT, config.teacher.image_size, 1)
+    sample = load_support(folder / SUPPORT, config.teacher.size, 1)
     return Trained(folder, config, calibration, DataSource(**manifest["source"]), model.eval(), support, sample)
 
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from bkd_fast.errors import BKDError
 from bkd_fast.version import __version__
 
-COMMANDS = ("demo", "train", "evaluate", "calibrate", "predict", "ablate", "export", "info", "bench")
+COMMANDS = ("demo", "train", "evaluate", "calibrate", "predict", "ablate", "export", "weights", "info", "bench")
 EPILOG = """examples:
   bkd-fast demo                                   train, evaluate and report on the built-in data
   bkd-fast train parts/ --out runs/parts          one model for a folder of good images (or MVTec AD's layout)
@@ -23,6 +23,7 @@ EPILOG = """examples:
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
+  bkd-fast weights resnet18 --out resnet18.safetensors  a teacher's weights, for a machine without a network
   bkd-fast bench                                  how fast this machine is, on every backend it has
 """
 

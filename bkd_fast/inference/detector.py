@@ -111,7 +111,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         """
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
-        size = self.config.teacher.image_size
+        size = self.config.teacher.size
         stacked = torch.stack([Decoded(image).fitted(size) for image in images]).to(self.device)
         with torch.inference_mode():
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
@@ -120,7 +120,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     def preprocess(self, image: ImageLike) -> Preprocessed:
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
         decoded = Decoded(image)
-        return Preprocessed(decoded.fitted(self.config.teacher.image_size), decoded.size)
+        return Preprocessed(decoded.fitted(self.config.teacher.size), decoded.size)
 
     def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
         """Return raw scores, and maps at the network's size."""
@@ -217,7 +217,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     @torch.inference_mode()
     def score_features(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W) of the given branches."""
-        maps = self.model.anomaly_map(result, self.config.teacher.image_size, branches)
+        maps = self.model.anomaly_map(result, self.config.teacher.size, branches)
         return self.model.image_score(maps, result.image if "forward" in branches else None), maps
 
     @torch.no_grad()

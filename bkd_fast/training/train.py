@@ -16,7 +16,8 @@ from bkd_fast.config import BKDConfig
 from bkd_fast.data import Category, check_samples, find_categories, split_normals
 from bkd_fast.errors import BKDError
 from bkd_fast.files import write_json
-from bkd_fast.model.teacher import Teacher
+from bkd_fast.model.bottleneck import check_strides
+from bkd_fast.model.teacher import Teacher, with_image_size
 from bkd_fast.training.sampler import Schedule
 from bkd_fast.training.trainer import CacheBudget, Job, Trainer
 from bkd_fast.training.weights import load_weights
@@ -70,7 +71,10 @@ def train(
     jobs = [
         _job(category, config, out if len(found) == 1 else out / category.name, skip_unreadable) for category in found
     ]
-    Teacher(config.teacher, load_weights(config.teacher))  # its errors before anything is written
+    config = config.with_changes(teacher=with_image_size(config.teacher))
+    teacher = Teacher(config.teacher, load_weights(config.teacher))  # its errors before anything is written
+    if config.student is not None:
+        check_strides(config.teacher.name, teacher.strides)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _claim(out, resume)
     fabric = Fabric(
