@@ -14,7 +14,19 @@ from importlib import import_module
 from bkd_fast.errors import BKDError
 from bkd_fast.version import __version__
 
-COMMANDS = ("demo", "train", "evaluate", "calibrate", "predict", "ablate", "export", "weights", "info", "bench")
+COMMANDS = (
+    "demo",
+    "train",
+    "evaluate",
+    "calibrate",
+    "predict",
+    "ablate",
+    "export",
+    "weights",
+    "doctor",
+    "info",
+    "bench",
+)
 EPILOG = """examples:
   bkd-fast demo                                   train, evaluate and report on the built-in data
   bkd-fast train parts/ --out runs/parts          one model for a folder of good images (or MVTec AD's layout)
@@ -23,19 +35,20 @@ EPILOG = """examples:
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
+  bkd-fast doctor parts/                          what would stop or spoil a training, before it starts
   bkd-fast weights resnet18 --out resnet18.safetensors  a teacher's weights, for a machine without a network
   bkd-fast bench                                  how fast this machine is, on every backend it has
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status (0 done, 1 unusable input, 130 interrupted)."""
+    """Run one command and return the exit status (0 done, 1 unusable input or a doctor's finding, 130 interrupted)."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("lightning_fabric", "timm", "httpx", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except BKDError as error:
         print(f"bkd-fast: {error}", file=sys.stderr)
         return 1
@@ -43,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         hints = {"train": "; rerun the same command with --resume", "ablate": "; the same command resumes"}
         print(f"bkd-fast: interrupted{hints.get(arguments.command, '')}", file=sys.stderr)
         return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:

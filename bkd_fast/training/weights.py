@@ -67,25 +67,36 @@ def download(name: str) -> Mapping[str, Tensor]:
     """Return an architecture's ImageNet weights from timm's hub.
 
     Raises:
-        BKDError: an unknown architecture, one without weights, or no connection to the hub, which is tried for some
-            seconds only.
+        BKDError: see :func:`check_hub`.
     """
+    check_hub(name)
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # timm, the hub client and the network stack raise a dozen types here
+        raise _missing(name, error) from error
+
+
+def check_hub(name: str) -> None:
+    """Raise a BKDError unless timm has weights of an architecture, and its hub answers within some seconds."""
     check_name(name)
     pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if pretrained is None or not pretrained.has_weights:
         raise BKDError(f"timm has no weights of {name!r}: pass those that you have as --weights FILE")
     try:
         _reach(ENDPOINT if pretrained.hf_hub_id else str(pretrained.url))
-        return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # timm, the hub client and the network stack raise a dozen types here
-        package = PACKAGES.get(name.split(".")[0], ("none known for this model",))[0]
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise BKDError(
-            f"the ImageNet weights of {name!r} were not found. They can come from (1) a local file: run `bkd-fast "
-            f"weights {name} --out FILE` on a machine with a network, bring the file, and pass --weights FILE "
-            f"(weights=PATH in Python; .safetensors or .pth); (2) an installed package: {package}; (3) timm's hub, "
-            f"which needs a network and answered: {type(error).__name__}: {reason}"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _missing(name, error) from error
+
+
+def _missing(name: str, error: Exception) -> BKDError:
+    package = PACKAGES.get(name.split(".")[0], ("none known for this model",))[0]
+    reason = str(error).splitlines()[0] if str(error) else ""
+    return BKDError(
+        f"the ImageNet weights of {name!r} were not found. They can come from (1) a local file: run `bkd-fast "
+        f"weights {name} --out FILE.safetensors` on a machine with a network, bring the file, and pass --weights FILE "
+        f"(weights=PATH in Python; .safetensors or .pth); (2) an installed package: {package}; (3) timm's hub, "
+        f"which needs a network and answered: {type(error).__name__}: {reason}"
+    )
 
 
 def save_weights(name: str, path: Path) -> Path:

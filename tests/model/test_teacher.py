@@ -228,7 +228,7 @@ def test_missing_weights_name_all_three_sources_at_once(monkeypatch):
     with pytest.raises(BKDError, match=r"(?s)local file.*installed package.*hub.*no route") as caught:
         made(TeacherConfig(name="resnet18"))
     assert "weights=PATH" in str(caught.value)
-    assert "bkd-fast weights resnet18 --out FILE" in str(caught.value)
+    assert "bkd-fast weights resnet18 --out FILE.safetensors" in str(caught.value)
 
 
 def test_weights_that_the_hub_has_left_in_its_cache_need_no_network(monkeypatch, tmp_path):
