@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models import FeatureInfo, get_arch_pretrained_cfgs
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from bkd_fast.config import TeacherConfig
@@ -125,8 +125,12 @@ def check_name(name: str) -> None:
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"; close names: {', '.join(close)}" if close else ""
         raise BKDError(f"teacher: timm has no model {name!r}{hint}. See timm.list_models() for all names.")
-    tags = [known for known in get_arch_pretrained_cfgs(architecture) if "." in known]
-    if tag and name not in tags:
+    try:
+        known = not tag or timm.get_pretrained_cfg(name, allow_unregistered=True) is not None
+    except RuntimeError:
+        known = False
+    if not known:
+        tags = timm.list_models(f"{architecture}.*", pretrained=True)
         close = difflib.get_close_matches(name, tags, n=3, cutoff=0) or ["none"]
         raise BKDError(f"teacher: timm has no weights {tag!r} of {architecture}; those it has: {', '.join(close)}")
 
