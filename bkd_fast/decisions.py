@@ -55,9 +55,9 @@ def threshold_for(values: Sequence[float], rate: float) -> Threshold:
 
     count = len(values)
     # The product is rounded first: 0.95 * 100 must not become 96.
-    place = min(count, max(1, math.ceil(round((count + 1) * (1 - rate), 9))))
-    above = count + 1 - place
-    return Threshold(sorted(values)[place - 1], above / (count + 1), float(beta.ppf(CONFIDENCE, above, place)))
+    rank = min(count, max(1, math.ceil(round((count + 1) * (1 - rate), 9))))
+    above = count + 1 - rank
+    return Threshold(sorted(values)[rank - 1], above / (count + 1), float(beta.ppf(CONFIDENCE, above, rank)))
 
 
 def p_value(score: float, normal: Sequence[float]) -> float:

@@ -66,7 +66,7 @@ def ablate(
         seeds: repetitions; the seeds are 0 to ``seeds`` - 1.
         categories: names; None = all.
         jobs: runs at a time in this process; None = one a GPU, or one a CPU core pair.
-        keep: leave each run's folder (its model, scores) in place of only its figures.
+        keep: leave each run's folder (its model, scores) instead of its metrics alone.
         title: heading of ``results.md``.
 
     Returns:
@@ -80,8 +80,8 @@ def ablate(
     if jobs is not None and jobs < 1:
         raise BKDError(f"jobs is {jobs}: expected at least 1")
     data, out = Path(data).resolve(), Path(out)
-    found = find_categories(data, categories)
-    for category in found:
+    chosen = find_categories(data, categories)
+    for category in chosen:
         if not category.test:
             raise BKDError(f"{data} has no test images for {category.name!r}: an ablation measures on test images")
     plan = {
@@ -89,7 +89,7 @@ def ablate(
         "data": str(data),
         "variants": {variant.name: variant.config.to_dict() for variant in variants},
     }
-    _check_place(out, plan)
+    _check_output(out, plan)
     for config in {variant.config.teacher.name: variant.config for variant in variants}.values():
         Teacher(config.teacher, load_weights(config.teacher))  # its errors before anything is written
     write_json(out / PLAN, plan)
@@ -97,7 +97,7 @@ def ablate(
         Run(variant, category.name, seed, out / "runs" / variant.name / category.name / f"seed-{seed}")
         for seed in range(seeds)
         for variant in variants
-        for category in found
+        for category in chosen
     ]
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     failed = _execute([run for run in runs[rank::world] if not _finished(run)], data, jobs, keep, out, runs, title)
@@ -122,9 +122,9 @@ def _execute(
     processes: list[subprocess.Popen] = []
     failed: list[str] = []
 
-    def one(place: int) -> None:
-        run = todo[place]
-        environment = _environment(local + (place % jobs) * beside, devices, max(1, cores // jobs))
+    def one(index: int) -> None:
+        run = todo[index]
+        environment = _environment(local + (index % jobs) * beside, devices, max(1, cores // jobs))
         write_json(
             run.folder / SPECIFICATION,
             {"data": str(data), "category": run.category, "config": _seeded(run).to_dict(), "keep": keep},
@@ -150,7 +150,7 @@ def _execute(
             write_results(out, title, _results(runs))
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(one, place) for place in range(len(todo))]
+        futures = [pool.submit(one, index) for index in range(len(todo))]
         try:
             for future in futures:
                 future.result()
@@ -163,7 +163,7 @@ def _execute(
     return failed
 
 
-def _environment(place: int, devices: int, threads: int) -> dict[str, str]:
+def _environment(slot: int, devices: int, threads: int) -> dict[str, str]:
     """Of one run: its own GPU or its share of the cores, and no part in a process group."""
     group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {
@@ -171,11 +171,11 @@ def _environment(place: int, devices: int, threads: int) -> dict[str, str]:
     }
     if devices:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
-        kept["CUDA_VISIBLE_DEVICES"] = visible[place % devices]
+        kept["CUDA_VISIBLE_DEVICES"] = visible[slot % devices]
     return {**kept, "OMP_NUM_THREADS": str(threads)}
 
 
-def _check_place(out: Path, plan: dict[str, Any]) -> None:
+def _check_output(out: Path, plan: dict[str, Any]) -> None:
     """That ``out`` is free, or holds this ablation."""
     path = out / PLAN
     if path.is_file():
@@ -199,7 +199,7 @@ def _finished(run: Run) -> bool:
 
 
 def _results(runs: Sequence[Run]) -> list[tuple[Variant, str, int, dict[str, Any]]]:
-    """Variant, category, seed and figures of every finished run."""
+    """Return variant, category, seed and metrics of every finished run."""
     return [
         (run.variant, run.category, run.seed, json.loads((run.folder / RESULT).read_text(encoding="utf-8")))
         for run in runs

@@ -1,4 +1,4 @@
-"""What an ablation found: a CSV row a run, mean and spread in Markdown, and a plot."""
+"""Results of an ablation: a CSV row a run, mean and spread in Markdown, and a plot."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def write_results(out: Path, title: str, finished: Sequence[Finished]) -> Path:
         writer = csv.writer(file)
         writer.writerow(head)
         for variant, category, seed, result in finished:
-            for branch, figures in result["metrics"]["branches"].items():
-                values = ["" if figures[name] is None else f"{figures[name]:.6f}" for name in METRIC_NAMES]
+            for branch, metrics in result["metrics"]["branches"].items():
+                values = ["" if metrics[name] is None else f"{metrics[name]:.6f}" for name in METRIC_NAMES]
                 writer.writerow(
                     [*variant.labels.values(), category, seed, branch, *values, result["epochs"], result["seconds"]]
                 )
@@ -49,14 +49,14 @@ def write_results(out: Path, title: str, finished: Sequence[Finished]) -> Path:
 
 
 def summarize(finished: Sequence[Finished]) -> dict[tuple[str, str], dict[str, Cell]]:
-    """(variant, branch) -> figure -> its mean and spread over the seeds, each seed averaged over the categories.
+    """(variant, branch) -> metric -> its mean and spread over the seeds, each seed averaged over the categories.
 
     A seed counts once it has every category that any seed of the variant has.
     """
     gathered: dict[tuple[str, str], dict[int, dict[str, Mapping[str, float | None]]]] = {}
     for variant, category, seed, result in finished:
-        for branch, figures in result["metrics"]["branches"].items():
-            gathered.setdefault((variant.name, branch), {}).setdefault(seed, {})[category] = figures
+        for branch, metrics in result["metrics"]["branches"].items():
+            gathered.setdefault((variant.name, branch), {}).setdefault(seed, {})[category] = metrics
     cells: dict[tuple[str, str], dict[str, Cell]] = {}
     for key, seeds in gathered.items():
         whole = max(len(categories) for categories in seeds.values())
@@ -80,10 +80,10 @@ def render(title: str, finished: Sequence[Finished]) -> str:
     head = [*labels, "branches", *(name.replace("_", " ") for name in SHOWN), "seeds"]
     lines = [f"# {title}", "", _row(head), _row(["---"] * len(head))]
     for name, variant in variants.items():
-        for place, (branch, figures) in enumerate((key[1], cells[key]) for key in cells if key[0] == name):
-            first = list(variant.labels.values()) if place == 0 else [""] * len(labels)
-            shown = [_shown(figures.get(figure)) for figure in SHOWN]
-            lines.append(_row([*first, branch, *shown, str(max(cell[2] for cell in figures.values()))]))
+        for index, (branch, metrics) in enumerate((key[1], cells[key]) for key in cells if key[0] == name):
+            first = list(variant.labels.values()) if index == 0 else [""] * len(labels)
+            shown = [_shown(metrics.get(metric)) for metric in SHOWN]
+            lines.append(_row([*first, branch, *shown, str(max(cell[2] for cell in metrics.values()))]))
     return "\n".join([*lines, "", *_protocol(finished), ""])
 
 
@@ -123,9 +123,9 @@ def _draw(path: Path, title: str, finished: Sequence[Finished]) -> None:
         1, len(SHOWN), figsize=(2.6 * len(SHOWN) + 1.5, 1.6 + 0.35 * len(variants)), sharey=True, layout="constrained"
     )
     for panel, name in zip(axes, SHOWN, strict=True):
-        for place, branch in enumerate(branches):
+        for index, branch in enumerate(branches):
             points = [
-                (line + 0.2 * (place - (len(branches) - 1) / 2), *cells[variant, branch][name][:2])
+                (line + 0.2 * (index - (len(branches) - 1) / 2), *cells[variant, branch][name][:2])
                 for line, variant in enumerate(variants)
                 if name in cells.get((variant, branch), {})
             ]

@@ -33,10 +33,10 @@ def learn_normal(
     shrunk: list[Tensor] = []  # the deepest level of every image, as small as descriptors are
 
     def seen() -> Iterator[list[Tensor]]:
-        for found in levels:
+        for image in levels:
             if model.config.retrieves:
-                shrunk.append(shrink(found[-1]))
-            yield found
+                shrunk.append(shrink(image[-1]))
+            yield image
 
     passing = seen()
     if generator is not None:
@@ -141,7 +141,7 @@ def greedy_coreset(features: Tensor, count: int) -> Tensor:
     """
     wide = features.shape[1]
     if wide > PROJECTED:
-        # Distances survive a random projection (Johnson-Lindenstrauss); PatchCore's coreset is found in one too.
+        # Distances survive a random projection (Johnson-Lindenstrauss); PatchCore chooses its coreset in one too.
         directions = torch.randn(wide, PROJECTED, generator=torch.Generator().manual_seed(0)) / PROJECTED**0.5
         features = features @ directions.to(features.device)
     squares = features.square().sum(1)
@@ -164,9 +164,9 @@ def scale_maps(model: BKD, results: Iterable[Distillation]) -> None:
     sums = {branch: torch.zeros(len(scales), dtype=torch.float64) for branch, scales in model.map_scale.items()}
     images = 0
     for result in results:
-        found = model.level_maps(result, model.config.teacher.size)
+        maps_of = model.level_maps(result, model.config.teacher.size)
         images += len(result.teacher[0])
-        for branch, maps in found.items():
+        for branch, maps in maps_of.items():
             sums[branch] += torch.stack([level.double().mean((1, 2)).sum().cpu() for level in maps])
     model.map_scale = {branch: (total / images).clamp_min(1e-12).tolist() for branch, total in sums.items()}
 
