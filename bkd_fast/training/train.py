@@ -68,13 +68,13 @@ def train(
     config = config or BKDConfig()
     out = Path(out)
     found = find_categories(Path(data), categories, anomalous=_path(anomalous), masks=_path(masks))
+    config = config.with_changes(teacher=with_image_size(config.teacher))
+    teacher = Teacher(config.teacher, load_weights(config.teacher))  # its errors before images are decoded
+    if config.student is not None:
+        check_strides(config.teacher.name, teacher.strides)
     jobs = [
         _job(category, config, out if len(found) == 1 else out / category.name, skip_unreadable) for category in found
     ]
-    config = config.with_changes(teacher=with_image_size(config.teacher))
-    teacher = Teacher(config.teacher, load_weights(config.teacher))  # its errors before anything is written
-    if config.student is not None:
-        check_strides(config.teacher.name, teacher.strides)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         _claim(out, resume)
     fabric = Fabric(
