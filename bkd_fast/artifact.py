@@ -248,7 +248,7 @@ def load_trained(folder: str | Path) -> Trained:
     if bool(support) != config.forward_branch:
         raise BKDError(f"{folder} does not fit its {CONFIG}: {FEATURES} belongs to the forward branch")
     load_state(model, state, folder / MODEL)
-    sample = load_support(folder / SUPPORT, config.teacher.image_size, 1)
+    sample = load_support(folder / SUPPORT, config.teacher.size, 1)
     return Trained(folder, config, manifest.calibration, manifest.source, model.eval(), support, sample)
 
 
@@ -410,7 +410,7 @@ def _read_support(path: Path, model: BKD) -> list[Tensor]:
         found = {name: _form(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
         kind = DTYPES[torch.float16 if model.config.retrieves else torch.float32]
         shots = found["0"][1][1] if "0" in found and len(found["0"][1]) == 5 else 0
-        shapes = model.teacher.shapes(model.config.teacher.image_size)
+        shapes = model.teacher.shapes(model.config.teacher.size)
         if not shots or found != {str(index): (kind, [1, shots, *shape]) for index, shape in enumerate(shapes)}:
             raise BKDError(f"it does not fit the {CONFIG} beside it: other names, shapes or types of tensors")
         tensors = _tensors(file)

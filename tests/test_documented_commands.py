@@ -57,6 +57,8 @@ def desk(make_category, tmp_path, monkeypatch):
     shutil.copy(bad[0], tmp_path / "new.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "make_demo", functools.partial(demo.make_demo, train=4, good=2, bad=1))
+    for module in ("training.weights", "evaluation.doctor"):
+        monkeypatch.setattr(f"bkd_fast.{module}.check_hub", lambda name: None)
     original = timm.create_model
     monkeypatch.setattr(
         timm, "create_model", lambda *names, **options: original(*names, **{**options, "pretrained": False})

@@ -18,7 +18,19 @@ from importlib import import_module
 from bkd_fast.errors import BKDError
 from bkd_fast.version import __version__
 
-COMMANDS = ("demo", "train", "evaluate", "calibrate", "predict", "ablate", "export", "info", "bench")
+COMMANDS = (
+    "demo",
+    "train",
+    "evaluate",
+    "calibrate",
+    "predict",
+    "ablate",
+    "export",
+    "weights",
+    "doctor",
+    "info",
+    "bench",
+)
 # The optional packages, by the extra of bkd_fast that installs them.
 EXTRAS = {
     "train": ("lightning_fabric", "sklearn", "jinja2"),
@@ -36,12 +48,14 @@ EPILOG = """examples:
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
+  bkd-fast doctor parts/                          what would stop or spoil a training, before it starts
+  bkd-fast weights resnet18 --out resnet18.safetensors  a teacher's weights, for a machine without a network
   bkd-fast bench                                  how fast this machine is, on every backend it has
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status (0 done, 1 unusable input, 130 interrupted)."""
+    """Run one command and return the exit status (0 done, 1 unusable input or a doctor's finding, 130 interrupted)."""
     arguments = parser().parse_args(argv)
     # This program's own messages; of other libraries only what they warn of, and nothing about their own internals.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -52,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names are bytes, and not always UTF-8
     try:
-        arguments.run(arguments)
+        status = arguments.run(arguments) or 0
         sys.stdout.flush()
+        return status
     except BKDError as error:
         print(f"bkd-fast: {error}", file=sys.stderr)
         return 1
@@ -76,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         hints = {"train": again, "predict": again, "ablate": "; the same command resumes"}
         print(f"bkd-fast: interrupted{hints.get(arguments.command, '')}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _explained(error: OSError) -> str:

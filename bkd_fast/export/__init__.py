@@ -64,7 +64,7 @@ def export(
                 f"{path} was written, and in its run-time it differs from the detector by {difference:.2g} of the "
                 f"largest value, more than {TOLERANCE:g}: do not use it, and please report this"
             )
-        rows, columns = detector.config.teacher.image_size
+        rows, columns = detector.config.teacher.size
         values = "float32, RGB in [0, 1], resized with antialiasing"
         write_json(
             description(path),
@@ -93,7 +93,7 @@ def _difference(detector: Detector, format: str, path: Path) -> float | None:
         return None
     # Normal images, the second with a mark: on noise, far from what it was trained on, a model is all rounding.
     images = detector.sample.repeat(3, 1, 1, 1)
-    rows, columns = detector.config.teacher.image_size
+    rows, columns = detector.config.teacher.size
     images[1, :, rows // 4 : rows // 2, columns // 4 : columns // 2] = 0.9
     images[2] = images[2].flip(-1)
     expected = [value.numpy() for value in detector.score(images)]

@@ -159,7 +159,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         """
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
-        size = self.config.teacher.image_size
+        size = self.config.teacher.size
         with settled():  # not inference mode, whose tensors torch.compile does not take
             stacked = torch.stack([Decoded(image, self.config.data).fitted(size).to(self.device) for image in images])
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
@@ -177,7 +177,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     def preprocess(self, image: ImageLike) -> Preprocessed:
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
         decoded = Decoded(image, self.config.data)
-        return Preprocessed(decoded.fitted(self.config.teacher.image_size), decoded.size)
+        return Preprocessed(decoded.fitted(self.config.teacher.size), decoded.size)
 
     def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
         """Return raw scores, and maps at the network's size."""
@@ -276,7 +276,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     @settled(inference=True)
     def score_features(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W) of the given branches."""
-        maps = self.model.anomaly_map(result, self.config.teacher.image_size, branches)
+        maps = self.model.anomaly_map(result, self.config.teacher.size, branches)
         return self.model.image_score(maps, result.image if "forward" in branches else None), maps
 
     def __reduce__(self) -> tuple[Any, ...]:

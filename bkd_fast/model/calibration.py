@@ -121,7 +121,7 @@ def _statistics(model: BKD) -> tuple[list[Tensor], list[Tensor]]:
     stds = [model.teacher.get_buffer(f"std_{level}") for level in levels]
     count = len(model.memories)
     # A constant image of the smallest size that all levels have.
-    grid = [2 ** (len(means) - 1 - index) for index in range(len(means))]
+    grid = [-(-model.teacher.strides[-1] // stride) for stride in model.teacher.strides]
     shift = model.views([mean.expand(-1, -1, side, side) for mean, side in zip(means, grid, strict=True)])[-count:]
     if model.config.teacher.levels == "separate":
         return [view[0, :, 0, 0] for view in shift], [std.flatten() for std in stds]
@@ -164,7 +164,7 @@ def scale_maps(model: BKD, results: Iterable[Distillation]) -> None:
     sums = {branch: torch.zeros(len(scales), dtype=torch.float64) for branch, scales in model.map_scale.items()}
     images = 0
     for result in results:
-        maps_of = model.level_maps(result, model.config.teacher.image_size)
+        maps_of = model.level_maps(result, model.config.teacher.size)
         images += len(result.teacher[0])
         for branch, maps in maps_of.items():
             sums[branch] += torch.stack([level.double().mean((1, 2)).sum().cpu() for level in maps])

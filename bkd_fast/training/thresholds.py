@@ -157,7 +157,7 @@ def _scored(model: BKD, batches: Iterable[tuple[list[Tensor], Exclude | None]], 
     maps, images = [], []
     for levels, exclude in batches:
         result = model.distill(levels, support, exclude)
-        found = model.anomaly_map(result, model.config.teacher.image_size)
+        found = model.anomaly_map(result, model.config.teacher.size)
         flat = found.flatten(1)
         maps.append(torch.stack([model.top_mean(found), flat.amax(1), flat.median(1).values], 1).cpu())
         if result.image is not None:

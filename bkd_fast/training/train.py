@@ -27,7 +27,8 @@ from bkd_fast.data import (
 from bkd_fast.errors import BKDError, check_choice, check_float, check_int
 from bkd_fast.files import MANIFEST, is_empty, locked
 from bkd_fast.model.ambient import settled
-from bkd_fast.model.teacher import Teacher
+from bkd_fast.model.bottleneck import check_strides
+from bkd_fast.model.teacher import Teacher, with_image_size
 from bkd_fast.training.checkpoint import read_begun
 from bkd_fast.training.sampler import Schedule
 from bkd_fast.training.trainer import CacheBudget, Job, Trainer
@@ -100,11 +101,14 @@ def train(
         begun = out.exists()
         if first and begun:  # before anything is read that another process may be writing
             stack.enter_context(_claimed(out, resume))
+        config = config.with_changes(teacher=with_image_size(config.teacher))
+        teacher = Teacher(config.teacher, load_weights(config.teacher))  # its errors before images are decoded
+        if config.student is not None:
+            check_strides(config.teacher.name, teacher.strides)
         jobs = [
             _job(category, config, out if len(found) == 1 else out / category.name, source, resume, skip_unreadable)
             for category in found
         ]
-        Teacher(config.teacher, load_weights(config.teacher))  # its errors before anything is written
         if first and not begun:
             stack.enter_context(_claimed(out, resume))
         fabric = Fabric(

@@ -78,7 +78,7 @@ class Trainer:
     def _source(self, samples: list[Sample], cache: CacheBudget) -> FeatureSource:
         share = len(samples) / (len(self.job.train) + len(self.job.validation))
         return FeatureSource(
-            ImageDataset(samples, self.config.teacher.image_size, self.config.teacher.tile or 0, self.config.data),
+            ImageDataset(samples, self.config.teacher.size, self.config.teacher.tile or 0, self.config.data),
             self.model.teacher,
             self.fabric.device,
             int(share * cache.bytes),

@@ -26,9 +26,7 @@ def agrees(run, data, format, path):
     files = sorted((data / "test").rglob("*.png"))
     assert len(files) == 6
     for count in (1, 2, 6):
-        batch = torch.stack(
-            [to_tensor(load_image(file), detector.config.teacher.image_size) for file in files[-count:]]
-        )
+        batch = torch.stack([to_tensor(load_image(file), detector.config.teacher.size) for file in files[-count:]])
         for found, expected in zip(judge(batch.numpy()), detector.score(batch), strict=True):
             assert found.shape == tuple(expected.shape)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
@@ -44,7 +42,7 @@ def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_def
     detector = Detector.load(tiny_default_run)
     described = json.loads(description(path).read_text())
     assert (described["threshold"], described["pixel_threshold"]) == (detector.threshold, detector.pixel_threshold)
-    assert described["input"]["images"] == ["N", 3, *detector.config.teacher.image_size]
+    assert described["input"]["images"] == ["N", 3, *detector.config.teacher.size]
     assert described["runtime"] == ({"INFERENCE_PRECISION_HINT": "f32"} if format == "openvino" else {})
     if format == "openvino":  # the same in the model, and its layers are marked as float32 ones
         text = path.read_text()
@@ -121,7 +119,7 @@ def test_other_models_can_be_exported(name, tmp_path):
     printed = small if name == "as printed" else {}
     config = BKDConfig().with_changes(small).with_changes(changes).with_changes(printed)
     model, batch = random_model(config, 3, "cpu")
-    support = model.support_levels(torch.rand(4, 3, *config.teacher.image_size))
+    support = model.support_levels(torch.rand(4, 3, *config.teacher.size))
     detector = Detector(untrained(model, support, batch[:1]), "cpu", pack=False)
     batch = 0.9 * batch.flip(-1)  # not what the memory holds: distances of zero are rounding
     for option in (False, True)[: 1 + deform_conv]:
