@@ -45,7 +45,8 @@ class Calibration:
     ``false_alarms``: the rate that thresholds are for. ``threshold``: an image whose score is above it is anomalous.
     ``pixel_threshold``: the same for pixels of the map. ``normal_level``: median pixel of the maps, where heat maps
     begin. ``source``, ``scores``, ``maxima``: see
-    :class:`bkd_fast.decisions.NormalScores`; ascending.
+    :class:`bkd_fast.decisions.NormalScores`; ascending. ``teacher``: mean and std over these images of each number of
+    :func:`bkd_fast.model.calibration.level_statistics`, by name; empty in a run that was trained without.
     """
 
     false_alarms: float
@@ -55,9 +56,16 @@ class Calibration:
     source: str
     scores: list[float]
     maxima: list[float]
+    teacher: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, normal: NormalScores, normal_level: float, false_alarms: float) -> Calibration:
+    def of(
+        cls,
+        normal: NormalScores,
+        normal_level: float,
+        false_alarms: float,
+        teacher: Mapping[str, list[float]] | None = None,
+    ) -> Calibration:
         """Return the thresholds for a rate of ``false_alarms``, from the scores of normal images."""
         pixel = threshold_for(normal.maxima, false_alarms).value
         return cls(
@@ -69,6 +77,7 @@ class Calibration:
             normal.source,
             sorted(normal.scores),
             sorted(normal.maxima),
+            dict(teacher or {}),
         )
 
     @property

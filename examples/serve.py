@@ -44,8 +44,10 @@ from threadpoolctl import threadpool_limits
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bkd_fast import BKDError, Detector, Prediction
+from bkd_fast.inference.drift import DriftMonitor, watch
 
 log = logging.getLogger("uvicorn.error")
+logging.getLogger("bkd_fast").parent = log  # drift is said where the service's own messages are
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 TYPES = {*(f"image/{name.lower()}" for name in FORMATS), "image/jpg", "image/x-ms-bmp", "application/octet-stream"}
 PROCESS = Path("/proc/self/status")
@@ -107,6 +109,8 @@ class Metrics:
             buckets=[step / 20 for step in range(1, 21)],
             registry=registry,
         )
+        self.drift = Gauge("bkd_drift", "1 since drift has been seen", ["run"], registry=registry)
+        self.shift = Gauge("bkd_shift", "How far the last images have moved", ["run", "statistic"], registry=registry)
         if PROCESS.exists():
             peak = Gauge("process_peak_memory_bytes", "Largest resident memory so far", registry=registry)
             peak.set_function(lambda: 1024 * process_status("VmHWM"))
@@ -134,9 +138,14 @@ class Service:
     Bodies wait encoded. At most ``batch`` decoded images wait for the network besides those in the decoding threads.
     """
 
-    def __init__(self, detectors: dict[str, Detector], limits: Limits, metrics: Metrics) -> None:
-        self.detectors, self.limits, self.metrics = detectors, limits, metrics
-        self.predictors = {name: detector.predictor() for name, detector in detectors.items()}
+    def __init__(
+        self, detectors: dict[str, Detector], limits: Limits, metrics: Metrics, monitors: dict[str, DriftMonitor]
+    ) -> None:
+        self.detectors, self.limits, self.metrics, self.monitors = detectors, limits, metrics, monitors
+        self.predictors = {
+            name: watch(detector, detector.predictor(), monitors[name]) if name in monitors else detector.predictor()
+            for name, detector in detectors.items()
+        }
         self.batch = limits.batch or max(detector.batch for detector in detectors.values())
         self.jobs: queue.Queue[Job | None] = queue.Queue(self.batch)
         self.pending = self.buffered = 0
@@ -355,11 +364,19 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
         state = service.state if service.thread.is_alive() else "broken: its network thread has ended"
-        runs = {name: {"threshold": detector.threshold} for name, detector in service.detectors.items()}
+        runs: dict[str, dict[str, Any]] = {
+            name: {"threshold": detector.threshold} for name, detector in service.detectors.items()
+        }
+        for name, monitor in service.monitors.items():
+            runs[name]["drift"] = monitor.drift and monitor.drift.sentence()
         return JSONResponse({"status": state, "runs": runs}, 200 if state == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
+        for name, monitor in service.monitors.items():
+            service.metrics.drift.labels(name).set(monitor.drift is not None)
+            for shift in monitor.shifts():
+                service.metrics.shift.labels(name, shift.statistic).set(shift.value)
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(StarletteHTTPException)
@@ -473,14 +490,18 @@ def impatient(limits: Limits, metrics: Metrics) -> type[H11Protocol]:
     return Impatient
 
 
-def server(runs: dict[str, str], limits: Limits, load: Callable[[str], Detector], **options: Any) -> uvicorn.Server:
-    """Return a server of runs, to be started by its ``run``.
+def server(
+    runs: dict[str, str], limits: Limits, load: Callable[[str], Detector], drift: bool, **options: Any
+) -> uvicorn.Server:
+    """Return a server of runs, to be started by its ``run``; ``drift``: follow their images.
 
     Raises:
         BKDError: a folder that is not a run.
     """
     metrics = Metrics()
-    service = Service({name: load(folder) for name, folder in runs.items()}, limits, metrics)
+    detectors = {name: load(folder) for name, folder in runs.items()}
+    monitors = {name: DriftMonitor(detector.calibration) for name, detector in detectors.items()} if drift else {}
+    service = Service(detectors, limits, metrics, monitors)
     return uvicorn.Server(
         uvicorn.Config(
             Counted(create_app(service), metrics),
@@ -516,6 +537,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--precision", default="32", help="32, bf16 or (GPUs) fp16 (default: %(default)s)")
+    parser.add_argument("--no-drift", dest="drift", action="store_false", help="do not watch images for drift")
     parser.add_argument("--access-log", action="store_true", help="log every request")
     for each in fields(Limits):
         text = each.metadata["text"] + ("" if "default" in each.metadata["text"] else " (default: %(default)s)")
@@ -531,6 +553,7 @@ def main() -> None:
             named(arguments["runs"]),
             limits,
             lambda folder: Detector.load(folder, device=arguments["device"], precision=arguments["precision"]),
+            drift=arguments["drift"],
             host=arguments["host"],
             port=arguments["port"],
             access_log=arguments["access_log"],

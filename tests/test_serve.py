@@ -320,7 +320,7 @@ async def with_stub(check, **limits):
     """Run a check with a stub, and a client of the service that has it."""
     serve = module("serve")
     stub, metrics = Stub(), serve.Metrics()
-    service = serve.Service({"a": stub}, serve.Limits(**limits), metrics)
+    service = serve.Service({"a": stub}, serve.Limits(**limits), metrics, {})
     app = serve.create_app(service)
     async with app.router.lifespan_context(app):
         while service.state != "ready":

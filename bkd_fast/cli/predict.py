@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring tiles share (default: 0)")
     parser.add_argument("--threshold", type=float, help="decide with this threshold instead of the run's")
     parser.add_argument("--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on")
+    parser.add_argument("--drift", action="store_true", help="warn once when images stop being like the normal ones")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,5 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
         overlap=arguments.overlap,
         threshold=arguments.threshold,
         skip_unreadable=arguments.skip_unreadable,
+        drift=arguments.drift,
     )
     print(summary)

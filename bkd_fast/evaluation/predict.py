@@ -17,6 +17,7 @@ from bkd_fast.evaluation.pictures import heat_scale
 from bkd_fast.evaluation.report import render_panel, write_overlay
 from bkd_fast.files import atomic_path, atomic_write
 from bkd_fast.inference.detector import Detector
+from bkd_fast.inference.drift import DriftMonitor, watch
 from bkd_fast.inference.streaming import pipeline
 
 log = logging.getLogger("bkd_fast")
@@ -35,6 +36,7 @@ def predict(
     overlap: int = 0,
     threshold: float | None = None,
     skip_unreadable: bool = False,
+    drift: bool = False,
 ) -> str:
     """Predict images; write ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
 
@@ -48,6 +50,7 @@ def predict(
         threshold: replaces the run's image threshold.
         skip_unreadable: leave out unreadable images, with a warning; otherwise the first one is an error, and the
             results before it are kept.
+        drift: follow the images, and warn once when they are no longer like the run's normal images.
 
     Returns:
         One line for the user: the number of images, how many are anomalous, and where the scores are.
@@ -58,7 +61,8 @@ def predict(
     out = Path(out)
     named = _names([Path(image) for image in images])
     detector = Detector.load(run, device=device, precision=precision)
-    predictor = detector.predictor(tile, overlap)
+    whole = detector.predictor(tile, overlap)
+    predictor = watch(detector, whole, DriftMonitor(detector.calibration)) if drift else whole
     if threshold is not None:
         detector.threshold = threshold
     if out.exists() and any(out.iterdir()):

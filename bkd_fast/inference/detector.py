@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from bkd_fast.inference.streaming import Outcome
 from bkd_fast.inference.tiling import TiledDetector
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.folding import fold_batch_norm
+
+if TYPE_CHECKING:
+    from bkd_fast.inference.drift import DriftMonitor
 
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
@@ -117,6 +120,11 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
         self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
 
+    @property
+    def is_eager(self) -> bool:
+        """Whether the network runs module by module, so that a module's hooks see every image."""
+        return self._program is None
+
     def preprocess(self, image: ImageLike) -> Preprocessed:
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
         decoded = Decoded(image)
@@ -191,9 +199,17 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         workers: int = 2,
         tile: int | Size | None = None,
         overlap: int = 0,
+        monitor: DriftMonitor | None = None,
     ) -> Iterator[Outcome[ImageLike, Prediction]]:
-        """Predict images as they arrive; see :meth:`Predictor.stream`, and :meth:`predictor` for tiles."""
+        """Predict images as they arrive; see :meth:`Predictor.stream`, and :meth:`predictor` for tiles.
+
+        A ``monitor`` follows the images, and drift is logged once. It changes no prediction.
+        """
         predictor = self.predictor(tile, overlap)
+        if monitor is not None:
+            from bkd_fast.inference.drift import watch  # which imports this module
+
+            return watch(self, predictor, monitor).stream(images, batch=batch, workers=workers)
         stream = super().stream if predictor is self else predictor.stream
         return stream(images, batch=batch, workers=workers)
 
