@@ -208,6 +208,8 @@ def test_metrics_count_requests_and_scores(served, picture):
     assert served.metric('bkd_requests_total{run="line2",status="200"}') == before + 1
     text = httpx.get(f"{served.url}/metrics").text
     assert "nobody-counts" not in text
+    assert 'bkd_shift{run="line2",statistic="level 1 offset"}' in text
+    assert httpx.get(f"{served.url}/healthz").json()["runs"]["line2"]["drift"] is None
     assert served.metric("bkd_request_seconds_count") == served.metric("bkd_normalized_score_count") > before
 
 

@@ -2,6 +2,12 @@
 
 import json
 import logging
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,8 +201,6 @@ def test_darker_images_are_said_to_have_drifted(tiny_default_run, tiny_data, tmp
 def test_calibrate_sets_the_statistics_and_a_run_without_is_watched_by_scores(
     tiny_default_run, tiny_data, tmp_path, caplog
 ):
-    import shutil
-
     run = shutil.copytree(tiny_default_run, tmp_path / "run")
     manifest = json.loads((run / MANIFEST).read_text())
     del manifest["calibration"]["teacher"]  # as an earlier version wrote it
@@ -213,3 +217,30 @@ def test_calibrate_sets_the_statistics_and_a_run_without_is_watched_by_scores(
     monitor = DriftMonitor(detector.calibration)
     list(detector.stream(sorted(dark.iterdir()), monitor=monitor))
     assert monitor.drift is None  # what was dark is the normal now
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_documented_commands_and_code_work(tiny_default_run, tiny_data, tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "drift.md").read_text()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "parts").symlink_to(tiny_default_run)
+    dark = darker(tiny_data, tmp_path / "new_images")
+    monkeypatch.chdir(tmp_path)
+    for line in "".join(re.findall(r"```sh\n(.*?)```", page, re.S)).splitlines():
+        main(shlex.split(line)[1:])
+    assert len(list((tmp_path / "predictions" / "masks").iterdir())) == 30
+    for code in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(code, {"images": sorted(dark.iterdir())})
+    assert "drift since about image" in capsys.readouterr().out
+
+
+def test_the_benchmark_sees_what_it_changes(tiny_default_run, tiny_data):
+    command = [sys.executable, ROOT / "benchmarks" / "drift.py", tiny_default_run, tiny_data]
+    options = ["--images", "2", "--seeds", "1", "--unchanged", "50"]
+    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| brightness")]
+    assert len(rows) == 2
+    assert "| 1 of 1 |" in rows[1]
