@@ -47,7 +47,6 @@ from bkd_fast import BKDError, Detector, Prediction
 from bkd_fast.inference.drift import DriftMonitor, watch
 
 log = logging.getLogger("uvicorn.error")
-logging.getLogger("bkd_fast").parent = log  # drift is said where the service's own messages are
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 TYPES = {*(f"image/{name.lower()}" for name in FORMATS), "image/jpg", "image/x-ms-bmp", "application/octet-stream"}
 PROCESS = Path("/proc/self/status")
@@ -560,6 +559,7 @@ def main() -> None:
         )
     except BKDError as error:
         parser.error(str(error))
+    logging.getLogger("bkd_fast").parent = log  # drift is said where the service's own messages are
     made.run()
     if not made.started:
         raise SystemExit(3)
