@@ -124,10 +124,10 @@ def process_status(name: str) -> int:
 
 @dataclass
 class Job:
-    """A decoded image on its way through the network."""
+    """An image on its way: ``prepared`` once it is decoded, ``raw`` once the network has seen it."""
 
     run: str
-    prepared: Any
+    prepared: Any = None
     raw: Future[Any] = field(default_factory=Future)
 
 
@@ -215,15 +215,20 @@ class Service:
             raise HTTPException(422, "the body is empty: expected an encoded image")
 
     async def _answer(self, name: str, body: bytearray, with_map: bool) -> Answer:
-        loop = asyncio.get_running_loop()
-        job = await loop.run_in_executor(self.decoders, self._decode, name, body)
-        raw = await asyncio.wrap_future(job.raw)
-        return await loop.run_in_executor(self.finishers, self._finish, name, raw, with_map)
+        loop, job = asyncio.get_running_loop(), Job(name)
+        try:
+            await loop.run_in_executor(self.decoders, self._decode, job, body)
+            raw = await asyncio.wrap_future(job.raw)
+            return await loop.run_in_executor(self.finishers, self._finish, name, raw, with_map)
+        finally:
+            job.raw.cancel()  # after a time-out: no more work for nobody
 
-    def _decode(self, name: str, body: bytearray) -> Job:
+    def _decode(self, job: Job, body: bytearray) -> None:
+        if job.raw.cancelled():
+            return
         image = open_image(body, self.limits.max_pixels)
         try:
-            job = Job(name, self.predictors[name].preprocess(image))
+            job.prepared = self.predictors[job.run].preprocess(image)
         except BKDError as error:
             raise HTTPException(422, str(error)) from error
         except MemoryError:
@@ -231,7 +236,6 @@ class Service:
         except Exception as error:  # decoders of damaged images raise anything
             raise HTTPException(422, f"the image cannot be decoded, it may be damaged ({error})") from error
         self.jobs.put(job)
-        return job
 
     def _finish(self, name: str, raw: Any, with_map: bool) -> Answer:
         prediction = self.predictors[name].postprocess(raw)

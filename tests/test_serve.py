@@ -392,8 +392,10 @@ def test_an_answer_that_takes_too_long_is_given_up():
         late = await client.post("/predict", content=grey(1))
         assert late.status_code == 504
         assert "no answer within 0.2 seconds" in late.json()["error"]
+        assert (await client.post("/predict", content=grey(2))).status_code == 504  # it waits behind the first
         stub.free.set()
         assert (await client.post("/predict", content=grey(7))).json()["score"] == 7
+        assert sum(stub.sizes) == 2  # the second was not predicted for nobody
 
     asyncio.run(with_stub(check, answer_seconds=0.2))
 
