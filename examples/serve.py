@@ -159,6 +159,9 @@ class Service:
             ThreadPoolExecutor(2, thread_name_prefix=name, initializer=lambda: threadpool_limits(1, user_api="openmp"))
             for name in ("decode", "finish")
         )
+        both = threading.Barrier(2)
+        for pool in (self.decoders, self.finishers):  # all threads now: their number is then constant
+            list(pool.map(lambda _: both.wait(), range(2)))
         self.thread = threading.Thread(target=self._work, name="network")
         self.thread.start()
 
