@@ -58,7 +58,8 @@ class Calibration:
     ``false_alarms``: the rate that thresholds are for. ``threshold``: an image whose score is above it is anomalous.
     ``pixel_threshold``: the same for pixels of the map. ``normal_level``: median pixel of the maps, where heat maps
     begin. ``source``, ``scores``, ``maxima``: see
-    :class:`bkd_fast.decisions.NormalScores`; ascending.
+    :class:`bkd_fast.decisions.NormalScores`; ascending. ``teacher``: mean and std over these images of each number of
+    :func:`bkd_fast.model.calibration.level_statistics`, by name; empty in a run that was trained without.
     """
 
     false_alarms: float
@@ -68,9 +69,16 @@ class Calibration:
     source: str
     scores: list[float]
     maxima: list[float]
+    teacher: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, normal: NormalScores, normal_level: float, false_alarms: float) -> Calibration:
+    def of(
+        cls,
+        normal: NormalScores,
+        normal_level: float,
+        false_alarms: float,
+        teacher: Mapping[str, list[float]] | None = None,
+    ) -> Calibration:
         """Return the thresholds for a rate of ``false_alarms``, from the scores of normal images."""
         pixel = max(threshold_for(normal.maxima, false_alarms).value, 2e-30)
         return cls(
@@ -82,6 +90,7 @@ class Calibration:
             normal.source,
             sorted(normal.scores),
             sorted(normal.maxima),
+            dict(teacher or {}),
         )
 
     @classmethod
@@ -91,7 +100,8 @@ class Calibration:
         Raises:
             BKDError: the value has another form, or a number that is not finite.
         """
-        given = _mapping("calibration", value, set(cls.__dataclass_fields__))
+        whole = {"teacher": {}, **value} if isinstance(value, dict) else value  # a run may be without
+        given = _mapping("calibration", whole, set(cls.__dataclass_fields__))
         for name in ("false_alarms", "threshold", "pixel_threshold", "normal_level"):
             if not _is_number(given[name]):
                 raise BKDError(f"calibration.{name} is {_shown(given[name])}: expected a number")
@@ -105,6 +115,9 @@ class Calibration:
                 raise BKDError(f"calibration.{name} is {_shown(values)}: expected numbers")
             if values != sorted(values):
                 raise BKDError(f"calibration.{name} is not in ascending order")
+        teacher = given["teacher"]
+        if not isinstance(teacher, dict) or not all(map(_is_mean_and_std, teacher.values())):
+            raise BKDError(f"calibration.teacher is {_shown(teacher)}: expected a mean and a std of each statistic")
         return cls(**given)
 
     @property
@@ -459,6 +472,10 @@ def _mapping(name: str, value: Any, keys: set[str]) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e38  # the range of float32; NaN is not below either
+
+
+def _is_mean_and_std(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[1] >= 0
 
 
 def _is_path(value: Any) -> bool:

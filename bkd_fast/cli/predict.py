@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be predicted")
     parser.add_argument("--no-pictures", action="store_true", help="write scores.csv alone")
     parser.add_argument("--resume", action="store_true", help="add the images that OUT has no row for")
+    parser.add_argument("--drift", action="store_true", help="warn once when images stop being like the normal ones")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -47,5 +48,6 @@ def run(arguments: argparse.Namespace) -> None:
         pages=arguments.pages,
         pictures=not arguments.no_pictures,
         resume=arguments.resume,
+        drift=arguments.drift,
     )
     print(summary)

@@ -24,6 +24,7 @@ from bkd_fast.evaluation.pictures import heat_scale
 from bkd_fast.evaluation.report import render_panel, write_overlay
 from bkd_fast.files import MANIFEST, atomic_path, fitting, is_empty, locked, open_text
 from bkd_fast.inference.detector import Detector
+from bkd_fast.inference.drift import DriftMonitor, watch
 from bkd_fast.inference.streaming import pipeline
 from bkd_fast.version import __version__
 
@@ -49,6 +50,7 @@ def predict(
     pictures: bool = True,
     resume: bool = False,
     progress: bool | None = None,
+    drift: bool = False,
 ) -> str:
     """Predict images; write ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
 
@@ -69,6 +71,7 @@ def predict(
         pictures: False writes ``scores.csv`` alone.
         resume: leave out the images that ``out`` has a row for, and add the others.
         progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
+        drift: follow the images, and warn once when they are no longer like the run's normal images.
 
     Returns:
         One line for the user: the number of images, how many are anomalous, and where the scores are.
@@ -86,7 +89,8 @@ def predict(
         raise BKDError(f"the output folder {out} is not empty: choose another --out, or resume with --resume")
     files = _files([Path(image) for image in images])
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
-    predictor = detector.predictor(tile, overlap)
+    whole = detector.predictor(tile, overlap)
+    predictor = watch(detector, whole, DriftMonitor(detector.calibration)) if drift else whole
     if threshold is not None:
         detector.threshold = threshold
     settings = {

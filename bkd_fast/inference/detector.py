@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from bkd_fast.model.ambient import settled
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.folding import fold_batch_norm
 from bkd_fast.model.support import Support
+
+if TYPE_CHECKING:
+    from bkd_fast.inference.drift import DriftMonitor
 
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
@@ -174,6 +177,11 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         """
         return Decoded(image, self.config.data).array()
 
+    @property
+    def is_eager(self) -> bool:
+        """Whether the network runs module by module, so that a module's hooks see every image."""
+        return self._program is None
+
     def preprocess(self, image: ImageLike) -> Preprocessed:
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
         decoded = Decoded(image, self.config.data)
@@ -250,9 +258,17 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         workers: int = 2,
         tile: int | Size | None = None,
         overlap: int = 0,
+        monitor: DriftMonitor | None = None,
     ) -> Iterator[Outcome[ImageLike, Prediction]]:
-        """Predict images as they arrive; see :meth:`Predictor.stream`, and :meth:`predictor` for tiles."""
+        """Predict images as they arrive; see :meth:`Predictor.stream`, and :meth:`predictor` for tiles.
+
+        A ``monitor`` follows the images, and drift is logged once. It changes no prediction.
+        """
         predictor = self.predictor(tile, overlap)
+        if monitor is not None:
+            from bkd_fast.inference.drift import watch  # which imports this module
+
+            return watch(self, predictor, monitor).stream(images, batch=batch, workers=workers)
         stream = super().stream if predictor is self else predictor.stream
         return stream(images, batch=batch, workers=workers)
 

@@ -283,7 +283,7 @@ class Trainer:
             support = self.model.make_support(levels)
             measured = measure_normals(self.model, support, self.features, self.validation, self.bank)
             false_alarms = self.config.training.false_alarms
-            calibration = Calibration.of(measured.scores, measured.normal_level, false_alarms)
+            calibration = Calibration.of(measured.scores, measured.normal_level, false_alarms, measured.teacher)
             if measured.duplicates:
                 log.info(
                     "%s: %d training images are near duplicates of others; none was compared with its own",
