@@ -163,7 +163,7 @@ def plain_run(make_category, tiny_default, tmp_path):
     return train(tmp_path / "good", tmp_path / "run", config, anomalous=tmp_path / "bad", progress=False)
 
 
-def tested(run):
+def evaluated_files(run):
     return {row["file"].removeprefix("good/") for row in scores_of(run) if row["label"] == "0"}
 
 
@@ -171,7 +171,7 @@ def test_what_was_trained_on_never_becomes_a_test_image(plain_run, tmp_path, cap
     """Train in a folder, add images to it, evaluate."""
     evaluate(plain_run, progress=False, pictures=False)
     source = read_category(plain_run).source
-    first = tested(plain_run)
+    first = evaluated_files(plain_run)
     assert first == source.test_files.keys()
     assert len(first) == 4
     # Names before, between and after the others, which another draw would mix with them.
@@ -180,7 +180,7 @@ def test_what_was_trained_on_never_becomes_a_test_image(plain_run, tmp_path, cap
     shutil.copy(tmp_path / "good" / min(source.train_files), tmp_path / "good/copy.png")
     with caplog.at_level("WARNING", "bkd_fast"):
         evaluate(plain_run, progress=False, pictures=False)
-    second = tested(plain_run)
+    second = evaluated_files(plain_run)
     assert not second & source.used.keys()
     assert second == first | {"0.png", "0055.png", "z.png"}
     assert "3 images in" in caplog.text
