@@ -33,11 +33,12 @@ from torch import Tensor
 from bkd_fast.artifact import load_trained
 from bkd_fast.benchmark.results import provenance, write_lines
 from bkd_fast.cli.options import add_options, config_from
-from bkd_fast.config import BKDConfig, TeacherConfig
-from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, load_mask, resize_mask, split_normals
+from bkd_fast.config import SIZE, BKDConfig
+from bkd_fast.data import ImageDataset, Sample, check_samples, find_categories, resize_mask, split_normals, truth_of
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import METRIC_NAMES, PixelMetrics, image_metrics, mean_metrics, percent
 from bkd_fast.inference.detector import Detector
+from bkd_fast.model.teacher import with_image_size
 from bkd_fast.training.train import train
 
 TEACHER = "tf_efficientnet_lite0"
@@ -59,8 +60,8 @@ class Case(NamedTuple):
         """What tells its row apart."""
         config = self.settings.config
         named = [f"{name}={value}" for name, value in self.options.items()]
-        if config.teacher.image_size != TeacherConfig.image_size:
-            named.append("image_size={}x{}".format(*config.teacher.image_size))
+        if config.teacher.size != SIZE:
+            named.append("image_size={}x{}".format(*config.teacher.size))
         if config.teacher.weights == "none":
             named.append("random weights")
         if self.method == "efficientad" and self.settings.imagenet is None:
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         predict, megabytes = made
         seconds = time.monotonic() - started
-        metrics, milliseconds = _measure(predict, test, case.settings.config.teacher.image_size)
+        metrics, milliseconds = _measure(predict, test, case.settings.config.teacher.size)
         costs = dict(zip(COSTS, (f"{seconds:.0f}", f"{milliseconds:.1f}", f"{megabytes:.1f}"), strict=True))
         lines.append({**key, **_written(metrics), **costs, **where})
         print(_shown(lines[-1]), flush=True)
@@ -134,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, list[Sample], list[Sample]]]:
     """Every case with its normal images to train on and its test images."""
     config, asked = config_from(arguments), _options(arguments.option)
+    config = config.with_changes(teacher=with_image_size(config.teacher))
     for seed in range(arguments.seeds):
         own = config.with_changes({"training.seed": seed})
         for category in find_categories(arguments.data, arguments.category):
@@ -141,11 +143,11 @@ def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, list[Sample], 
             if not test:
                 raise BKDError(f"{arguments.data} has no test images for {category.name!r}")
             defective = [sample for sample in test if sample.label]
-            masked = sum(sample.mask is not None for sample in defective)
+            masked = sum(bool(sample.masks) for sample in defective)
             if seed == 0 and masked < len(defective):
                 print(f"{category.name}: {masked} of {len(defective)} defective images have a mask for pixel metrics")
             normals, held_out = split_normals(check_samples(category.train), own.training.validation_share, seed)
-            validation = ImageDataset(held_out, own.teacher.image_size)
+            validation = ImageDataset(held_out, own.teacher.size)
             settings = Settings(own, validation, arguments.efficientad_weights, arguments.imagenet_folder)
             for method in arguments.only or METHODS:
                 options = _changed(arguments, own) if method == BKD else _chosen(method, arguments, asked)
@@ -191,7 +193,7 @@ def _peer(case: Case, normals: Sequence[Sample]) -> Made:
     config = case.settings.config
     np.random.seed(config.training.seed)  # anomalib's coreset draws its projection from it
     torch.manual_seed(config.training.seed)
-    return make(ImageDataset(normals, config.teacher.image_size), case.settings, **case.options)
+    return make(ImageDataset(normals, config.teacher.size), case.settings, **case.options)
 
 
 @torch.inference_mode()
@@ -205,8 +207,9 @@ def _measure(predict: Predict, test: Sequence[Sample], size: tuple[int, int]) ->
         score, anomaly_map = predict(image)
         times.append(1e3 * (time.perf_counter() - started))
         scores.append(float(score))
-        if not sample.label or sample.mask is not None:
-            truth = resize_mask(load_mask(sample.mask), size) if sample.mask else torch.zeros(size).bool().numpy()
+        mask = truth_of(sample)
+        if not sample.label or mask is not None:
+            truth = torch.zeros(size).bool().numpy() if mask is None else resize_mask(mask, size)
             pixels.update(anomaly_map.reshape(size).numpy(), truth)
     metrics = {**image_metrics([sample.label for sample in test], scores), **pixels.compute()}
     pixels.close()

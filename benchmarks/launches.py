@@ -102,8 +102,7 @@ def count(label: str, images: int = 1) -> dict[tuple[str, str], int]:
         stack.enter_context(torch.no_grad())
         as_fake(model)
         bank, image = (
-            torch.rand(number, 3, *config.teacher.image_size, device="cuda")
-            for number in (config.support.bank_size, images)
+            torch.rand(number, 3, *config.teacher.size, device="cuda") for number in (config.support.bank_size, images)
         )
         support = model.make_support(model.support_levels(bank))
         stack.enter_context(in_parts(model, counter.part))

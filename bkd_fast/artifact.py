@@ -1,34 +1,43 @@
-"""The run folder: everything a trained model needs, checked when it is read.
+"""The run folder: what a trained model consists of, checked when it is read.
 
 One category is one folder with ``manifest.json``, ``config.toml``, ``model.safetensors``, ``support/`` and
-``support.safetensors``. ``manifest.json`` is written last and holds the checksums of the others, so a folder with it is
-whole. A run over several categories holds one such folder each.
+``support.safetensors``. ``manifest.json`` is written last. It holds size and SHA-256 of the other files, and its own
+SHA-256, so a folder whose manifest fits is whole. A run over several categories holds one such folder for each.
+
+Everything here that reads takes nothing for granted: whatever is wrong with a run is one :class:`BKDError`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import load_support, save_support
+from bkd_fast.data import FileRecord, load_support, save_support
 from bkd_fast.decisions import NormalScores, sentence, threshold_for
 from bkd_fast.errors import BKDError
-from bkd_fast.files import atomic_path, atomic_write, write_json
+from bkd_fast.files import MANIFEST, PREFIX, atomic_path, atomic_write, checksum, is_component, write_json
 from bkd_fast.model import BKD
 
-FORMAT = 4
-MANIFEST, CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
-    "manifest.json",
+FORMAT = 5
+CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
     "config.toml",
     "model.safetensors",
     "support",
@@ -36,6 +45,10 @@ MANIFEST, CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
     "checkpoint.safetensors",
     "log.csv",
 )
+MAX_MANIFEST, MAX_CONFIG = 64 << 20, 1 << 20  # bytes, many times what a run needs
+SUPPORT_FILE = re.compile(rf"{SUPPORT}/\d{{3,6}}\.png")
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}  # in safetensors
+SOURCES = ("leave-one-out", "validation", "calibration")
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,8 @@ class Calibration:
     ``false_alarms``: the rate that thresholds are for. ``threshold``: an image whose score is above it is anomalous.
     ``pixel_threshold``: the same for pixels of the map. ``normal_level``: median pixel of the maps, where heat maps
     begin. ``source``, ``scores``, ``maxima``: see
-    :class:`bkd_fast.decisions.NormalScores`; ascending.
+    :class:`bkd_fast.decisions.NormalScores`; ascending. ``teacher``: mean and std over these images of each number of
+    :func:`bkd_fast.model.calibration.level_statistics`, by name; empty in a run that was trained without.
     """
 
     false_alarms: float
@@ -55,11 +69,18 @@ class Calibration:
     source: str
     scores: list[float]
     maxima: list[float]
+    teacher: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, normal: NormalScores, normal_level: float, false_alarms: float) -> Calibration:
+    def of(
+        cls,
+        normal: NormalScores,
+        normal_level: float,
+        false_alarms: float,
+        teacher: Mapping[str, list[float]] | None = None,
+    ) -> Calibration:
         """Return the thresholds for a rate of ``false_alarms``, from the scores of normal images."""
-        pixel = threshold_for(normal.maxima, false_alarms).value
+        pixel = max(threshold_for(normal.maxima, false_alarms).value, 2e-30)
         return cls(
             false_alarms,
             threshold_for(normal.scores, false_alarms).value,
@@ -69,7 +90,35 @@ class Calibration:
             normal.source,
             sorted(normal.scores),
             sorted(normal.maxima),
+            dict(teacher or {}),
         )
+
+    @classmethod
+    def parse(cls, value: Any) -> Calibration:
+        """Return the inverse of ``asdict``.
+
+        Raises:
+            BKDError: the value has another form, or a number that is not finite.
+        """
+        whole = {"teacher": {}, **value} if isinstance(value, dict) else value  # a run may be without
+        given = _mapping("calibration", whole, set(cls.__dataclass_fields__))
+        for name in ("false_alarms", "threshold", "pixel_threshold", "normal_level"):
+            if not _is_number(given[name]):
+                raise BKDError(f"calibration.{name} is {_shown(given[name])}: expected a number")
+        if not (0 < given["false_alarms"] < 1 and 0 < given["normal_level"] < given["pixel_threshold"]):
+            raise BKDError("calibration holds a rate or a pixel threshold that cannot be")
+        if given["source"] not in SOURCES:
+            raise BKDError(f"calibration.source is {_shown(given['source'])}: expected one of {', '.join(SOURCES)}")
+        for name in ("scores", "maxima"):
+            values = given[name]
+            if not isinstance(values, list) or not values or not all(map(_is_number, values)):
+                raise BKDError(f"calibration.{name} is {_shown(values)}: expected numbers")
+            if values != sorted(values):
+                raise BKDError(f"calibration.{name} is not in ascending order")
+        teacher = given["teacher"]
+        if not isinstance(teacher, dict) or not all(map(_is_mean_and_std, teacher.values())):
+            raise BKDError(f"calibration.teacher is {_shown(teacher)}: expected a mean and a std of each statistic")
+        return cls(**given)
 
     @property
     def normal(self) -> NormalScores:
@@ -88,14 +137,52 @@ class Calibration:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where the images of a run came from, so that ``evaluate`` finds them again."""
+    """Where the images of a run came from, and which of them it used.
+
+    ``train_files``, ``validation_files``, ``test_files``: path relative to the folder of good images -> size and
+    SHA-256, of those trained on, those kept for validation, and those of a plain folder set aside for testing.
+    """
 
     root: str
     category: str
     anomalous: str | None = None
     masks: str | None = None
-    train_files: list[str] = field(default_factory=list)
-    validation_files: list[str] = field(default_factory=list)
+    train_files: dict[str, FileRecord] = field(default_factory=dict)
+    validation_files: dict[str, FileRecord] = field(default_factory=dict)
+    test_files: dict[str, FileRecord] = field(default_factory=dict)
+
+    @property
+    def used(self) -> dict[str, FileRecord]:
+        """The files that the model or its thresholds have seen."""
+        return {**self.train_files, **self.validation_files}
+
+    @classmethod
+    def parse(cls, value: Any) -> DataSource:
+        """Return the inverse of ``asdict``.
+
+        Raises:
+            BKDError: the value has another form.
+        """
+        given = _mapping("source", value, set(cls.__dataclass_fields__))
+        for name in ("root", "category", "anomalous", "masks"):
+            if not (_is_path(given[name]) or (given[name] is None and name in ("anomalous", "masks"))):
+                raise BKDError(f"source.{name} is {_shown(given[name])}: expected a path")
+        _component("source.category", given["category"])
+        for name in ("train_files", "validation_files", "test_files"):
+            if not isinstance(given[name], dict) or not all(map(_is_record, given[name].values())):
+                raise BKDError(f"source.{name} is {_shown(given[name])}: expected size and SHA-256 of each file")
+            given[name] = {path: FileRecord(*record) for path, record in given[name].items()}
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` of one category says."""
+
+    bkd_fast: str
+    calibration: Calibration
+    source: DataSource
+    files: dict[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -124,108 +211,149 @@ def save_trained(
     support: Sequence[Tensor],
     version: str,
 ) -> None:
-    """Write a category's folder, ``manifest.json`` last.
+    """Write a category's folder: all files beside it first, then into place, ``manifest.json`` last.
 
     Args:
         images: the support, (H, W, 3) uint8 each.
         support: its levels, see :attr:`Trained.support`.
     """
-    save_support(folder / SUPPORT, list(images))
-    if support:  # nothing can be kept of nothing, which is what the reverse branch alone has
-        save_tensors(folder / FEATURES, {str(index): level for index, level in enumerate(support)}, {})
-    save_tensors(folder / MODEL, model.state_dict(), {})
-    with atomic_write(folder / CONFIG) as file:
-        file.write(model.config.to_toml())
-    files = [
-        CONFIG,
-        MODEL,
-        *([FEATURES] if support else []),
-        *sorted(f"{SUPPORT}/{path.name}" for path in (folder / SUPPORT).iterdir()),
-    ]
-    write_json(
-        folder / MANIFEST,
-        {
-            "format": FORMAT,
-            "bkd_fast": version,
-            "calibration": asdict(calibration),
-            "source": asdict(source),
-            "files": {name: _checksum(folder / name) for name in files},
-        },
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with staging(folder) as made:
+        save_support(made / SUPPORT, list(images))
+        if support:  # the reverse branch alone has none
+            save_tensors(made / FEATURES, {str(index): level for index, level in enumerate(support)}, {})
+        save_tensors(made / MODEL, model.state_dict(), {})
+        with atomic_write(made / CONFIG) as file:
+            file.write(model.config.to_toml())
+        files = {
+            path.relative_to(made).as_posix(): FileRecord(path.stat().st_size, checksum(path))
+            for path in sorted(made.rglob("*"))
+            if path.is_file()
+        }
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for path in made.iterdir():
+            move(path, folder / path.name)
+    write_manifest(folder, Manifest(version, calibration, source, files))
+
+
+def write_manifest(folder: Path, manifest: Manifest | Mapping[str, Any]) -> None:
+    """Write ``manifest.json`` with its format and its own checksum, atomically."""
+    content = {"format": FORMAT, **(asdict(manifest) if isinstance(manifest, Manifest) else manifest)}
+    write_json(folder / MANIFEST, {**content, "sha256": _digest(content)})
 
 
 def load_trained(folder: str | Path) -> Trained:
-    """Reads a category's folder.
+    """Read a category's folder. Sizes are checked before anything large is loaded.
 
     Raises:
         BKDError: not a run, half-written, from another format version, or altered since it was written.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    if "categories" in manifest:
-        choices = ", ".join(str(folder / name) for name in manifest["categories"])
+    if not isinstance(manifest, Manifest):
+        choices = ", ".join(str(folder / name) for name in manifest)
         raise BKDError(f"{folder} holds several categories, each a model of its own: choose one of {choices}")
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise BKDError(f"{folder} is incomplete: {name} is missing. Restore it or train again.")
-        if _checksum(path) != expected:
-            raise BKDError(
-                f"{path} was altered since the run was saved (its SHA-256 differs). Restore it or train again."
-            )
-    config = BKDConfig.from_toml((folder / CONFIG).read_text(encoding="utf-8"))
-    model = BKD(config, weights=None)
-    load_state(model, load_file(folder / MODEL), folder / MODEL)
-    calibration = Calibration(**manifest["calibration"])
-    features = load_file(folder / FEATURES) if FEATURES in manifest["files"] else {}
-    support = [features[str(index)] for index in range(len(features))]
-    sample = load_support(folder / SUPPORT, config.teacher.image_size, 1)
-    return Trained(folder, config, calibration, DataSource(**manifest["source"]), model.eval(), support, sample)
+    _check_files(folder, manifest.files)
+    with _about(folder / CONFIG):
+        config = BKDConfig.from_toml((folder / CONFIG).read_text(encoding="utf-8"))
+    model, state = _read_model(folder / MODEL, config)
+    support = _read_support(folder / FEATURES, model) if FEATURES in manifest.files else []
+    if bool(support) != config.forward_branch:
+        raise BKDError(f"{folder} does not fit its {CONFIG}: {FEATURES} belongs to the forward branch")
+    load_state(model, state, folder / MODEL)
+    sample = load_support(folder / SUPPORT, config.teacher.size, 1)
+    return Trained(folder, config, manifest.calibration, manifest.source, model.eval(), support, sample)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return ``manifest.json`` of a run folder, its format checked.
+def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
+    """Return what ``manifest.json`` of a run folder says, checked; of a run over several categories, their names.
 
     Raises:
         BKDError: see :func:`load_trained`.
     """
+    folder = Path(folder)
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BKDError(f"there is no run folder {folder}: expected one written by `bkd-fast train … --out {folder}`")
     if not path.is_file():
-        unfinished = any(folder.rglob(CHECKPOINT))
+        unfinished = any((place / CHECKPOINT).is_file() for place in (folder, *folder.iterdir()))
         hint = "its training did not finish: resume with `bkd-fast train … --resume`" if unfinished else "not a run"
         if (folder / "config.json").is_file():
             hint = "it was written by an earlier bkd_fast, which this one does not read; train again"
         raise BKDError(f"{folder} has no {MANIFEST}: {hint}")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BKDError(f"{path} is not valid JSON ({error}): the run was altered or half-copied") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise BKDError(
-            f"{path} has run format {found!r}, and this bkd_fast reads format {FORMAT}: train again, or install "
-            f"the bkd_fast that wrote it ({manifest.get('bkd_fast') if isinstance(manifest, dict) else None})"
+    with _about(path):
+        if path.stat().st_size > MAX_MANIFEST:
+            raise BKDError(f"it has {path.stat().st_size} bytes, and a manifest has at most {MAX_MANIFEST}")
+        try:
+            given = json.loads(path.read_bytes(), parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            raise BKDError(f"it is not valid JSON ({error}): the run was altered or half-copied") from error
+        if not isinstance(given, dict):
+            raise BKDError("it is not a run's manifest")
+        kind, version = given.pop("format", None), given.get("bkd_fast")
+        if type(kind) is not int or kind != FORMAT:
+            raise BKDError(
+                f"it has run format {_shown(kind)}, and this bkd_fast reads format {FORMAT}: train again, or install "
+                f"the bkd_fast that wrote it ({_shown(version)})"
+            )
+        if given.pop("sha256", None) != _digest({"format": kind, **given}):
+            raise BKDError("it was altered since the run was saved (its SHA-256 differs): restore it or train again")
+        if "categories" in given:
+            return _categories(folder, given)
+        given = _mapping("the manifest", given, set(Manifest.__dataclass_fields__))
+        if not isinstance(given["bkd_fast"], str):
+            raise BKDError(f"bkd_fast is {_shown(version)}: expected a version")
+        return Manifest(
+            given["bkd_fast"],
+            Calibration.parse(given["calibration"]),
+            DataSource.parse(given["source"]),
+            _file_records(given["files"]),
         )
-    needed = {"categories"} if "categories" in manifest else {"calibration", "source", "files"}
-    missing = sorted(needed - manifest.keys())
-    if missing:
-        raise BKDError(f"{path} lacks {', '.join(missing)}: the run was altered")
+
+
+def read_category(folder: str | Path) -> Manifest:
+    """Return the manifest of one category's folder.
+
+    Raises:
+        BKDError: see :func:`load_trained`.
+    """
+    manifest = read_manifest(folder)
+    if not isinstance(manifest, Manifest):
+        raise BKDError(f"{folder} holds several categories where one is expected: it was altered")
     return manifest
 
 
 def category_folders(run: str | Path) -> dict[str, Path]:
-    """Category name -> its folder, for a run of one category (the folder itself) or of several."""
+    """Return category name -> folder, for a run of one category (the folder itself) or of several."""
     run = Path(run)
     manifest = read_manifest(run)
-    if "categories" in manifest:
-        return {name: run / name for name in manifest["categories"]}
-    return {manifest["source"]["category"]: run}
+    if isinstance(manifest, Manifest):
+        return {manifest.source.category: run}
+    return {name: run / name for name in manifest}
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder in ``folder``, which is deleted at the end with whatever is left in it."""
+    made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+    try:
+        made.chmod(0o755)
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def move(made: Path, path: Path) -> None:
+    """Put a file or folder in the place of another."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif made.is_dir():
+        path.unlink(missing_ok=True)
+    made.replace(path)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file atomically; a failed write (a full disk) leaves the earlier file as it was."""
+    """Write a safetensors file atomically; a failed write (a full disk) leaves the earlier file as it was."""
     with atomic_path(path) as temporary:
         try:
             save_file(
@@ -238,16 +366,166 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_state(model: BKD, state: Mapping[str, Tensor], path: Path) -> None:
-    """Loads a state dict that must fit exactly."""
+    """Load a state dict that must fit exactly."""
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:
         raise BKDError(f"{path} does not fit the configuration beside it: {error}") from error
 
 
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
+    """Compare the files of a run with its manifest: all there, none beside them, sizes and checksums equal."""
+    for name in (CONFIG, MODEL, SUPPORT):
+        if name not in files and not any(file.startswith(f"{name}/") for file in files):
+            raise BKDError(f"{folder} is incomplete: its {MANIFEST} names no {name}. Restore it or train again.")
+    for name, record in files.items():
+        path = folder / name
+        try:
+            found = [(folder / part).lstat() for part in (Path(name).parent, name)]
+        except OSError:
+            raise BKDError(f"{folder} is incomplete: {name} is missing. Restore it or train again.") from None
+        if not (stat.S_ISDIR(found[0].st_mode) and stat.S_ISREG(found[1].st_mode)):
+            raise BKDError(f"{path} is not a plain file in the run folder: a run holds no symbolic links")
+        if found[1].st_size != record.size:
+            raise BKDError(f"{path} was altered since the run was saved (its size differs). Restore it or train again.")
+    if files[CONFIG].size > MAX_CONFIG:
+        raise BKDError(f"{folder / CONFIG} has {files[CONFIG].size} bytes: no configuration is that long")
+    for path in (folder / SUPPORT).iterdir():
+        if f"{SUPPORT}/{path.name}" not in files and not path.name.startswith("."):
+            raise BKDError(f"{path} does not belong to the run: remove it")
+    with _about(folder), ThreadPoolExecutor(4) as pool:
+        sums = list(pool.map(lambda name: checksum(folder / name), files))
+    for (name, record), found_sum in zip(files.items(), sums, strict=True):
+        if found_sum != record.sha256:
+            raise BKDError(
+                f"{folder / name} was altered since the run was saved (its SHA-256 differs). Restore it or train again."
+            )
+
+
+def _read_model(path: Path, config: BKDConfig) -> tuple[BKD, dict[str, Tensor]]:
+    """Return the network that the configuration asks for, and its tensors, which fit it."""
+    with torch.device("meta"):  # shapes without memory
+        model = BKD(config, weights=None)
+    expected = model.state_dict()
+    with _about(path), safe_open(path, framework="pt") as file:
+        found = {name: _form(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if found != {name: (DTYPES.get(tensor.dtype), list(tensor.shape)) for name, tensor in expected.items()}:
+            raise BKDError(f"it does not fit the {CONFIG} beside it: other names, shapes or types of tensors")
+        state = _tensors(file)
+    persistent = all(name in expected for name, _ in model.named_buffers())
+    # Random numbers for every weight would take longer than all the rest of loading.
+    return model.to_empty(device="cpu") if persistent else BKD(config, weights=None), state
+
+
+def _read_support(path: Path, model: BKD) -> list[Tensor]:
+    """Return the levels of the support, (1, k, C_l, H_l, W_l) each, of the size that the configuration asks for."""
+    with _about(path), safe_open(path, framework="pt") as file:
+        found = {name: _form(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        kind = DTYPES[torch.float16 if model.config.retrieves else torch.float32]
+        shots = found["0"][1][1] if "0" in found and len(found["0"][1]) == 5 else 0
+        shapes = model.teacher.shapes(model.config.teacher.size)
+        if not shots or found != {str(index): (kind, [1, shots, *shape]) for index, shape in enumerate(shapes)}:
+            raise BKDError(f"it does not fit the {CONFIG} beside it: other names, shapes or types of tensors")
+        tensors = _tensors(file)
+    return [tensors[str(index)] for index in range(len(shapes))]
+
+
+def _form(tensor: Any) -> tuple[str, list[int]]:
+    """Return data type and shape of a tensor that is not loaded yet."""
+    return tensor.get_dtype(), tensor.get_shape()
+
+
+def _tensors(file: Any) -> dict[str, Tensor]:
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise BKDError(f"its tensor {name} holds values that are NaN or infinite")
+    return tensors
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Name ``path`` in whatever error reading it raises."""
+    try:
+        yield
+    except BKDError as error:
+        raise BKDError(f"{path} cannot be used: {error}") from error
+    except (OSError, SafetensorError, ValueError, OverflowError, RecursionError) as error:
+        raise BKDError(f"{path} cannot be read ({error}). Restore it or train again.") from error
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON values, however they are laid out in a file."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is not a number")
+
+
+def _mapping(name: str, value: Any, keys: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.keys() != keys:
+        found = ", ".join(sorted(value)[:20])[:200] if isinstance(value, dict) else _shown(value)
+        raise BKDError(f"{name} has {found}: expected {', '.join(sorted(keys))}")
+    return dict(value)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e38  # the range of float32; NaN is not below either
+
+
+def _is_mean_and_std(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[1] >= 0
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_record(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and type(value[0]) is int
+        and 0 <= value[0] < 1 << 62
+        and isinstance(value[1], str)
+        and re.fullmatch("[0-9a-f]{64}", value[1]) is not None
+    )
+
+
+def _file_records(value: Any) -> dict[str, FileRecord]:
+    if not isinstance(value, dict) or not all(map(_is_record, value.values())):
+        raise BKDError(f"files is {_shown(value)}: expected size and SHA-256 of each file")
+    for name in value:
+        if name not in (CONFIG, MODEL, FEATURES) and not SUPPORT_FILE.fullmatch(name):
+            raise BKDError(f"files names {_shown(name)}, which no run has")
+    return {name: FileRecord(*record) for name, record in value.items()}
+
+
+def _component(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not is_component(value):
+        raise BKDError(f"{name} is {_shown(value)}: expected the name of one folder, without separators")
+
+
+def _categories(folder: Path, given: Any) -> tuple[str, ...]:
+    names = _mapping("the manifest", given, {"bkd_fast", "categories"})["categories"]
+    if not isinstance(names, list) or not names or len(names) > 10_000:
+        raise BKDError(f"categories is {_shown(names)}: expected names")
+    for name in names:
+        _component("categories", name)
+        if (folder / name).is_symlink():
+            raise BKDError(f"the category {name} is a symbolic link: a run holds none")
+    if len(set(names)) < len(names):
+        raise BKDError("categories names one twice")
+    return tuple(names)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as an error shows it, however long or deep it is."""
+    if isinstance(value, (dict, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value) if not isinstance(value, int) or abs(value) < 1e30 else "a huge number"
+    return text if len(text) <= 80 else f"{text[:77]}…"

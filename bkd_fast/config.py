@@ -25,6 +25,7 @@ Augmentation = Literal[
     "translation_rotation_scale",
     "affine",
 ]
+SIZE = (256, 256)  # (H, W) in pixels of images where the teacher takes it
 
 
 def option(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -47,9 +48,15 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return None if off else _checked(name, value, kinds[0])
     if get_origin(hint) is tuple:
         parts = value.tolist() if hasattr(value, "tolist") else value
+        if kinds[-1] is Ellipsis:  # any number of values
+            if not isinstance(parts, (list, tuple)) or not parts:
+                raise BKDError(f"{name} is {value!r}: expected a list of at least one value")
+            kinds = kinds[:1] * len(parts)
         if not isinstance(parts, (list, tuple)) or len(parts) != len(kinds):
             raise BKDError(f"{name} is {value!r}: expected {len(kinds)} values")
         return tuple(_checked(name, part, kind) for part, kind in zip(parts, kinds, strict=True))
+    if str in kinds:  # int | str
+        hint = str if isinstance(value, str) else kinds[0]
     if hint is str:
         if not isinstance(value, (str, os.PathLike)):
             raise BKDError(f"{name} is {value!r}: expected a value of type str")
@@ -87,9 +94,21 @@ class TeacherConfig(Group):
     """The frozen teacher, and what is made of its features."""
 
     group = "teacher"
-    name: str = option("wide_resnet50_2.tv_in1k", "any timm CNN with features_only; its strides 4, 8 and 16 are used")
+    name: str = option("wide_resnet50_2.tv_in1k", "any timm backbone: a CNN or a vision transformer")
     weights: str = option("auto", "auto (package, then hub), none (random, for tests), or the path of a local file")
-    image_size: tuple[int, int] = option((256, 256), "(H, W) in pixels that images or tiles are resized to", 32, 65_536)
+    layers: tuple[int | str, ...] | None = option(
+        None,
+        "the layers that are the feature levels, by timm's index or name, such as [2, 5, 8] or ['layer2', 'layer3']. "
+        "None: those at strides 4, 8 and 16; of a plain ViT the blocks at a quarter, half and three quarters of it",
+    )
+    strides: tuple[int, ...] | None = option(None, "the feature levels by stride instead, such as [8, 16]", 1, 1024)
+    image_size: tuple[int, int] | None = option(
+        None,
+        "(H, W) in pixels that images or tiles are resized to. None: 256 x 256, or the nearest size that the teacher "
+        "takes; a trained run holds the size",
+        32,
+        4096,
+    )
     tile: int | None = option(
         None,
         "side of the square tiles, in pixels of the image, in which images are learned and predicted; neighbours share "
@@ -112,14 +131,25 @@ class TeacherConfig(Group):
     )
     levels: Literal["joint", "separate"] = option(
         "joint",
-        "joint compares all levels side by side at stride 8, and forward distillation also compares stride 4 alone. "
-        "separate compares each level alone",
+        "joint compares all levels side by side at the stride of the middle one (8 by default), and forward "
+        "distillation also compares the finest alone where it is finer. separate compares each level alone",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.patch_size % 2 == 0:
             raise BKDError(f"teacher.patch_size is {self.patch_size}: expected an odd number")
+        if self.layers is not None and self.strides is not None:
+            raise BKDError("teacher.layers and teacher.strides both choose the feature levels: set one of them")
+        for name in ("layers", "strides"):
+            chosen = getattr(self, name)
+            if chosen is not None and len(set(chosen)) < len(chosen):
+                raise BKDError(f"teacher.{name} is {chosen}: expected each once")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``image_size``, or 256 x 256 before a model has chosen it."""
+        return self.image_size or SIZE
 
 
 @dataclass(frozen=True)
@@ -397,7 +427,7 @@ class BKDConfig:
 
     def to_toml(self) -> str:
         """Return the whole configuration as TOML: a table a part, ``"none"`` for a part or an option that is off."""
-        import tomlkit  # here, since prediction needs none of it
+        import tomlkit  # here: only configurations in files need it
 
         document = tomlkit.document()
         for name, values in self.to_dict().items():
@@ -500,7 +530,7 @@ def read_toml(text: str) -> dict[str, Any]:
         raise BKDError(f"the configuration is of type {type(text).__name__}: expected TOML as text")
     try:
         return tomlkit.parse(text).unwrap()
-    except TOMLKitError as error:
+    except (TOMLKitError, ValueError, RecursionError) as error:  # numbers of 5,000 digits, 5,000 brackets
         raise BKDError(f"the configuration is not valid TOML: {error}") from error
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bkd_fast.artifact import load_trained
+from bkd_fast.artifact import load_trained, read_category, write_manifest
 from bkd_fast.cli import main
 from bkd_fast.errors import BKDError
 from bkd_fast.inference.detector import Detector
@@ -43,8 +43,7 @@ def test_a_broken_training_image_is_named_and_skipped_when_asked(make_category, 
         train(data, tmp_path / "run", tiny_config)
     assert not (tmp_path / "run").exists()
     run = train(data, tmp_path / "run", tiny_config.with_changes({"training.epochs": 1}), skip_unreadable=True)
-    source = json.loads((run / "manifest.json").read_text())["source"]
-    assert "001.png" not in source["train_files"] + source["validation_files"]
+    assert "001.png" not in read_category(run).source.used
 
 
 def test_an_occupied_output_folder(tiny_data, tiny_config, tmp_path):
@@ -123,7 +122,12 @@ def copied_run(tiny_run, tmp_path):
 def change_config(run, change):
     manifest = json.loads((run / "manifest.json").read_text())
     change(manifest)
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    manifest.pop("sha256")
+    write_manifest(run, manifest)
+
+
+def _linked(path):
+    path.symlink_to(path.rename(path.with_suffix(".moved")))
 
 
 @pytest.mark.parametrize(
@@ -131,9 +135,15 @@ def change_config(run, change):
     [
         (lambda run: (run / "manifest.json").unlink(), "has no manifest.json"),
         (lambda run: (run / "manifest.json").write_text("{"), "not valid JSON"),
-        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 4"),
-        (lambda run: change_config(run, lambda m: m.pop("calibration")), "lacks calibration"),
+        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 5"),
+        (
+            lambda run: change_config(run, lambda m: m.pop("calibration")),
+            "the manifest has bkd_fast, files, source: expected bkd_fast, calibration, files, source",
+        ),
         (lambda run: (run / "config.toml").write_text("[memory]"), "config.toml was altered"),
+        (lambda run: (run / "manifest.json").write_text('{"format": 4}'), "run format 4.*reads format 5: train again"),
+        (lambda run: (run / "support/999.png").write_bytes(b""), "does not belong to the run"),
+        (lambda run: _linked(run / "model.safetensors"), "no symbolic links"),
         (lambda run: (run / "manifest.json").rename(run / "config.json"), "written by an earlier bkd_fast"),
         (lambda run: (run / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda run: next((run / "support").iterdir()).unlink(), "support/.* is missing"),

@@ -145,3 +145,15 @@ def test_nonsense_in_place_of_a_part_or_all_is_an_error(junk):
     for call in calls:
         with pytest.raises(BKDError):
             call(junk)
+
+
+@pytest.mark.parametrize("kind", ["['sampled']", "1", '"drawn"'])
+def test_a_kind_that_there_is_not_is_refused_whatever_its_type(kind):
+    with pytest.raises(BKDError, match=r"support\.kind is"):
+        BKDConfig.from_toml(f"[support]\nkind = {kind}")
+
+
+@pytest.mark.parametrize("value", ["1" * 400, "1" * 5000, "[" * 5000, "nan"])
+def test_a_value_that_no_float_holds_is_refused(value):
+    with pytest.raises(BKDError):
+        BKDConfig.from_toml(f"[training]\nlearning_rate = {value}")

@@ -29,7 +29,15 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n+)?^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = {page: BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES}
 EXTRAS = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-USERS = ("train", "demo", "export", "anomalib", "ablate", "examples")  # extras that are not for work on the package
+USERS = (
+    "train",
+    "demo",
+    "export",
+    "anomalib",
+    "ablate",
+    "serve",
+    "examples",
+)  # extras that are not for work on the package
 # Appended to what would take minutes.
 SMALLER = {
     "train": "--image-size 64",
@@ -57,6 +65,8 @@ def desk(make_category, tmp_path, monkeypatch):
     shutil.copy(bad[0], tmp_path / "new.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "make_demo", functools.partial(demo.make_demo, train=4, good=2, bad=1))
+    for module in ("training.weights", "evaluation.doctor"):
+        monkeypatch.setattr(f"bkd_fast.{module}.check_hub", lambda name: None)
     original = timm.create_model
     monkeypatch.setattr(
         timm, "create_model", lambda *names, **options: original(*names, **{**options, "pretrained": False})
@@ -106,6 +116,7 @@ def names_for(desk):
     return {
         "good_images": images,
         "new_images": images[:1],
+        "images": images,
         "image": images[0],
         "camera_frames": lambda: iter([*images[:2], "missing.png"]),
         "act_on": lambda prediction: prediction.score,
@@ -145,8 +156,13 @@ def known_options():
     """Return the options of each command of ``bkd-fast``, and of any program of the repository."""
     commands = next(each for each in parser()._actions if isinstance(each, argparse._SubParsersAction)).choices
     own = {name: set(command._option_string_actions) for name, command in commands.items()}
-    sources = [path.read_text() for folder in ("tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    return own, set().union(*own.values(), re.findall(r'"(--[a-z-]+)"', "".join(sources)))
+    sources = [
+        path.read_text() for folder in ("tools", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+    ]
+    # examples/serve.py makes an option of each limit.
+    limits = re.findall(r"^    (\w+): (?:int|float) = option\(", (ROOT / "examples/serve.py").read_text(), re.MULTILINE)
+    limits = [f"--{name.replace('_', '-')}" for name in limits]
+    return own, set().union(*own.values(), limits, re.findall(r'"(--[a-z-]+)"', "".join(sources)))
 
 
 def test_commands_in_sentences_name_what_exists():

@@ -1,7 +1,6 @@
 """The examples, run as a user would."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -53,31 +52,3 @@ def test_a_folder_is_watched(tiny_run, tiny_data, tmp_path):
     detector = Detector.load(tiny_run)
     assert [line["score"] for line in lines[:3]] == pytest.approx([detector(one).score for one in pictures], abs=1e-3)
     assert "not an image that can be decoded" in lines[3]["error"]
-
-
-CLIENT = """
-import sys
-from pathlib import Path
-from fastapi.testclient import TestClient
-from serve import app, detector
-with TestClient(app) as client:
-    picture = Path(sys.argv[1])
-    found = client.post("/predict", content=picture.read_bytes())
-    assert found.status_code == 200, found.text
-    assert abs(found.json()["score"] - detector(picture).score) < 1e-6
-    assert found.json()["anomalous"] == detector(picture).label
-    for body, message in ((b"", "0 bytes"), (b"not an image", "not an image")):
-        refused = client.post("/predict", content=body)
-        assert refused.status_code == 422 and message in refused.text, refused.text
-print("served")
-"""
-
-
-def test_images_are_judged_over_http(tiny_run, tiny_data):
-    pytest.importorskip("fastapi")
-    pytest.importorskip("httpx")
-    picture = sorted((tiny_data / "test").rglob("*.png"))[0]
-    environment = {**os.environ, "BKD_RUN": str(tiny_run), "PYTHONPATH": str(EXAMPLES)}
-    command = [sys.executable, "-c", CLIENT, str(picture)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert ran.stdout.strip() == "served", ran.stderr

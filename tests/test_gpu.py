@@ -62,7 +62,7 @@ def test_features_are_matched_on_a_gpu_as_on_the_cpu():
 def test_graphs_predict_as_single_kernels_do(any_run, tiny_data):
     graphs, kernels = (Detector(load_trained(any_run), DEVICE, pack=pack) for pack in (True, False))
     files = sorted((tiny_data / "train/good").iterdir())
-    images = torch.stack([to_tensor(load_image(file), graphs.config.teacher.image_size) for file in files])
+    images = torch.stack([to_tensor(load_image(file), graphs.config.teacher.size) for file in files])
     for support in (files[:3], files[5:]):
         for detector in (graphs, kernels):
             detector.set_support(support)
@@ -131,7 +131,7 @@ def test_what_was_trained_on_a_gpu_is_exported(tiny_data, tiny_config, tmp_path,
     run = train(tiny_data, tmp_path / "run", tiny_config, accelerator=ACCELERATOR, progress=False)
     detector = Detector(load_trained(run), "cpu", pack=False)
     write(program(detector), "pt2", tmp_path / "model.pt2")
-    images = torch.stack([to_tensor(load_image(file), detector.config.teacher.image_size) for file in files])
+    images = torch.stack([to_tensor(load_image(file), detector.config.teacher.size) for file in files])
     scores, maps = (torch.as_tensor(value) for value in read("pt2", tmp_path / "model.pt2", 1)(images.numpy()))
     expected = Detector.load(run, device=DEVICE).score(images)
     torch.testing.assert_close(scores, expected[0].cpu(), rtol=1e-3, atol=1e-5)

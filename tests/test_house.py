@@ -15,7 +15,8 @@ RANKS = (
     ("artifact",),
     ("model", "data"),
     ("ops", "config", "decisions"),
-    ("extension", "errors", "files", "version"),
+    ("extension", "files"),
+    ("errors", "version"),
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 

@@ -105,7 +105,7 @@ def reverse_distillation(data: ImageDataset, settings: Settings, *, epochs: int 
     layers, normalize = _layers(settings)
     try:
         config = settings.config.teacher
-        model: Any = reverse_distillation_model(config.name, config.image_size, layers)
+        model: Any = reverse_distillation_model(config.name, config.size, layers)
     except UnknownBackboneError as error:
         return str(error)
     _load(model.encoder.feature_extractor, settings)
@@ -132,7 +132,7 @@ def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> 
     if path is None or not path.is_file():
         missing = "no weights of its teacher were given" if path is None else f"there is no file {path}"
         return f"{missing}: bring {PDN_FILE} of {PDN_ARCHIVE} and pass --efficientad-weights FILE"
-    if min(settings.config.teacher.image_size) < SMALLEST:
+    if min(settings.config.teacher.size) < SMALLEST:
         return f"its autoencoder needs images of at least {SMALLEST} x {SMALLEST} pixels"
     model = EfficientAdModel()
     try:
@@ -140,9 +140,7 @@ def efficientad(data: ImageDataset, settings: Settings, *, epochs: int = 40) -> 
     except (RuntimeError, TypeError, AttributeError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         return f"{path} does not hold its teacher ({reason}): bring {PDN_FILE} of {PDN_ARCHIVE}"
-    others = (
-        None if settings.imagenet is None else _penalty_images(settings.imagenet, settings.config.teacher.image_size)
-    )
+    others = None if settings.imagenet is None else _penalty_images(settings.imagenet, settings.config.teacher.size)
     model.teacher.requires_grad_(False)
     model.mean_std.update(_channel_statistics(model.teacher, data))
     steps = epochs * len(data)

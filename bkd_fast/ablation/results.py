@@ -90,7 +90,7 @@ def render(title: str, finished: Sequence[Finished]) -> str:
 def _protocol(finished: Sequence[Finished]) -> list[str]:
     categories = sorted({category for _, category, _, _ in finished})
     config = finished[0][0].config
-    size = config.teacher.image_size
+    size = config.teacher.size
     first = finished[0][3]
     environment = first["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)

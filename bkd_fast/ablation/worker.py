@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from bkd_fast.artifact import LOG, read_manifest
+from bkd_fast.artifact import LOG, read_category
 from bkd_fast.config import BKDConfig
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.environment import describe
@@ -39,12 +39,12 @@ def work(folder: Path) -> None:
     )
     seconds = time.monotonic() - started
     metrics = evaluate(model, given["data"], pictures=given["keep"], progress=False)
-    source = read_manifest(model)["source"]
+    source = read_category(model).source
     rows = read_log(model / LOG)
     result = {
         "metrics": metrics["categories"][given["category"]],
-        "train_images": len(source["train_files"]),
-        "validation_images": len(source["validation_files"]),
+        "train_images": len(source.train_files),
+        "validation_images": len(source.validation_files),
         "epochs": len(rows),
         "epoch_seconds": sum(row["seconds"] for row in rows),
         "seconds": round(seconds, 1),

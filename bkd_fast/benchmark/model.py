@@ -158,4 +158,4 @@ def _config(label: str, config: BKDConfig, changes: Mapping[str, Any] | None) ->
 
 def _images(count: int, config: BKDConfig) -> Tensor:
     """Random blots."""
-    return F.interpolate(torch.rand(count, 3, 32, 32), size=config.teacher.image_size, mode="bilinear")
+    return F.interpolate(torch.rand(count, 3, 32, 32), size=config.teacher.size, mode="bilinear")

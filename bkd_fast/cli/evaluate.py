@@ -12,6 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument("run_folder", type=Path, metavar="RUN")
     parser.add_argument("data", type=Path, nargs="?", help="data set (default: the one the run was trained on)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: RUN)")
+    parser.add_argument("--anomalous", type=Path, help="with a plain folder: defective images")
+    parser.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by relative path")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
 
@@ -22,10 +25,16 @@ def run(arguments: argparse.Namespace) -> None:
     from bkd_fast.evaluation.published import comparison
 
     metrics = evaluate(
-        arguments.run_folder, arguments.data, device=arguments.device, skip_unreadable=arguments.skip_unreadable
+        arguments.run_folder,
+        arguments.data,
+        out=arguments.out,
+        anomalous=arguments.anomalous,
+        masks=arguments.masks,
+        device=arguments.device,
+        skip_unreadable=arguments.skip_unreadable,
     )
     print(table(metrics))
     beside = comparison(metrics)
     if beside:
         print(f"\n{beside}\n")
-    print(f"report: {arguments.run_folder / 'report.html'}")
+    print(f"report: {(arguments.out or arguments.run_folder) / 'report.html'}")

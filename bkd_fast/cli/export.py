@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from bkd_fast.export import export
+    from bkd_fast.export import description, export
 
     path, difference = export(arguments.run_folder, arguments.format, arguments.out, deform_conv=arguments.deform_conv)
     agrees = "its run-time is not installed: not checked" if difference is None else f"differs by {difference:.1g}"
-    print(f"{path} ({agrees}); how to use it: {path.with_suffix('.json')}")
+    print(f"{path} ({agrees}); how to use it: {description(path)}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SHORTCUTS = {
     "teacher": "teacher.name",
     "weights": "teacher.weights",
+    "strides": "teacher.strides",
     "tile": "teacher.tile",
     "shots": "support.shots",
     "epochs": "training.epochs",
@@ -33,8 +34,15 @@ def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = (
     skipped = set(leave_out)
     parser.add_argument("--preset", default="default", help="default, paper or rd4ad (default: %(default)s)")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options on top of the preset, a table a part")
-    parser.add_argument("--teacher", help="any timm CNN, e.g. resnet18 or tf_efficientnet_lite0")
+    parser.add_argument("--teacher", help="any timm backbone, e.g. resnet18, tf_efficientnet_lite0 or a ViT")
     parser.add_argument("--weights", help="auto, or a local file with the teacher's ImageNet weights")
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="LAYER",
+        help="feature levels: timm's index or name of layers (default: by stride)",
+    )
+    parser.add_argument("--strides", type=int, nargs="+", metavar="PIXELS", help="feature levels: by stride instead")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="height and width, or one for both")
     parser.add_argument("--epochs", type=int, help="passes over the training images (default: the preset's)")
     parser.add_argument("--batch-size", type=int, help="images a step, over all processes (default: the preset's)")
@@ -85,6 +93,8 @@ def config_from(arguments: argparse.Namespace) -> BKDConfig:
     changes: dict[str, Any] = {
         option: value for name, option in SHORTCUTS.items() if (value := getattr(arguments, name, None)) is not None
     }
+    if arguments.layers:
+        changes["teacher.layers"] = [_value(layer) for layer in arguments.layers]
     if arguments.image_size:
         if len(arguments.image_size) > 2:
             raise BKDError(f"--image-size takes one number or two, not {len(arguments.image_size)}")

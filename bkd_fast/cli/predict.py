@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring tiles share (default: 0)")
     parser.add_argument("--threshold", type=float, help="decide with this threshold instead of the run's")
     add_reading(parser)
-    parser.add_argument("--skip-unreadable", action="store_true", help="report images that cannot be decoded and go on")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be predicted")
+    parser.add_argument("--no-pictures", action="store_true", help="write scores.csv alone")
+    parser.add_argument("--resume", action="store_true", help="add the images that OUT has no row for")
+    parser.add_argument("--drift", action="store_true", help="warn once when images stop being like the normal ones")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,5 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
         skip_unreadable=arguments.skip_unreadable,
         max_pixels=arguments.max_pixels,
         pages=arguments.pages,
+        pictures=not arguments.no_pictures,
+        resume=arguments.resume,
+        drift=arguments.drift,
     )
     print(summary)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder to write; new or empty")
     parser.add_argument("--category", nargs="+", help="categories to train (default: all)")
     parser.add_argument("--anomalous", type=Path, help="with a plain folder: defective images, for evaluation only")
-    parser.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by file name")
+    parser.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by relative path")
     add_options(parser)
     parser.add_argument("--resume", action="store_true", help="resume an interrupted run")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")

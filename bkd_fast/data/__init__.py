@@ -1,10 +1,20 @@
 """Images, data sets and the support set; :mod:`bkd_fast.data.demo` makes the built-in data."""
 
 from bkd_fast.data.augment import MODES, augment
-from bkd_fast.data.dataset import Category, ImageDataset, Sample, check_samples, find_categories, split_normals
+from bkd_fast.data.dataset import (
+    Category,
+    FileRecord,
+    ImageDataset,
+    Sample,
+    check_samples,
+    file_records,
+    find_categories,
+    image_files,
+    split_normals,
+    truth_of,
+)
 from bkd_fast.data.image import (
     from_pil,
-    image_files,
     infer_white,
     load_image,
     load_mask,
@@ -18,12 +28,14 @@ from bkd_fast.errors import ImageError
 __all__ = [
     "MODES",
     "Category",
+    "FileRecord",
     "ImageDataset",
     "ImageError",
     "Sample",
     "augment",
     "check_samples",
     "draw_support",
+    "file_records",
     "find_categories",
     "from_pil",
     "image_files",
@@ -36,4 +48,5 @@ __all__ = [
     "save_support",
     "split_normals",
     "to_tensor",
+    "truth_of",
 ]

@@ -217,17 +217,6 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Files below ``folder`` with an image suffix in any case, sorted; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
 @cache
 def _formats() -> tuple[str, ...]:
     """Return the formats of FORMATS that this Pillow has."""

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from bkd_fast.config import DataConfig
-from bkd_fast.data.image import image_files, load_image, to_tensor
+from bkd_fast.data.dataset import image_files
+from bkd_fast.data.image import load_image, to_tensor
 from bkd_fast.errors import BKDError
 
 

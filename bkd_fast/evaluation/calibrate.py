@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from bkd_fast.artifact import MANIFEST, Calibration, read_manifest
+from bkd_fast.artifact import Calibration, read_category, write_manifest
 from bkd_fast.data import image_files
 from bkd_fast.decisions import NormalScores, check_rate, found_at_rates
 from bkd_fast.errors import BKDError
-from bkd_fast.files import write_json
+from bkd_fast.files import locked
 from bkd_fast.inference.detector import Detector
+from bkd_fast.inference.drift import Observed
+from bkd_fast.model.calibration import statistics_of
 
 
 def calibrate(
@@ -39,35 +42,56 @@ def calibrate(
 
     Raises:
         BKDError: an unusable run, no images, an unreadable image, or a rate that is not between 0 and 1. The run then
-            stays unchanged.
+            stays unchanged. Also: another process writes to the run.
     """
     run = Path(run)
     if false_alarms is not None:
         check_rate(false_alarms)
+    read_category(run)  # its errors before a lock is taken
+    with locked(run):
+        return _calibrated(run, None if good is None else Path(good), false_alarms, defects, device)
+
+
+def _calibrated(
+    run: Path, good: Path | None, false_alarms: float | None, defects: str | Path | None, device: str
+) -> str:
+    manifest = read_category(run)
     detector = Detector.load(run, device=device)
     before = detector.calibration
     rate = before.false_alarms if false_alarms is None else false_alarms
-    normal, level = before.normal, before.normal_level
+    normal, level, teacher = before.normal, before.normal_level, before.teacher
     if good is not None:
-        scores, maxima, medians = _scores(detector, Path(good))
+        rows: list[np.ndarray] = []
+        scores, maxima, medians = _scores(detector, good, rows)
         normal, level = NormalScores("calibration", scores, maxima), float(np.median(medians))
-    after = Calibration.of(normal, level, rate)
+        # Without an image's own statistics (tiles on a GPU) drift is watched by scores alone.
+        teacher = statistics_of(torch.from_numpy(np.stack(rows))) if rows else {}
+    after = Calibration.of(normal, level, rate, teacher)
     lines = [after.sentence(), f"image threshold {before.threshold:.4g} -> {after.threshold:.4g}"]
     if defects is not None:
-        defective, _, _ = _scores(detector, Path(defects))
+        defective, _, _ = _scores(detector, Path(defects), [])
         lines += _defects_found(after, defective)
-    manifest = read_manifest(run)
-    write_json(run / MANIFEST, {**manifest, "calibration": asdict(after)})
+    write_manifest(run, replace(manifest, calibration=after))
     return "\n".join(lines)
 
 
-def _scores(detector: Detector, folder: Path) -> tuple[list[float], list[float], list[float]]:
-    """Return the scores of a folder's images, and the maximum and median of each anomaly map."""
+def _scores(
+    detector: Detector, folder: Path, statistics: list[np.ndarray]
+) -> tuple[list[float], list[float], list[float]]:
+    """Return the scores of a folder's images, and the maximum and median of each anomaly map.
+
+    Add their teacher's ``statistics``, see :func:`bkd_fast.model.calibration.level_statistics`.
+    """
     files = image_files(folder) if folder.is_dir() else []
     if not files:
         raise BKDError(f"there are no images in {folder}: expected a folder of images")
     scores, maxima, medians = [], [], []
-    for outcome in detector.stream(files):
+
+    def observe(_: float, row: np.ndarray | None) -> None:
+        if row is not None:
+            statistics.append(row)
+
+    for outcome in Observed(detector, detector.predictor(), observe, every=1).stream(files):
         if outcome.result is None:
             raise outcome.error or BKDError(f"{outcome.item!r} cannot be read")
         scores.append(outcome.result.score)

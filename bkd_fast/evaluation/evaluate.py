@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from bkd_fast.artifact import LOG, category_folders, read_manifest
+from bkd_fast.artifact import LOG, Manifest, category_folders, move, read_category, staging, write_manifest
 from bkd_fast.config import DataConfig
-from bkd_fast.data import Sample, check_samples, find_categories, load_mask, resize_mask
+from bkd_fast.data import Sample, check_samples, find_categories, resize_mask, truth_of
+from bkd_fast.data.progress import progress_bar
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.environment import describe
 from bkd_fast.evaluation.metrics import (
@@ -27,33 +30,45 @@ from bkd_fast.evaluation.metrics import (
 )
 from bkd_fast.evaluation.pictures import draw_overlay, heat_scale, inside
 from bkd_fast.evaluation.report import CategoryReport, HeatScale, ImageRecord, write_report
-from bkd_fast.files import atomic_write, write_json
+from bkd_fast.files import atomic_write, fitting, locked, write_json
 from bkd_fast.inference.detector import Detector
 from bkd_fast.model.bkd import BRANCHES
 from bkd_fast.training.checkpoint import read_log
+from bkd_fast.version import __version__
 
 SCORE_COLUMNS = ("category", "file", "defect", "label", "score", "threshold", "decision")
 BOTH = "both"
+OVERLAYS = "overlays"
+log = logging.getLogger("bkd_fast")
 
 
 def evaluate(
     run: str | Path,
     data: str | Path | None = None,
     *,
+    out: str | Path | None = None,
+    anomalous: str | Path | None = None,
+    masks: str | Path | None = None,
     device: str = "auto",
     skip_unreadable: bool = False,
     pictures: bool = True,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run, and write ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html`` into it.
+    """Evaluate a run, and write ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html``.
+
+    Images that the run was trained or validated on are no test images. Of a plain folder, those set aside in training
+    and those that are new since count; new ones are named in a note.
 
     Args:
         run: a run folder.
         data: a data set with the run's categories; None: the one it was trained on.
+        out: the folder to write to; None: the run folder.
+        anomalous, masks: for a plain folder, as in :func:`bkd_fast.train`; None: those given in training, if ``data``
+            is None.
         device: ``auto`` uses CUDA if there is a device.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
         pictures: False leaves out ``overlays/`` and ``report.html``.
-        progress: show a progress bar; None: if standard error is a terminal.
+        progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
 
     Returns:
         The content of ``metrics.json``: ``mean`` and ``categories`` with the seven
@@ -61,43 +76,55 @@ def evaluate(
         ``branches``, ``decisions``, and the numbers of ``images`` for ``train``, ``validation`` and ``test``.
 
     Raises:
-        BKDError: an unusable run or data set, or no test images.
+        BKDError: an unusable run or data set, no test images, or another process writes to ``out``.
     """
+    for package in ("sklearn", "jinja2"):
+        import_module(package)  # what the metrics and the report need is missing now, not after the last image
     run = Path(run)
+    out = run if out is None else Path(out)
     folders = category_folders(run)
-    # Load and check all categories before the first is evaluated.
-    detectors = {name: Detector.load(folder, device=device) for name, folder in folders.items()}
-    tests = {
-        name: _test_samples(folders[name], data, name, skip_unreadable, detectors[name].config.data) for name in folders
-    }
-    scale = heat_scale(list(detectors.values())) if pictures else None
-    reports, rows = [], []
-    metrics: dict[str, Any] = {"mean": {}, "categories": {}}
-    for name, detector in detectors.items():
-        report, metrics["categories"][name] = _evaluate_category(
-            name, detector, tests[name], folders[name], run, scale, progress
-        )
-        reports.append(report)
-        rows += [
-            (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision)
-            for image in report.images
-        ]
-    metrics["mean"] = mean_metrics(metrics["categories"].values())
-    write_json(run / "metrics.json", metrics)
-    with atomic_write(run / "scores.csv") as file:
-        csv.writer(file).writerows([SCORE_COLUMNS, *rows])
-    if not pictures:
-        return metrics
-    config = next(iter(detectors.values())).config.to_dict()
-    write_report(
-        run / "report.html",
-        title=f"BKD on {', '.join(folders)}",
-        categories=reports,
-        mean=metrics["mean"],
-        config=config,
-        environment=describe(),
-        heat_scale=scale,
-    )
+    with locked(out):
+        if out.resolve() != run.resolve():
+            write_manifest(out, {"bkd_fast": __version__, "kind": "evaluation"})
+        manifests = {name: read_category(folder) for name, folder in folders.items()}
+        # Load and check all categories before the first is evaluated.
+        detectors = {name: Detector.load(folder, device=device) for name, folder in folders.items()}
+        tests = {
+            name: _test_samples(
+                folders[name], manifests[name], data, name, anomalous, masks, skip_unreadable, detectors[name]
+            )
+            for name in folders
+        }
+        scale = heat_scale(list(detectors.values())) if pictures else None
+        reports, rows = [], []
+        metrics: dict[str, Any] = {"mean": {}, "categories": {}}
+        with staging(out) as made:
+            for name, detector in detectors.items():
+                report, metrics["categories"][name] = _evaluate_category(
+                    name, detector, tests[name], manifests[name], read_log(folders[name] / LOG), made, scale, progress
+                )
+                reports.append(report)
+                rows += [
+                    (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision)
+                    for image in report.images
+                ]
+            metrics["mean"] = mean_metrics(metrics["categories"].values())
+            # Until here, the results of an earlier evaluation are as they were.
+            if scale is not None:
+                move(made / OVERLAYS, out / OVERLAYS)
+        write_json(out / "metrics.json", metrics)
+        with atomic_write(out / "scores.csv") as file:
+            csv.writer(file).writerows([SCORE_COLUMNS, *rows])
+        if scale is not None:
+            write_report(
+                out / "report.html",
+                title=f"BKD on {', '.join(folders)}",
+                categories=[_moved(report, made, out) for report in reports],
+                mean=metrics["mean"],
+                config=next(iter(detectors.values())).config.to_dict(),
+                environment=describe(),
+                heat_scale=scale,
+            )
     return metrics
 
 
@@ -133,19 +160,19 @@ def _evaluate_category(
     name: str,
     detector: Detector,
     samples: list[Sample],
-    folder: Path,
-    run: Path,
+    manifest: Manifest,
+    log_rows: list[dict[str, float]],
+    out: Path,
     scale: HeatScale | None,
     progress: bool | None,
 ) -> tuple[CategoryReport, dict[str, Any]]:
-    """Return the report and the metrics of one category; write its overlays if there is a ``scale``."""
+    """Return the report and the metrics of one category; write its overlays below ``out`` if there is a ``scale``."""
     separate = len(detector.model.branches()) > 1 and not detector.config.teacher.tile
     branches = {BOTH: BRANCHES, **({branch: (branch,) for branch in BRANCHES} if separate else {})}
     pixels = {branch: PixelMetrics() for branch in branches}
     scores: dict[str, list[float]] = {branch: [] for branch in branches}
     records: list[ImageRecord] = []
-    hidden = None if progress is None else not progress
-    with tqdm(total=len(samples), desc=f"evaluating {name}", unit="image", disable=hidden) as bar:
+    with progress_bar(len(samples), f"evaluating {name}", "image", progress) as bar:
         for part, images, predicted in _predictions(detector, samples, branches):
             height, width = predicted[BOTH][1].shape[1:]
             truths = [_truth(sample, (height, width), detector.config.data) for sample in part]
@@ -155,18 +182,17 @@ def _evaluate_category(
                     if truth is not None:
                         pixels[branch].update(anomaly_map, truth)
             for sample, image, truth, score, anomaly_map in zip(part, images, truths, *predicted[BOTH], strict=True):
-                key, overlay = f"{sample.defect}/{sample.path.name}", None
+                overlay = None
                 if scale is not None:
-                    overlay = run / "overlays" / name / f"{key}.png"
+                    overlay = out / fitting(Path(OVERLAYS, name, f"{sample.key}.png"))
                     draw_overlay(overlay, image, anomaly_map, truth if sample.label else None, detector, scale)
                 decision = int(score > detector.threshold)
-                records.append(ImageRecord(key, sample.defect, sample.label, score, decision, overlay))
+                records.append(ImageRecord(sample.key, sample.defect, sample.label, score, decision, overlay))
             bar.update(len(part))
     labels = [sample.label for sample in samples]
     metrics = {branch: {**image_metrics(labels, scores[branch]), **pixels[branch].compute()} for branch in branches}
-    unmasked = sum(sample.label and sample.mask is None for sample in samples)
-    rows = read_log(folder / LOG)
-    source = read_manifest(folder)["source"]
+    unmasked = sum(sample.label and not sample.masks for sample in samples)
+    source = manifest.source
     report = CategoryReport(
         name=name,
         metrics=metrics[BOTH],
@@ -175,16 +201,16 @@ def _evaluate_category(
         images=records,
         roc=pixels[BOTH].roc(),
         pro=pixels[BOTH].pro(),
-        log=rows,
-        seconds=sum(row["seconds"] for row in rows) if rows else None,
-        train_count=len(source["train_files"]),
+        log=log_rows,
+        seconds=sum(row["seconds"] for row in log_rows) if log_rows else None,
+        train_count=len(source.train_files),
         inside=[] if scale is None else inside(detector, samples, records),
         notes=[f"{unmasked} defective images have no mask and count for image metrics only"] if unmasked else [],
     )
     for accumulator in pixels.values():
         accumulator.close()
     decisions = classification_metrics(labels, [record.decision for record in records])
-    counts = {"train": len(source["train_files"]), "validation": len(source["validation_files"]), "test": len(samples)}
+    counts = {"train": len(source.train_files), "validation": len(source.validation_files), "test": len(samples)}
     return report, {**metrics[BOTH], "branches": metrics, "decisions": decisions, "images": counts}
 
 
@@ -213,21 +239,40 @@ def _truth(sample: Sample, size: tuple[int, int], reading: DataConfig) -> np.nda
     """Return the ground truth ``size`` bool, all False for a good image; None for a defective one without a mask."""
     if not sample.label:
         return np.zeros(size, bool)
-    return None if sample.mask is None else resize_mask(load_mask(sample.mask, reading), size)
+    truth = truth_of(sample, reading)
+    return None if truth is None else resize_mask(truth, size)
+
+
+def _moved(report: CategoryReport, made: Path, out: Path) -> CategoryReport:
+    """Return a report whose overlays have moved from ``made`` to ``out``."""
+
+    def there(image: ImageRecord) -> ImageRecord:
+        return image if image.overlay is None else replace(image, overlay=out / image.overlay.relative_to(made))
+
+    return replace(report, images=[*map(there, report.images)], inside=[*map(there, report.inside)])
 
 
 def _test_samples(
-    folder: Path, data: str | Path | None, name: str, skip_unreadable: bool, reading: DataConfig
+    folder: Path,
+    manifest: Manifest,
+    data: str | Path | None,
+    name: str,
+    anomalous: str | Path | None,
+    masks: str | Path | None,
+    skip_unreadable: bool,
+    detector: Detector,
 ) -> list[Sample]:
-    """Return the readable test images of a category, in ``data`` or where it was trained."""
-    source = read_manifest(folder)["source"]
-    root = Path(data) if data is not None else Path(source["root"])
+    """Return the usable test images of a category, in ``data`` or where it was trained."""
+    source = manifest.source
+    root = Path(source.root if data is None else data)
     if data is None and not root.exists():
         raise BKDError(
             f"the data of {folder} is no longer at {root}: pass its new path, `bkd-fast evaluate {folder} DATA`"
         )
-    extra = {key: Path(source[key]) for key in ("anomalous", "masks") if source[key] is not None and data is None}
-    categories = find_categories(root, None, **extra)
+    if data is None:
+        anomalous, masks = anomalous or source.anomalous, masks or source.masks
+    bad, truths = (None if given is None else Path(given) for given in (anomalous, masks))
+    categories = find_categories(root, anomalous=bad, masks=truths, used=source.used)
     # In a data set of one category, the name of its folder does not matter.
     matching = [category for category in categories if category.name == name] or (
         categories if len(categories) == 1 else []
@@ -237,7 +282,18 @@ def _test_samples(
         raise BKDError(f"{root} has no category {name!r}, which the run was trained on; it has {names}")
     if not matching[0].test:
         raise BKDError(
-            f"{root} has no test images for {name!r}: expected test/good and test/<defect> folders, "
-            "or train with --anomalous DIR on a plain folder. `bkd-fast predict` takes images without labels."
+            f"{root} has no test images for {name!r}: expected test/good and test/<defect> folders, or for a plain "
+            "folder --anomalous DIR. `bkd-fast predict` takes images without labels."
         )
-    return check_samples(matching[0].test, skip_unreadable=skip_unreadable, config=reading)
+    if matching[0].plain:
+        good = {sample.name for sample in matching[0].test if not sample.label}
+        for files, what in (
+            (sorted(good - source.test_files.keys()), "new since training; they count as good test images"),
+            (sorted(source.test_files.keys() - good), "missing, which were set aside for testing"),
+        ):
+            if files:
+                log.warning("%d images in %s are %s: %s", len(files), root, what, ", ".join(files[:10]))
+    config = detector.config
+    return check_samples(
+        matching[0].test, skip_unreadable=skip_unreadable, tile=config.teacher.tile, config=config.data
+    )

@@ -10,6 +10,7 @@ import numpy as np
 
 from bkd_fast.data import Sample, resize_image
 from bkd_fast.evaluation.report import HeatScale, ImageRecord, by_outcome, render_inside, render_panel, write_overlay
+from bkd_fast.files import fitting
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.explain import explain
 
@@ -46,7 +47,7 @@ def inside(detector: Detector, samples: Sequence[Sample], records: Sequence[Imag
     for record in (group[0] for group in by_outcome(records).values() if group):
         assert record.overlay is not None
         image = detector.read(paths[record.name])
-        picture = record.overlay.with_suffix(".inside.png")
+        picture = fitting(record.overlay.with_suffix(".inside.png"))
         write_overlay(picture, render_inside(image, explain(detector, image)))
         pictured.append(replace(record, overlay=picture))
     return pictured

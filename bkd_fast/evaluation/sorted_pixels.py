@@ -120,7 +120,9 @@ class _Runs:
             if self.file is None:
                 self.file = tempfile.TemporaryFile(buffering=0, dir=self.folder)  # noqa: SIM115, lives until close()
             self.file.seek(self.written * self.stored.itemsize)
-            run.astype(self.stored).tofile(self.file)
+            left = run.astype(self.stored).data.cast("B")
+            while left:  # a full disk takes a part, and refuses the next one
+                left = left[self.file.write(left) :]
         except OSError as error:
             size = run.size * self.stored.itemsize / 1e6
             where = self.folder or tempfile.gettempdir()
@@ -159,7 +161,10 @@ class _Runs:
     def _entries(self, start: int, count: int) -> np.ndarray:
         assert self.file is not None
         self.file.seek(start * self.stored.itemsize)
-        return np.fromfile(self.file, self.stored, count)
+        entries = np.fromfile(self.file, self.stored, count)
+        if len(entries) != count:
+            raise BKDError(f"pixel metrics read {len(entries)} of {count} values back from their temporary file")
+        return entries
 
     def close(self) -> None:
         if self.file is not None:

@@ -8,22 +8,22 @@ import numpy as np
 
 from bkd_fast.artifact import load_trained
 from bkd_fast.errors import BKDError
-from bkd_fast.export.formats import INPUT, OUTPUTS, SUFFIXES, read, write
+from bkd_fast.export.formats import INPUT, OUTPUTS, RUNTIME, SUFFIXES, check_packages, read, write
 from bkd_fast.export.graph import program
 from bkd_fast.export.translations import onnx_translations
-from bkd_fast.files import write_json
+from bkd_fast.files import locked, write_json
 from bkd_fast.inference.detector import Detector
 from bkd_fast.version import __version__
 
 TOLERANCE = 1e-3  # of the largest value of a map, and of a score
 
-__all__ = ["export", "onnx_translations"]
+__all__ = ["description", "export", "onnx_translations"]
 
 
 def export(
     run: str | Path, format: str, out: str | Path | None = None, *, deform_conv: bool = False
 ) -> tuple[Path, float | None]:
-    """Write a run's model for another run-time, and beside it ``<name>.json``, which says how it is used.
+    """Write a run's model for another run-time, and beside it ``<file>.json``, which says how it is used.
 
     The graph takes float32 images (N, 3, H, W) in [0, 1] of the run's size, for any N, and gives scores (N,) and
     anomaly maps (N, H, W), both raw: thresholds are in the description, and can be changed without a new export.
@@ -39,8 +39,8 @@ def export(
         run-time is not installed.
 
     Raises:
-        BKDError: an unknown format, an unusable run, a package that is not installed, or a written file that does not
-            compute what the detector does.
+        BKDError: an unknown format, an unusable run, a package that is not installed, a file that cannot be written,
+            or one that does not compute what the detector does.
     """
     if format not in SUFFIXES:
         raise BKDError(f"there is no export format {format!r}: choose one of {', '.join(SUFFIXES)}")
@@ -51,27 +51,40 @@ def export(
     path = usual if out is None else Path(out)
     if path.suffix != usual.suffix:
         raise BKDError(f"{path} does not end in {usual.suffix}, as files of the format {format} do")
-    write(program(detector), format, path, deform_conv=deform_conv)
-    difference = _difference(detector, format, path)
-    if difference is not None and not difference <= TOLERANCE:
-        raise BKDError(
-            f"{path} was written, and in its run-time it differs from the detector by {difference:.2g} of the largest "
-            f"value, more than {TOLERANCE:g}: do not use it, and please report this"
+    check_packages(format)
+    # The run folder is ours; of any other one we only write our own files.
+    with locked(path.parent, sweep=path.parent.resolve() == Path(run).resolve()):
+        write(program(detector), format, path, deform_conv=deform_conv)
+        try:
+            difference = _difference(detector, format, path)
+        except RuntimeError as error:  # whatever a run-time raises
+            raise BKDError(f"{path} was written, and its run-time cannot read it ({error}): do not use it") from error
+        if difference is not None and not difference <= TOLERANCE:
+            raise BKDError(
+                f"{path} was written, and in its run-time it differs from the detector by {difference:.2g} of the "
+                f"largest value, more than {TOLERANCE:g}: do not use it, and please report this"
+            )
+        rows, columns = detector.config.teacher.size
+        values = "float32, RGB in [0, 1], resized with antialiasing"
+        write_json(
+            description(path),
+            {
+                "bkd_fast": __version__,
+                "format": format,
+                "input": {INPUT: ["N", 3, rows, columns], "values": values},
+                "outputs": {OUTPUTS[0]: ["N"], OUTPUTS[1]: ["N", rows, columns]},
+                "runtime": RUNTIME.get(format, {}),  # settings without which the thresholds do not fit
+                "threshold": detector.threshold,
+                "pixel_threshold": detector.pixel_threshold,
+                "difference": difference,
+            },
         )
-    rows, columns = detector.config.teacher.image_size
-    write_json(
-        path.with_suffix(".json"),
-        {
-            "bkd_fast": __version__,
-            "format": format,
-            "input": {INPUT: ["N", 3, rows, columns], "values": "float32, RGB in [0, 1], resized with antialiasing"},
-            "outputs": {OUTPUTS[0]: ["N"], OUTPUTS[1]: ["N", rows, columns]},
-            "threshold": detector.threshold,
-            "pixel_threshold": detector.pixel_threshold,
-            "difference": difference,
-        },
-    )
     return path, difference
+
+
+def description(path: Path) -> Path:
+    """Return the file beside an exported one that says how it is used: one for each format."""
+    return path.with_name(f"{path.name}.json")
 
 
 def _difference(detector: Detector, format: str, path: Path) -> float | None:
@@ -80,7 +93,7 @@ def _difference(detector: Detector, format: str, path: Path) -> float | None:
         return None
     # Normal images, the second with a mark: on noise, far from what it was trained on, a model is all rounding.
     images = detector.sample.repeat(3, 1, 1, 1)
-    rows, columns = detector.config.teacher.image_size
+    rows, columns = detector.config.teacher.size
     images[1, :, rows // 4 : rows // 2, columns // 4 : columns // 2] = 0.9
     images[2] = images[2].flip(-1)
     expected = [value.numpy() for value in detector.score(images)]

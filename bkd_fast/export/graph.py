@@ -36,7 +36,7 @@ class ExportedModel(nn.Module):
 def program(detector: Detector) -> ExportedProgram:
     """Return the graph for any number of images, made of PyTorch's operators and this package's."""
     model = ExportedModel(detector).eval()
-    images = torch.rand(2, 3, *detector.config.teacher.image_size, device=detector.device)
+    images = torch.rand(2, 3, *detector.config.teacher.size, device=detector.device)
     batch = Dim("batch", min=1, max=MAX_IMAGES)
     with torch.no_grad():
         return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from bkd_fast.artifact import MANIFEST, Trained, load_trained
+from bkd_fast.artifact import Trained, load_trained, read_category
+from bkd_fast.data import FileRecord
 from bkd_fast.data.inputs import Decoded, ImageLike, OneImage
 from bkd_fast.data.tiles import Size, overlap_of
 from bkd_fast.decisions import normalized, p_value
@@ -28,6 +28,9 @@ from bkd_fast.model.ambient import settled
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.folding import fold_batch_norm
 from bkd_fast.model.support import Support
+
+if TYPE_CHECKING:
+    from bkd_fast.inference.drift import DriftMonitor
 
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
@@ -159,7 +162,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         """
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
-        size = self.config.teacher.image_size
+        size = self.config.teacher.size
         with settled():  # not inference mode, whose tensors torch.compile does not take
             stacked = torch.stack([Decoded(image, self.config.data).fitted(size).to(self.device) for image in images])
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
@@ -174,10 +177,15 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         """
         return Decoded(image, self.config.data).array()
 
+    @property
+    def is_eager(self) -> bool:
+        """Whether the network runs module by module, so that a module's hooks see every image."""
+        return self._program is None
+
     def preprocess(self, image: ImageLike) -> Preprocessed:
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
         decoded = Decoded(image, self.config.data)
-        return Preprocessed(decoded.fitted(self.config.teacher.image_size), decoded.size)
+        return Preprocessed(decoded.fitted(self.config.teacher.size), decoded.size)
 
     def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
         """Return raw scores, and maps at the network's size."""
@@ -250,9 +258,17 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         workers: int = 2,
         tile: int | Size | None = None,
         overlap: int = 0,
+        monitor: DriftMonitor | None = None,
     ) -> Iterator[Outcome[ImageLike, Prediction]]:
-        """Predict images as they arrive; see :meth:`Predictor.stream`, and :meth:`predictor` for tiles."""
+        """Predict images as they arrive; see :meth:`Predictor.stream`, and :meth:`predictor` for tiles.
+
+        A ``monitor`` follows the images, and drift is logged once. It changes no prediction.
+        """
         predictor = self.predictor(tile, overlap)
+        if monitor is not None:
+            from bkd_fast.inference.drift import watch  # which imports this module
+
+            return watch(self, predictor, monitor).stream(images, batch=batch, workers=workers)
         stream = super().stream if predictor is self else predictor.stream
         return stream(images, batch=batch, workers=workers)
 
@@ -276,7 +292,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     @settled(inference=True)
     def score_features(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W) of the given branches."""
-        maps = self.model.anomaly_map(result, self.config.teacher.image_size, branches)
+        maps = self.model.anomaly_map(result, self.config.teacher.size, branches)
         return self.model.image_score(maps, result.image if "forward" in branches else None), maps
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -359,21 +375,21 @@ def check_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _files(run: Path) -> dict[str, str]:
-    """Return the checksums of a run's files, which tell whether it is still the same.
+def _files(run: Path) -> dict[str, FileRecord]:
+    """Return sizes and checksums of a run's files, which tell whether it is still the same.
 
     Raises:
         BKDError: the folder is gone.
     """
     try:
-        return dict(json.loads((run / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return read_category(run).files
+    except BKDError as error:
         raise BKDError(
             f"the detector's run folder {run} cannot be read ({error}): pickled and copied detectors are loaded from it"
         ) from error
 
 
-def _loaded_again(run: str, files: dict[str, str], options: dict[str, Any], kept: dict[str, Any]) -> Detector:
+def _loaded_again(run: str, files: dict[str, FileRecord], options: dict[str, Any], kept: dict[str, Any]) -> Detector:
     """Return the detector that was pickled or copied.
 
     Raises:

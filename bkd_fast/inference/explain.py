@@ -14,33 +14,35 @@ from bkd_fast.inference.detector import Detector
 from bkd_fast.model.ambient import settled
 from bkd_fast.model.memory import SparseMemory
 
+View = int | str
+
 
 @dataclass(frozen=True)
 class Explanation:
     """What happens to one image inside a model; per view from fine to coarse, each at its own size (h, w).
 
-    Views are what the branches compare, by their stride: with joint levels the one at stride 8 is all levels side
-    by side.
+    Views are what the branches compare, each under its stride, or under the name of its layer where strides are equal.
+    With joint levels the one at the stride of the middle level (8 by default) is all of them side by side.
 
     Attributes:
-        distances: branch -> stride -> smoothed distance from the query at the network's size (H, W), in units of its
+        distances: branch -> view -> smoothed distance from the query at the network's size (H, W), in units of its
             mean over validation normals.
-        offsets: stride -> (2, h, w), the mean over shots and taps of how far the support is fetched from, down and to
+        offsets: view -> (2, h, w), the mean over shots and taps of how far the support is fetched from, down and to
             the right, in pixels of the network's image.
-        unaligned, aligned: stride -> (h, w), squared distance from the query of the support as matched or sampled, and
+        unaligned, aligned: view -> (h, w), squared distance from the query of the support as matched or sampled, and
             as warped.
-        kept: stride -> (h, w), how many memory items each feature is read from.
-        strongest: stride -> (h, w), the index of the item of the largest weight; -1 where none counts.
-        weight: stride -> (h, w), that item's weight; read from neighbors, others may be negative.
+        kept: view -> (h, w), how many memory items each feature is read from.
+        strongest: view -> (h, w), the index of the item of the largest weight; -1 where none counts.
+        weight: view -> (h, w), that item's weight; read from neighbors, others may be negative.
     """
 
-    distances: Mapping[str, Mapping[int, np.ndarray]]
-    offsets: Mapping[int, np.ndarray]
-    unaligned: Mapping[int, np.ndarray]
-    aligned: Mapping[int, np.ndarray]
-    kept: Mapping[int, np.ndarray]
-    strongest: Mapping[int, np.ndarray]
-    weight: Mapping[int, np.ndarray]
+    distances: Mapping[str, Mapping[View, np.ndarray]]
+    offsets: Mapping[View, np.ndarray]
+    unaligned: Mapping[View, np.ndarray]
+    aligned: Mapping[View, np.ndarray]
+    kept: Mapping[View, np.ndarray]
+    strongest: Mapping[View, np.ndarray]
+    weight: Mapping[View, np.ndarray]
 
 
 @settled(inference=True)
@@ -53,37 +55,37 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
     Raises:
         BKDError: not an image.
     """
-    model, size = detector.model, detector.config.teacher.image_size
+    model, size = detector.model, detector.config.teacher.size
     levels = detector.levels(Decoded(image, detector.config.data).fitted(size).unsqueeze(0))
     result = model.distill(levels, detector.support)
     distances = {
         branch: {
-            stride: _array(level[0]) / scale
-            for stride, level, scale in zip(model.strides[-len(maps) :], maps, model.map_scale[branch], strict=True)
+            view: _array(level[0]) / scale
+            for view, level, scale in zip(model.names[-len(maps) :], maps, model.map_scale[branch], strict=True)
         }
         for branch, maps in model.level_maps(result, size).items()
     }
-    strides = model.strides if result.aligned else ()
-    unaligned = model.unaligned(levels, detector.support) if strides else []
+    views: Sequence[View] = model.names if result.aligned else ()
+    unaligned = model.unaligned(levels, detector.support) if views else []
     kept, strongest, weight = {}, {}, {}
     if detector.config.memory is not None:
         remembered = len(model.memories)
-        pairs = zip(model.strides[-remembered:], model.memories, result.teacher[-remembered:], strict=True)
-        for stride, memory, level in pairs:
+        pairs = zip(model.names[-remembered:], model.memories, result.teacher[-remembered:], strict=True)
+        for view, memory, level in pairs:
             assert isinstance(memory, SparseMemory)
             weights = memory.attention(level)[0]
             largest, item = weights.max(-1)
-            kept[stride] = _array((weights != 0).sum(-1))
-            strongest[stride] = _array(torch.where(largest > 0, item, -1))
-            weight[stride] = _array(largest)
+            kept[view] = _array((weights != 0).sum(-1))
+            strongest[view] = _array(torch.where(largest > 0, item, -1))
+            weight[view] = _array(largest)
     return Explanation(
         distances=distances,
         offsets={
-            stride: stride * _array(_mean_offset(offset))
-            for stride, offset in zip(strides, result.offsets, strict=False)
+            view: stride * _array(_mean_offset(offset))
+            for view, stride, offset in zip(views, model.strides, result.offsets, strict=False)
         },
-        unaligned=_distances(strides, result.teacher, unaligned),
-        aligned=_distances(strides, result.teacher, result.aligned),
+        unaligned=_distances(views, result.teacher, unaligned),
+        aligned=_distances(views, result.teacher, result.aligned),
         kept=kept,
         strongest=strongest,
         weight=weight,
@@ -95,9 +97,9 @@ def _mean_offset(offset: Tensor) -> Tensor:
     return offset.unflatten(1, (-1, 2)).mean((0, 1))
 
 
-def _distances(strides: Sequence[int], query: Sequence[Tensor], support: Sequence[Tensor]) -> dict[int, np.ndarray]:
-    pairs = zip(strides, query, support, strict=False)  # no support without forward branch
-    return {stride: _array((q - s).square().mean(1)[0]) for stride, q, s in pairs}
+def _distances(views: Sequence[View], query: Sequence[Tensor], support: Sequence[Tensor]) -> dict[View, np.ndarray]:
+    triples = zip(views, query, support, strict=False)  # no support without forward branch
+    return {view: _array((q - s).square().mean(1)[0]) for view, q, s in triples}
 
 
 def _array(values: Tensor) -> np.ndarray:

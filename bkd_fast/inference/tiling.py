@@ -65,7 +65,7 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         return self.detector.postprocess(raw)
 
     def _predict(self, image: Decoded, blender: TileBlender) -> RawPrediction:
-        size, each = self.detector.config.teacher.image_size, self.detector.batch
+        size, each = self.detector.config.teacher.size, self.detector.batch
         tiles, highest = list(blender.tiles()), -math.inf
         for start in range(0, len(tiles), each):
             group = tiles[start : start + each]

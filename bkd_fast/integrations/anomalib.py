@@ -31,7 +31,7 @@ from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import learn_normal
 from bkd_fast.model.support import Exclude, Support
-from bkd_fast.model.teacher import Weights
+from bkd_fast.model.teacher import Weights, with_image_size
 from bkd_fast.training.step import TrainingStep, make_optimizer
 from bkd_fast.training.thresholds import measure_normals
 from bkd_fast.training.weights import load_weights
@@ -99,7 +99,7 @@ class Bkd(AnomalibModule):
     them. Support and memory come from the others. The data module's augmentations apply to training images.
 
     Args:
-        teacher: any timm CNN (see :class:`bkd_fast.BKDConfig`).
+        teacher: any timm backbone (see :class:`bkd_fast.BKDConfig`).
         preset: ``default``, ``paper`` or ``rd4ad``.
         settings: any other option of :class:`bkd_fast.BKDConfig`, as in ``{"memory.items": 500}``. Epochs and
             batch size are the Engine's and the data module's, and thresholds the post-processor's.
@@ -127,10 +127,9 @@ class Bkd(AnomalibModule):
     ) -> None:
         trained = None if run is None else load_trained(Path(run))
         config = BKDConfig.preset(preset, {"teacher.name": teacher, **(settings or {})})
-        if trained is not None:
-            config = trained.config
+        config = config.with_changes(teacher=with_image_size(config.teacher)) if trained is None else trained.config
         if pre_processor is True:
-            pre_processor = PreProcessor(transform=Compose([Resize(config.teacher.image_size, antialias=True)]))
+            pre_processor = PreProcessor(transform=Compose([Resize(config.teacher.size, antialias=True)]))
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )

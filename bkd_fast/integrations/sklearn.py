@@ -48,7 +48,7 @@ class BKDDetector(OutlierMixin, BaseEstimator):
         teacher: str = TeacherConfig.name,
         *,
         weights: str = TeacherConfig.weights,
-        image_size: tuple[int, int] = TeacherConfig.image_size,
+        image_size: tuple[int, int] | None = TeacherConfig.image_size,
         epochs: int = TrainingConfig.epochs,
         batch_size: int = TrainingConfig.batch_size,
         preset: str = "default",

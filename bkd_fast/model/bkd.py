@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from bkd_fast.config import BKDConfig
 from bkd_fast.errors import BKDError
 from bkd_fast.model.alignment import AlignmentPyramid
-from bkd_fast.model.bottleneck import OneClassBottleneck
+from bkd_fast.model.bottleneck import OneClassBottleneck, check_strides
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.student import StudentDecoder
 from bkd_fast.model.support import Exclude, FixedSupport, Query, SampledViews, Support, describe, make_bank
-from bkd_fast.model.teacher import STRIDES, Teacher, Weights
-from bkd_fast.model.views import joint_views
+from bkd_fast.model.teacher import Teacher, Weights, with_image_size
+from bkd_fast.model.views import joint_views, middle
 from bkd_fast.ops import cosine_anomaly_map, distillation_loss
 
 BRANCHES = ("forward", "reverse")
@@ -29,7 +29,7 @@ SCORES = ("map", "image")  # what the image score combines
 class Distillation(NamedTuple):
     """The query's views Q and what each branch makes of them; per view (N, C, H, W).
 
-    Views are the teacher's levels, or with ``levels="joint"`` the one at stride 4 and all of them side by side.
+    Views are the teacher's levels, or with ``levels="joint"`` the finest one and all of them side by side.
     ``aligned`` (S~) and ``offsets`` are empty without the forward branch, ``reconstruction`` (D: what memory or student
     rebuild) without the reverse one. They are of the last views where a branch leaves the first ones out. ``image``
     (N,) is the distance of each whole image from the best combination of its supports, where queries retrieve them.
@@ -56,18 +56,30 @@ class BKD(nn.Module):
 
     def __init__(self, config: BKDConfig, *, weights: Weights | None) -> None:
         super().__init__()
+        if config.teacher.image_size is None:
+            config = config.with_changes(teacher=with_image_size(config.teacher))
         self.config = config
         self.teacher = Teacher(config.teacher, weights)
-        channels = self.teacher.channels
+        channels, strides = self.teacher.channels, self.teacher.strides
         joint = config.teacher.levels == "joint"
-        widths = (channels[0], sum(channels)) if joint else channels
-        self.strides = STRIDES[: len(widths)]  # of the views
+        widths, self.strides = channels, strides  # of the views
+        if joint:
+            side_by_side = strides[middle(len(strides))]
+            finer = strides[0] < side_by_side  # and is a view alone
+            widths = (*channels[:finer], sum(channels))
+            self.strides = (*strides[:finer], side_by_side)
+        # Views of a vision transformer share a stride: name them by layer.
+        repeated = len(set(self.strides)) < len(self.strides)
+        self.names: tuple[int | str, ...] = self.strides
+        if repeated:
+            self.names = tuple(level.name for level in self.teacher.levels)
         remembered = widths[-1:] if joint else widths  # the reverse branch's views
         if config.support is not None:
             self.alignment = AlignmentPyramid(widths, config.support, config.alignment)
         if config.memory is not None:
             self.memories = nn.ModuleList(SparseMemory(width, config.memory) for width in remembered)
         if config.student is not None:
+            check_strides(config.teacher.name, strides)
             self.bottleneck = OneClassBottleneck(channels, config.student)
             self.student = StudentDecoder(self.bottleneck.channels, channels, config.student)
         # Of normal images: the mean distance of each branch and view, and mean and std of the logarithms that the image
@@ -192,7 +204,7 @@ class BKD(nn.Module):
     def _rebuild(self, views: Sequence[Tensor], exclude: Exclude | None) -> list[Tensor]:
         """Return D of Eq. 12: the read-out of the memory, or what bottleneck and student make of it."""
         config = self.config
-        levels = inputs = list(views[1:] if config.teacher.levels == "joint" else views)
+        levels = inputs = list(views[-1:] if config.teacher.levels == "joint" else views)
         if config.memory is not None:
             hidden = None if exclude is None else exclude.items
             read = [memory(level, hidden) for memory, level in zip(self.memories, levels, strict=True)]
@@ -232,7 +244,7 @@ class BKD(nn.Module):
         if self.config.anomaly_map.fusion != "geometric":
             targets = result.teacher[-min(len(views) for views in outputs.values()) :]
             return self._map(targets, flat, size, [1 / scale for branch in outputs for scale in self.map_scale[branch]])
-        # (d / scale) ** exponent of every branch and view: branches count the same. Of joint views the one at stride 4
+        # (d / scale) ** exponent of every branch and view: branches count the same. Of joint views the finest level
         # counts half: it sharpens the map of parts that supports explain, and blurs that of textures.
         targets = [view for views in outputs.values() for view in result.teacher[-len(views) :]]
         weights = [1 / scale for branch in outputs for scale in self.map_scale[branch]]
@@ -286,7 +298,7 @@ class BKD(nn.Module):
     def predict(self, images: Tensor, support: Support) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W), float32, of images (N, 3, H, W) in [0, 1] of the configured size."""
         result = self.distill(self.teacher(images), support)
-        maps = self.anomaly_map(result, self.config.teacher.image_size)
+        maps = self.anomaly_map(result, self.config.teacher.size)
         return self.image_score(maps, result.image), maps
 
     def top_mean(self, maps: Tensor) -> Tensor:

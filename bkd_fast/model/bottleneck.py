@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from bkd_fast.config import StudentConfig
+from bkd_fast.errors import BKDError
 from bkd_fast.model.blocks import ResidualBlock, conv3, initialize
 
 
@@ -16,6 +18,16 @@ def block_kind(channels: Sequence[int], config: StudentConfig) -> str:
     if config.block != "auto":
         return config.block
     return "bottleneck" if channels[0] >= 256 else "basic"
+
+
+def check_strides(teacher: str, strides: Sequence[int]) -> None:
+    """Raise a BKDError unless there are three levels, each at twice the stride of the one before."""
+    if len(strides) != 3 or any(2 * fine != coarse for fine, coarse in pairwise(strides)):
+        raise BKDError(
+            f"the student rebuilds three levels whose strides double, and those of {teacher} are "
+            f"{', '.join(map(str, strides))}: choose others by teacher.layers or teacher.strides, another teacher, or "
+            "student=none"
+        )
 
 
 class OneClassBottleneck(nn.Module):

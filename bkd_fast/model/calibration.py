@@ -121,7 +121,7 @@ def _statistics(model: BKD) -> tuple[list[Tensor], list[Tensor]]:
     stds = [model.teacher.get_buffer(f"std_{level}") for level in levels]
     count = len(model.memories)
     # A constant image of the smallest size that all levels have.
-    grid = [2 ** (len(means) - 1 - index) for index in range(len(means))]
+    grid = [-(-model.teacher.strides[-1] // stride) for stride in model.teacher.strides]
     shift = model.views([mean.expand(-1, -1, side, side) for mean, side in zip(means, grid, strict=True)])[-count:]
     if model.config.teacher.levels == "separate":
         return [view[0, :, 0, 0] for view in shift], [std.flatten() for std in stds]
@@ -164,7 +164,7 @@ def scale_maps(model: BKD, results: Iterable[Distillation]) -> None:
     sums = {branch: torch.zeros(len(scales), dtype=torch.float64) for branch, scales in model.map_scale.items()}
     images = 0
     for result in results:
-        maps_of = model.level_maps(result, model.config.teacher.image_size)
+        maps_of = model.level_maps(result, model.config.teacher.size)
         images += len(result.teacher[0])
         for branch, maps in maps_of.items():
             sums[branch] += torch.stack([level.double().mean((1, 2)).sum().cpu() for level in maps])
@@ -181,3 +181,43 @@ def choose_bank(levels: Iterable[Tensor], count: int) -> list[int]:
     """
     descriptors = torch.cat([describe(level.float()) for level in levels])
     return sorted(greedy_coreset(descriptors, count).tolist())
+
+
+LEVEL_STATISTICS = ("mean", "std", "offset", "row", "column")
+
+
+@torch.no_grad()
+def level_statistics(levels: Iterable[Tensor]) -> Tensor:
+    """Return five numbers of each level of an image, by which a change of camera or light shows: (N, 5 L) float32.
+
+    In order of LEVEL_STATISTICS, L times: mean and std of the features; root mean square of the channels' means; and
+    the centre of the features' squares, down and to the right, from 0 to 1.
+
+    Args:
+        levels: standardised teacher levels (N, C_l, H_l, W_l).
+    """
+    parts: list[Tensor] = []
+    for level in levels:
+        features = level.float()
+        energy = features.square().mean(1)
+        total = energy.sum((1, 2)).clamp_min(1e-12)
+        rows, columns = (
+            (torch.arange(count, device=energy.device) + 0.5) / count for count in (energy.shape[1], energy.shape[2])
+        )
+        parts += [
+            features.mean((1, 2, 3)),
+            features.flatten(1).std(1, unbiased=False),
+            features.mean((2, 3)).square().mean(1).sqrt(),
+            (energy.sum(2) * rows).sum(1) / total,
+            (energy.sum(1) * columns).sum(1) / total,
+        ]
+    return torch.stack(parts, 1)
+
+
+def statistics_of(images: Tensor) -> dict[str, list[float]]:
+    """Return mean and std over images of each of :func:`level_statistics` (N, 5 L), by names as ``level 1 mean``."""
+    wide = images.double()
+    std = wide.std(0) if len(wide) > 1 else torch.zeros_like(wide[0])
+    count = len(LEVEL_STATISTICS)
+    names = [f"level {index // count + 1} {LEVEL_STATISTICS[index % count]}" for index in range(wide.shape[1])]
+    return dict(zip(names, torch.stack([wide.mean(0), std], 1).tolist(), strict=True))

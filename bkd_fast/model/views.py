@@ -9,21 +9,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def joint_views(levels: Sequence[Tensor]) -> list[Tensor]:
-    """Return the level at stride 4 by itself, and all three side by side at stride 8.
+def middle(count: int) -> int:
+    """Return which of ``count`` levels has the size at which all are compared side by side."""
+    return (count - 1) // 2
 
-    The finest level is averaged, the deepest interpolated. Each counts the same in a squared distance: it is divided by
+
+def joint_views(levels: Sequence[Tensor]) -> list[Tensor]:
+    """Return all levels side by side at the size of the middle one, and before them the finest one where it is finer.
+
+    Finer levels are averaged, coarser ones interpolated. Each counts the same in a squared distance: it is divided by
     the square root of its share of the channels.
 
     Args:
-        levels: standardised, (N, C_l, H_l, W_l) at strides 4, 8 and 16.
+        levels: standardised, (N, C_l, H_l, W_l) from fine to coarse, of any number and any sizes.
 
     Returns:
-        (N, C_1, H_1, W_1) and (N, C_1 + C_2 + C_3, H_2, W_2).
+        (N, C_1, H_1, W_1), unless level 1 has the size of the middle one, and (N, C_1 + … + C_L, H_m, W_m).
     """
-    fine, middle, deep = levels
-    averaged = F.avg_pool2d(fine, 2, ceil_mode=True, count_include_pad=False)
-    enlarged = F.interpolate(deep, size=middle.shape[-2:], mode="bilinear", align_corners=False)
+    size = levels[middle(len(levels))].shape[-2:]
     total = sum(level.shape[1] for level in levels)
-    parts = [part * (total / (len(levels) * part.shape[1])) ** 0.5 for part in (averaged, middle, enlarged)]
-    return [fine, torch.cat(parts, 1).contiguous(memory_format=torch.channels_last)]
+    parts = [_resized(level, size) * (total / (len(levels) * level.shape[1])) ** 0.5 for level in levels]
+    joint = torch.cat(parts, 1).contiguous(memory_format=torch.channels_last)
+    return [joint] if levels[0].shape[-2:] == size else [levels[0], joint]
+
+
+def _resized(level: Tensor, size: torch.Size) -> Tensor:
+    if level.shape[-2] > size[0]:
+        ratio = [round(own / other) for own, other in zip(level.shape[-2:], size, strict=True)]
+        level = F.avg_pool2d(level, ratio, ceil_mode=True, count_include_pad=False)
+    if level.shape[-2:] == size:
+        return level
+    return F.interpolate(level, size=size, mode="bilinear", align_corners=False)

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bkd_fast.artifact import FORMAT, load_state, save_tensors
+from bkd_fast.artifact import FORMAT, DataSource, load_state, save_tensors
 from bkd_fast.config import BKDConfig
 from bkd_fast.errors import BKDError
 from bkd_fast.files import atomic_write
@@ -33,46 +33,75 @@ class Progress:
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16 training
 
 
-def save_checkpoint(path: Path, model: BKD, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Writes the checkpoint atomically. Order and randomness need no saving: they follow from seed, epoch and step."""
+def save_checkpoint(
+    path: Path, model: BKD, optimizer: torch.optim.Optimizer, progress: Progress, source: DataSource
+) -> None:
+    """Write the checkpoint atomically. Order and randomness need no saving: they follow from seed, epoch and step."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {MODEL_PREFIX + name: value for name, value in model.state_dict().items()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             tensors[f"{OPTIMIZER_PREFIX}{names[parameter]}/{key}"] = torch.as_tensor(value)
     meta = {"format": FORMAT, "config": model.config.to_dict(), "progress": asdict(progress)}
+    meta["source"] = asdict(source)
     save_tensors(path, tensors, {"bkd_fast": json.dumps(meta)})
 
 
-def load_checkpoint(path: Path, model: BKD, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restores ``model`` and ``optimizer`` in place.
+def read_begun(path: Path) -> tuple[DataSource, BKDConfig]:
+    """Return which files the training of a checkpoint uses, and its configuration.
 
     Raises:
-        BKDError: an unreadable file, another format, or a configuration that differs (the fields are named).
+        BKDError: an unreadable file, or another format.
     """
+    meta, _ = _read(path)
+    return DataSource.parse(meta.get("source")), BKDConfig.from_dict(_saved_config(path, meta))
+
+
+def load_checkpoint(path: Path, model: BKD, optimizer: torch.optim.Optimizer) -> Progress:
+    """Restore ``model`` and ``optimizer`` in place.
+
+    Raises:
+        BKDError: an unreadable file, another format, or a configuration that differs (the options are named).
+    """
+    meta, tensors = _read(path, tensors=True)
+    _check_same(path, _saved_config(path, meta), model.config)
+    load_state(model, _under(tensors, MODEL_PREFIX), path)
+    saved = _under(tensors, OPTIMIZER_PREFIX)
+    try:
+        for name, parameter in model.named_parameters():
+            state = _under(saved, f"{name}/")
+            if state:
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else torch.empty_like(parameter).copy_(value)
+                    for key, value in state.items()
+                }
+        return Progress(**meta["progress"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise BKDError(f"{path} is not a readable checkpoint ({error}): delete it to train from the start") from error
+
+
+def _read(path: Path, *, tensors: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})["bkd_fast"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise BKDError(f"{path} is not a readable checkpoint ({error}): delete it to train from the start") from error
-    if meta.get("format") != FORMAT:
-        raise BKDError(f"{path} has checkpoint format {meta.get('format')!r}, expected {FORMAT}: train from the start")
-    _check_same(path, meta["config"], model.config)
-    load_state(model, _under(tensors, MODEL_PREFIX), path)
-    saved = _under(tensors, OPTIMIZER_PREFIX)
-    for name, parameter in model.named_parameters():
-        state = _under(saved, f"{name}/")
-        if state:
-            optimizer.state[parameter] = {
-                key: value if key == "step" else torch.empty_like(parameter).copy_(value)
-                for key, value in state.items()
-            }
-    return Progress(**meta["progress"])
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else None
+        raise BKDError(f"{path} has checkpoint format {found!r}, expected {FORMAT}: train from the start")
+    return meta, values
+
+
+def _saved_config(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    config = meta.get("config")
+    if not isinstance(config, dict):
+        raise BKDError(f"{path} is not a readable checkpoint: delete it to train from the start")
+    return config
 
 
 def write_log(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """``log.csv``: a row an epoch."""
+    """Write ``log.csv``: a row for each epoch."""
     with atomic_write(path) as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -80,7 +109,7 @@ def write_log(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The inverse of :func:`write_log`; empty where there is no file."""
+    """Return the rows that :func:`write_log` wrote; none if there is no file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bkd_fast.decisions import NormalScores
 from bkd_fast.model import BKD
-from bkd_fast.model.calibration import scale_maps
+from bkd_fast.model.calibration import level_statistics, scale_maps, statistics_of
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.support import Exclude, Support, describe
 
@@ -36,11 +36,15 @@ class Normals(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of normal images, the median pixel of their maps, and how many of them are near duplicates."""
+    """Scores of normal images, the median pixel of their maps, and how many of them are near duplicates.
+
+    ``teacher``: :func:`bkd_fast.model.calibration.statistics_of` these images.
+    """
 
     scores: NormalScores
     normal_level: float
     duplicates: int
+    teacher: dict[str, list[float]]
 
 
 @torch.no_grad()
@@ -80,7 +84,8 @@ def measure_normals(model: BKD, support: Support, train: Normals, validation: No
         model.score_scale[name] = [float(logarithm.mean()) if len(logarithm) else 0.0, max(spread, 0.01)]
     scores = model.score_of(maps[:, 0], distances if len(distances) else None)
     normal = NormalScores(source, _highest(scores, images), _highest(maps[:, 1], images))
-    return Measured(normal, float(maps[:, 2].median()), duplicates)
+    teacher = _means(torch.cat([part.teacher for part in parts]), images)
+    return Measured(normal, float(maps[:, 2].median()), duplicates, statistics_of(teacher))
 
 
 def _highest(values: Tensor, images: Sequence[int]) -> list[float]:
@@ -88,6 +93,13 @@ def _highest(values: Tensor, images: Sequence[int]) -> list[float]:
     _, index = torch.tensor(images).unique(return_inverse=True)
     highest = torch.full((int(index.max()) + 1,), -torch.inf, dtype=values.dtype)
     return highest.scatter_reduce(0, index, values, "amax").tolist()
+
+
+def _means(values: Tensor, images: Sequence[int]) -> Tensor:
+    """The mean row of each image, which may have several tiles."""
+    _, index, count = torch.tensor(images).unique(return_inverse=True, return_counts=True)
+    total = torch.zeros(len(count), values.shape[1], dtype=torch.float64)
+    return total.index_add(0, index, values.double()) / count.unsqueeze(1)
 
 
 def can_leave_out(model: BKD) -> bool:
@@ -147,22 +159,27 @@ def _left_out(
 
 
 class _Parts(NamedTuple):
-    """``maps`` (N, 3): top mean, maximum and median of each map. ``images`` (N,) or (0,): whole images' distances."""
+    """``maps`` (N, 3): top mean, maximum and median of each map. ``images`` (N,) or (0,): whole images' distances.
+
+    ``teacher`` (N, 5 L): see :func:`bkd_fast.model.calibration.level_statistics`.
+    """
 
     maps: Tensor
     images: Tensor
+    teacher: Tensor
 
 
 def _scored(model: BKD, batches: Iterable[tuple[list[Tensor], Exclude | None]], support: Support) -> _Parts:
-    maps, images = [], []
+    maps, images, teacher = [], [], []
     for levels, exclude in batches:
         result = model.distill(levels, support, exclude)
-        found = model.anomaly_map(result, model.config.teacher.image_size)
+        found = model.anomaly_map(result, model.config.teacher.size)
         flat = found.flatten(1)
         maps.append(torch.stack([model.top_mean(found), flat.amax(1), flat.median(1).values], 1).cpu())
         if result.image is not None:
             images.append(result.image.cpu())
-    return _Parts(torch.cat(maps), torch.cat(images) if images else torch.empty(0))
+        teacher.append(level_statistics(levels).cpu())
+    return _Parts(torch.cat(maps), torch.cat(images) if images else torch.empty(0), torch.cat(teacher))
 
 
 def _batches(source: Normals) -> Iterator[list[Tensor]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,30 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from bkd_fast.artifact import FORMAT, MANIFEST, DataSource
+from bkd_fast.artifact import CHECKPOINT, DataSource, read_category, write_manifest
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import Category, check_samples, find_categories, infer_white, split_normals
+from bkd_fast.data import (
+    Category,
+    Sample,
+    check_samples,
+    file_records,
+    find_categories,
+    infer_white,
+    split_normals,
+)
 from bkd_fast.errors import BKDError, check_choice, check_float, check_int
-from bkd_fast.files import write_json
+from bkd_fast.files import MANIFEST, is_empty, locked
 from bkd_fast.model.ambient import settled
-from bkd_fast.model.teacher import Teacher
+from bkd_fast.model.bottleneck import check_strides
+from bkd_fast.model.teacher import Teacher, with_image_size
+from bkd_fast.training.checkpoint import read_begun
 from bkd_fast.training.sampler import Schedule
 from bkd_fast.training.trainer import CacheBudget, Job, Trainer
 from bkd_fast.training.weights import load_weights
 from bkd_fast.version import __version__
+
+log = logging.getLogger("bkd_fast")
+WHITES = ("integer_white", "float_white")  # options of DataConfig that the first training of a run may infer
 
 
 @settled(gradients=True, build=True)
@@ -54,20 +68,23 @@ def train(
         devices: processes to train with; under ``torchrun`` its processes are used.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto`` (bf16 where the GPU has it, else float32), ``32``, ``bf16`` or ``fp16`` autocast.
-        resume: continue an interrupted run of the same arguments; finished categories are left alone.
+        resume: continue an interrupted run of the same arguments, with the same images; finished categories are left
+            alone.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
         cache_gb: size of the teacher-feature cache in GB (float16). Images that do not fit are re-encoded every epoch.
         cache_dir: folder of the cache; None = in memory.
-        progress: a progress bar; None = where standard error is a terminal.
+        progress: a progress bar; None: if standard error is a terminal, else a line an epoch.
 
     Returns:
         ``out``.
 
     Raises:
-        BKDError: unusable images, folders or configuration, before anything is written; a loss that is not finite.
+        BKDError: unusable images, folders or configuration, before anything is written; another process writes to
+            ``out``; a loss that is not finite.
         KeyboardInterrupt: after an interrupt, once the checkpoint is written.
     """
-    config, out = config or BKDConfig(), Path(out)
+    config = config or BKDConfig()
+    out, data = Path(out), Path(data)
     devices = check_int("devices", devices, 1, 4096)
     check_choice("accelerator", accelerator, ("auto", "cpu", "cuda"))
     cache_gb = check_float("cache_gb", cache_gb, 0, 1e6)
@@ -77,65 +94,108 @@ def train(
             f"accelerator is 'cuda' and devices {devices}, and torch sees {torch.cuda.device_count()} CUDA devices: "
             "use fewer devices, or accelerator 'cpu'"
         )
-    found = find_categories(Path(data), categories, anomalous=_path(anomalous), masks=_path(masks))
-    configs = [_with_whites(config, category) for category in found]
-    jobs = [
-        _job(category, own, out if len(found) == 1 else out / category.name, skip_unreadable)
-        for category, own in zip(found, configs, strict=True)
-    ]
-    Teacher(config.teacher, load_weights(config.teacher))  # its errors before anything is written
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        _claim(out, resume)
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        strategy="ddp" if devices > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto",
-        precision=plugin,
-    )
-    fabric.launch()
-    cache = CacheBudget(int(cache_gb * 1e9), _path(cache_dir))
-    for job, own in zip(jobs, configs, strict=True):
-        source = DataSource(
-            root=str(Path(data).resolve()),
-            category=job.name,
-            anomalous=None if anomalous is None else str(Path(anomalous).resolve()),
-            masks=None if masks is None else str(Path(masks).resolve()),
-            train_files=[str(sample.path.name) for sample in job.train],
-            validation_files=[str(sample.path.name) for sample in job.validation],
+    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0  # of the processes that train together
+    found = find_categories(data, categories, anomalous=_path(anomalous), masks=_path(masks))
+    source = DataSource(str(data.resolve()), "", _absolute(anomalous), _absolute(masks))
+    with ExitStack() as stack:
+        begun = out.exists()
+        if first and begun:  # before anything is read that another process may be writing
+            stack.enter_context(_claimed(out, resume))
+        config = config.with_changes(teacher=with_image_size(config.teacher))
+        teacher = Teacher(config.teacher, load_weights(config.teacher))  # its errors before images are decoded
+        if config.student is not None:
+            check_strides(config.teacher.name, teacher.strides)
+        jobs = [
+            _job(category, config, out if len(found) == 1 else out / category.name, source, resume, skip_unreadable)
+            for category in found
+        ]
+        if first and not begun:
+            stack.enter_context(_claimed(out, resume))
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            strategy="ddp" if devices > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto",
+            precision=plugin,
         )
-        if resume and (job.folder / MANIFEST).is_file():
-            continue
-        Trainer(fabric, own, job, source, cache, progress).run()
-    if len(jobs) > 1 and fabric.is_global_zero:
-        names = [job.name for job in jobs]
-        write_json(out / MANIFEST, {"format": FORMAT, "bkd_fast": __version__, "categories": names})
-    fabric.barrier()
+        fabric.launch()
+        cache = CacheBudget(int(cache_gb * 1e9), _path(cache_dir))
+        for job, own in jobs:
+            if not job.done:
+                Trainer(fabric, own, job, cache, progress).run()
+        if len(jobs) > 1 and fabric.is_global_zero:
+            write_manifest(out, {"bkd_fast": __version__, "categories": [job.name for job, _ in jobs]})
+        fabric.barrier()
     return out
 
 
-def _with_whites(config: BKDConfig, category: Category) -> BKDConfig:
-    """Return the configuration with what is white in images of more than 8 bits, if it leaves that open."""
-    return replace(config, data=infer_white((sample.path for sample in category.train), config.data))
+def _job(
+    category: Category, config: BKDConfig, folder: Path, source: DataSource, resume: bool, skip_unreadable: bool
+) -> tuple[Job, BKDConfig]:
+    """Return what to train, and the configuration with what is white in images of more than 8 bits."""
+    if resume and (folder / MANIFEST).is_file():
+        read_category(folder)  # its errors now
+        return Job(category.name, [], [], folder, source, done=True), config
+    checkpoint = folder / CHECKPOINT
+    tile = config.teacher.tile
+    if resume and checkpoint.is_file():
+        saved, begun = read_begun(checkpoint)
+        whites = {name: getattr(begun.data, name) for name in WHITES if getattr(config.data, name) is None}
+        config = replace(config, data=replace(config.data, **whites))
+        train, validation = _same_files(category, saved, folder)
+        check_samples([*train, *validation], tile=tile, config=config.data)
+        return Job(category.name, train, validation, folder, saved), config
+    config = replace(config, data=infer_white((sample.path for sample in category.train), config.data))
+    samples = check_samples(category.train, skip_unreadable=skip_unreadable, tile=tile, config=config.data)
+    train, validation = split_normals(samples, config.training.validation_share, config.training.seed)
+    Schedule(len(train), config)  # its error for too few images, before anything is written
+    set_aside = [sample for sample in category.test if category.plain and not sample.label]
+    used = replace(
+        source,
+        category=category.name,
+        train_files=file_records(train),
+        validation_files=file_records(validation),
+        test_files=file_records(set_aside),
+    )
+    return Job(category.name, train, validation, folder, used), config
 
 
-def _job(category: Category, config: BKDConfig, folder: Path, skip_unreadable: bool) -> Job:
-    samples = check_samples(category.train, skip_unreadable=skip_unreadable, config=config.data)
-    train_samples, validation = split_normals(samples, config.training.validation_share, config.training.seed)
-    Schedule(len(train_samples), config)  # its error for too few images, before anything is written
-    return Job(category.name, train_samples, validation, folder)
+def _same_files(category: Category, saved: DataSource, folder: Path) -> tuple[list[Sample], list[Sample]]:
+    """Return the images that an interrupted training uses, whatever has come to their folder since.
+
+    Raises:
+        BKDError: one is missing or was changed.
+    """
+    good = [*category.train, *(sample for sample in category.test if category.plain and not sample.label)]
+    by_name = {sample.name: sample for sample in good}
+    missing = [name for name in saved.used if name not in by_name]
+    if missing:
+        raise BKDError(
+            f"{len(missing)} images that {folder} is being trained on are missing: {', '.join(missing[:5])}. Restore "
+            "them, or train anew into another folder"
+        )
+    records = file_records([by_name[name] for name in saved.used])
+    changed = [name for name, record in saved.used.items() if records[name] != record]
+    if changed:
+        raise BKDError(
+            f"{len(changed)} images that {folder} is being trained on have changed: {', '.join(changed[:5])}. Restore "
+            "them, or train anew into another folder"
+        )
+    new = sorted(by_name.keys() - saved.used.keys() - saved.test_files.keys())
+    if new:
+        log.warning(
+            "%s: %d images are new since the training began and are not trained on: %s",
+            category.name, len(new), ", ".join(new[:5]),
+        )  # fmt: skip
+    return [by_name[name] for name in saved.train_files], [by_name[name] for name in saved.validation_files]
 
 
-def _claim(out: Path, resume: bool) -> None:
-    """Makes sure that the run folder can be written and is not somebody else's."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        occupied = any(out.iterdir())
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise BKDError(f"the output folder {out} cannot be written ({error.strerror}): choose another --out") from error
-    if occupied and not resume:
-        raise BKDError(f"the output folder {out} is not empty: choose another --out, or resume with --resume")
+@contextmanager
+def _claimed(out: Path, resume: bool) -> Iterator[None]:
+    """Hold the run folder, which must be new or empty unless a training resumes."""
+    with locked(out):
+        if not resume and not is_empty(out):
+            raise BKDError(f"the output folder {out} is not empty: choose another --out, or resume with --resume")
+        yield
 
 
 def _precision(name: str, accelerator: str) -> Any:
@@ -145,6 +205,10 @@ def _precision(name: str, accelerator: str) -> Any:
         gpu = accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return choices["bf16" if gpu else "32"]
     return choices[name]
+
+
+def _absolute(value: str | Path | None) -> str | None:
+    return None if value is None else str(Path(value).resolve())
 
 
 def _path(value: str | Path | None) -> Path | None:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bkd_fast.artifact import CHECKPOINT, LOG, Calibration, DataSource, save_trained
 from bkd_fast.config import BKDConfig, SampledSupport
 from bkd_fast.data import ImageDataset, Sample, augment, draw_support
+from bkd_fast.data.progress import counted, is_terminal, progress_bar
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import learn_normal
@@ -40,12 +40,14 @@ PLATEAU = 0.002  # the share by which a validation loss must fall to count as lo
 
 @dataclass(frozen=True)
 class Job:
-    """One category to train, its images checked and divided."""
+    """One category to train, its images checked and divided; ``done`` if its run is there already."""
 
     name: str
     train: list[Sample]
     validation: list[Sample]
     folder: Path
+    source: DataSource
+    done: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,8 @@ class CacheBudget:
 class Trainer:
     """Trains one category; :meth:`run` once."""
 
-    def __init__(
-        self, fabric: Fabric, config: BKDConfig, job: Job, source: DataSource, cache: CacheBudget, progress: bool | None
-    ) -> None:
-        self.fabric, self.config, self.job, self.source = fabric, config, job, source
+    def __init__(self, fabric: Fabric, config: BKDConfig, job: Job, cache: CacheBudget, progress: bool | None) -> None:
+        self.fabric, self.config, self.job = fabric, config, job
         self.show = progress if fabric.is_global_zero else False
         fabric.seed_everything(config.training.seed, verbose=False)
         self.model = BKD(config, weights=load_weights(config.teacher)).to(fabric.device)
@@ -78,7 +78,7 @@ class Trainer:
     def _source(self, samples: list[Sample], cache: CacheBudget) -> FeatureSource:
         share = len(samples) / (len(self.job.train) + len(self.job.validation))
         return FeatureSource(
-            ImageDataset(samples, self.config.teacher.image_size, self.config.teacher.tile or 0, self.config.data),
+            ImageDataset(samples, self.config.teacher.size, self.config.teacher.tile or 0, self.config.data),
             self.model.teacher,
             self.fabric.device,
             int(share * cache.bytes),
@@ -99,14 +99,10 @@ class Trainer:
         if scaler is not None and state.scaler:
             scaler.load_state_dict(state.scaler)
         total = self.config.training.epochs * self.schedule.steps
-        bar = tqdm(
-            total=total,
-            initial=state.epoch * self.schedule.steps + state.step,
-            desc=self.job.name,
-            unit="step",
-            dynamic_ncols=True,
-            disable=None if self.show is None else not self.show,
-        )
+        # Elsewhere than on a terminal there is a line for each epoch.
+        show = is_terminal() if self.show is None else self.show
+        initial = state.epoch * self.schedule.steps + state.step
+        bar = progress_bar(total, self.job.name, "step", show, initial=initial)
         with bar, interruptible() as interrupted:
             while state.epoch < self.config.training.epochs and not self._settled(state):
                 self._epoch(step, optimizer, state, bar, interrupted)
@@ -116,7 +112,8 @@ class Trainer:
 
     def _begin(self) -> Progress:
         """Compute statistics, memory and support bank in one pass over the images, or resume from the checkpoint."""
-        count, levels = self.count, self.features.fill()
+        bar = progress_bar(self.count, f"{self.job.name}, features", "image", self.show)
+        count, levels = self.count, counted(self.features.fill(), bar)
         state, generator = None, None
         if self.checkpoint.is_file():
             state = load_checkpoint(self.checkpoint, self.model, self.optimizer)
@@ -136,7 +133,7 @@ class Trainer:
         batched = [level.unsqueeze(0) for level in self.features.levels(indices)]
         return [level.half() for level in batched] if self.config.retrieves else batched
 
-    def _epoch(self, step: nn.Module, optimizer: Any, state: Progress, bar: tqdm, interrupted: list[bool]) -> None:
+    def _epoch(self, step: nn.Module, optimizer: Any, state: Progress, bar: Any, interrupted: list[bool]) -> None:
         started, images = time.monotonic(), 0
         for part in self.schedule.epoch(state.epoch, state.step):
             for group in optimizer.param_groups:
@@ -176,8 +173,23 @@ class Trainer:
             }
         )
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+        if self.show is None and not is_terminal():
+            self._log_epoch(state.rows)
         if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS or state.epoch == self.config.training.epochs:
             self._save(state)
+
+    def _log_epoch(self, rows: Sequence[dict[str, float]]) -> None:
+        row, epochs = rows[-1], self.config.training.epochs
+        losses = ", ".join(
+            f"{text} {row[name]:.4g}"
+            for name, text in (("total", "loss"), ("validation_loss", "validation loss"))
+            if name in row
+        )
+        left = row["seconds"] * (epochs - len(rows))
+        log.info(
+            "%s: epoch %d of %d, %s, %.1f s, at most %.0f s left",
+            self.job.name, len(rows), epochs, losses, row["seconds"], left,
+        )  # fmt: skip
 
     def _exclude(self, queries: Sequence[int]) -> Exclude:
         """A training image is not its own support."""
@@ -246,7 +258,7 @@ class Trainer:
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         state.scaler = scaler.state_dict() if scaler is not None else {}
         if self.fabric.is_global_zero and all(torch.isfinite(p).all() for p in self.model.parameters()):
-            save_checkpoint(self.checkpoint, self.model, self.optimizer, state)
+            save_checkpoint(self.checkpoint, self.model, self.optimizer, state, self.job.source)
             if state.rows:
                 write_log(self.job.folder / LOG, state.rows)
         self.fabric.barrier()
@@ -271,7 +283,7 @@ class Trainer:
             support = self.model.make_support(levels)
             measured = measure_normals(self.model, support, self.features, self.validation, self.bank)
             false_alarms = self.config.training.false_alarms
-            calibration = Calibration.of(measured.scores, measured.normal_level, false_alarms)
+            calibration = Calibration.of(measured.scores, measured.normal_level, false_alarms, measured.teacher)
             if measured.duplicates:
                 log.info(
                     "%s: %d training images are near duplicates of others; none was compared with its own",
@@ -280,7 +292,7 @@ class Trainer:
                 )
             log.info("%s: %s", self.job.name, calibration.sentence())
             images = [self.features.dataset.array(index) for index in chosen]
-            save_trained(self.job.folder, self.model, calibration, self.source, images, levels, __version__)
+            save_trained(self.job.folder, self.model, calibration, self.job.source, images, levels, __version__)
             self.checkpoint.unlink(missing_ok=True)
         self.features.close()
         self.validation.close()

@@ -1,4 +1,6 @@
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from bkd_fast.data.dataset import ImageDataset, Sample, check_samples, find_categories, split_normals
-from bkd_fast.data.image import ImageError, load_image, to_tensor
-from bkd_fast.errors import BKDError
+from bkd_fast.data.dataset import (
+    ImageDataset,
+    Sample,
+    check_samples,
+    file_records,
+    find_categories,
+    image_files,
+    split_normals,
+    truth_of,
+)
+from bkd_fast.data.image import load_image, to_tensor
+from bkd_fast.errors import BKDError, ImageError
 
 
 def make_images(folder, *names, size=(10, 8), tone=90):
@@ -60,7 +71,7 @@ def test_category_holds_its_files_in_order_with_labels_and_defects(mvtec):
     (category,) = find_categories(mvtec, ["screw"])
     root = mvtec / "screw"
     assert relative(category.train, root) == [f"train/good/{index:03}.png" for index in range(3)]
-    assert {(sample.label, sample.defect, sample.mask) for sample in category.train} == {(0, "good", None)}
+    assert {(sample.label, sample.defect, sample.masks) for sample in category.train} == {(0, "good", ())}
     assert relative(category.test, root) == [
         "test/cut/000.png",
         "test/good/000.png",
@@ -76,13 +87,13 @@ def test_category_holds_its_files_in_order_with_labels_and_defects(mvtec):
 def test_ground_truth_is_found_with_and_without_mask_in_its_name(mvtec):
     (category,) = find_categories(mvtec, ["screw"])
     truth = mvtec / "screw/ground_truth"
-    assert [sample.mask for sample in category.test] == [
-        truth / "cut/000_mask.png",
-        None,
-        None,
-        truth / "hole/000_mask.png",
-        truth / "hole/001.png",
-        None,
+    assert [sample.masks for sample in category.test] == [
+        (truth / "cut/000_mask.png",),
+        (),
+        (),
+        (truth / "hole/000_mask.png",),
+        (truth / "hole/001.png",),
+        (),
     ]
 
 
@@ -126,7 +137,7 @@ def test_plain_folder_with_defective_images_gets_disjoint_normal_test_images(pla
     assert sorted(relative([*category.train, *normal], plain)) == [f"part {index}.png" for index in range(10)]
     defective = category.test[len(normal) :]
     assert relative(defective, bad) == ["x.png", "y.png"]
-    assert {(sample.label, sample.defect, sample.mask) for sample in defective} == {(1, "anomalous", None)}
+    assert {(sample.label, sample.defect, sample.masks) for sample in defective} == {(1, "anomalous", ())}
     assert find_categories(plain, anomalous=bad) == [category]
 
 
@@ -134,8 +145,8 @@ def test_masks_of_a_plain_folder_are_found_by_stem(plain, tmp_path):
     bad = make_images(tmp_path / "bad", "x.png", "y.jpg", "z.png")
     masks = make_images(tmp_path / "masks", "x_mask.png", "y.png", "w.png")
     (category,) = find_categories(plain, anomalous=bad, masks=masks)
-    found = {sample.path.name: sample.mask for sample in category.test if sample.label}
-    assert found == {"x.png": masks / "x_mask.png", "y.jpg": masks / "y.png", "z.png": None}
+    found = {sample.path.name: sample.masks for sample in category.test if sample.label}
+    assert found == {"x.png": (masks / "x_mask.png",), "y.jpg": (masks / "y.png",), "z.png": ()}
 
 
 def test_defective_images_and_masks_below_the_plain_folder_are_never_trained_on(plain):
@@ -246,7 +257,7 @@ def test_mask_of_another_size_names_both_sizes(tmp_path, skip):
     image = make_images(tmp_path / "images", "a.png", size=(10, 8)) / "a.png"
     mask = make_images(tmp_path / "masks", "a_mask.png", size=(12, 9)) / "a_mask.png"
     with pytest.raises(BKDError, match=r"a_mask\.png is 12 x 9 pixels and its image .*a\.png 10 x 8"):
-        check_samples([Sample(image, 1, "hole", mask)], skip_unreadable=skip)
+        check_samples([Sample(image, 1, "hole", (mask,))], skip_unreadable=skip)
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -255,7 +266,7 @@ def test_unreadable_mask_is_named(tmp_path, skip):
     mask = make_images(tmp_path / "masks", "a_mask.png") / "a_mask.png"
     truncate(mask)
     with pytest.raises(ImageError, match=r"a_mask\.png"):
-        check_samples([Sample(image, 1, "hole", mask)], skip_unreadable=skip)
+        check_samples([Sample(image, 1, "hole", (mask,))], skip_unreadable=skip)
 
 
 @pytest.mark.parametrize(
@@ -295,3 +306,170 @@ def test_dataset_item_is_the_resized_image_and_its_index(tmp_path):
     assert index == 1
     assert (image.shape, image.dtype) == ((3, 16, 24), torch.float32)
     assert torch.equal(image, to_tensor(load_image(tmp_path / "b.png"), (16, 24)))
+
+
+def names_of(samples):
+    return [sample.name for sample in samples]
+
+
+def test_the_same_name_in_two_folders_is_two_images(tmp_path):
+    make_images(tmp_path / "tile/train/good", "a.png")
+    for camera in ("cam1", "cam2"):
+        make_images(tmp_path / "tile/test/hole" / camera, "000.png")
+        make_images(tmp_path / "tile/ground_truth/hole" / camera, "000_mask.png", tone=255)
+    (category,) = find_categories(tmp_path / "tile")
+    assert [sample.key for sample in category.test] == ["hole/cam1/000.png", "hole/cam2/000.png"]
+    assert [sample.masks[0].parent.name for sample in category.test] == ["cam1", "cam2"]
+
+
+def test_an_image_can_have_a_folder_of_masks(plain, tmp_path):
+    bad = make_images(tmp_path / "bad", "x.png", "y.png")
+    masks = make_images(tmp_path / "masks", "y.png", tone=255)
+    for index in range(2):
+        pixels = np.zeros((8, 10), np.uint8)
+        pixels[index] = 255
+        (masks / "x").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(masks / f"x/{index:03}.png")
+    (category,) = find_categories(plain, anomalous=bad, masks=masks)
+    x = next(sample for sample in category.test if sample.name == "x.png")
+    assert len(x.masks) == 2
+    assert truth_of(x).sum() == 20
+
+
+@pytest.mark.parametrize("names", [("x.png", "x_mask.png"), ("x.png", "x/0.png"), ("x.bmp", "x.png")])
+def test_ambiguous_masks_are_refused(names, plain, tmp_path):
+    bad = make_images(tmp_path / "bad", "x.png")
+    for name in names:
+        make_images((tmp_path / "masks" / name).parent, Path(name).name, tone=255)
+    with pytest.raises(BKDError, match=r"ambiguous which mask .*x"):
+        find_categories(plain, anomalous=bad, masks=tmp_path / "masks")
+
+
+def test_one_mask_for_two_images_is_refused(plain, tmp_path):
+    bad = make_images(tmp_path / "bad", "x.png", "x.jpg")
+    masks = make_images(tmp_path / "masks", "x.png", tone=255)
+    with pytest.raises(BKDError, match=r"ambiguous"):
+        find_categories(plain, anomalous=bad, masks=masks)
+
+
+def test_masks_that_match_nothing_are_an_error_that_shows_both(plain, tmp_path):
+    bad = make_images(tmp_path / "bad", "b0.png", "b1.png")
+    masks = make_images(tmp_path / "masks", "b0_gt.png", "b1_gt.png", tone=255)
+    with pytest.raises(BKDError, match=r"b0_gt\.png, b1_gt\.png, expected b0_mask\.png, b1_mask\.png"):
+        find_categories(plain, anomalous=bad, masks=masks)
+
+
+def test_images_without_mask_and_masks_without_image_are_named(plain, tmp_path, caplog):
+    bad = make_images(tmp_path / "bad", "x.png", "y.png")
+    masks = make_images(tmp_path / "masks", "x.png", "z.png", tone=255)
+    with caplog.at_level(logging.WARNING, "bkd_fast"):
+        find_categories(plain, anomalous=bad, masks=masks)
+    assert "have no mask: y.png" in caplog.text
+    assert "belong to no image: z.png" in caplog.text
+
+
+def test_masks_inside_the_folder_of_defective_images_are_no_images(plain, tmp_path):
+    bad = make_images(tmp_path / "bad", "x.png")
+    masks = make_images(bad / "masks", "x.png", tone=255)
+    (category,) = find_categories(plain, anomalous=bad, masks=masks)
+    assert [sample.path for sample in category.test if sample.label] == [bad / "x.png"]
+
+
+@pytest.mark.parametrize(("tone", "words"), [(0, "mark nothing"), (255, "mark the whole image")])
+def test_masks_that_mean_nothing_are_named(tone, words, tmp_path, caplog):
+    image = make_images(tmp_path / "images", "a.png") / "a.png"
+    mask = make_images(tmp_path / "masks", "a.png", tone=tone) / "a.png"
+    with caplog.at_level(logging.WARNING, "bkd_fast"):
+        check_samples([Sample(image, 1, "hole", (mask,))])
+    assert words in caplog.text
+    assert str(mask) in caplog.text
+
+
+def test_the_test_folder_of_a_data_set_is_no_folder_of_defective_images(mvtec, plain):
+    root = mvtec / "screw"
+    with pytest.raises(BKDError, match=rf"looks like the test folder.*bkd-fast train {root}`.*--anomalous .*cut"):
+        find_categories(plain, anomalous=root / "test", masks=root / "ground_truth")
+    for folder in (root, mvtec):
+        with pytest.raises(BKDError, match=r"is a data set in MVTec AD's layout"):
+            find_categories(plain, anomalous=folder)
+
+
+def test_a_folder_with_good_and_other_images_is_not_trained_on_as_a_whole(tmp_path):
+    make_images(tmp_path / "parts/good", "a.png", "b.png")
+    make_images(tmp_path / "parts/bad", "c.png")
+    with pytest.raises(BKDError, match=r"pass .*parts.good, and defective images with --anomalous"):
+        find_categories(tmp_path / "parts")
+    (category,) = find_categories(tmp_path / "parts", anomalous=tmp_path / "parts/bad")
+    assert len(category.train) == 1
+
+
+def test_links_are_followed_once_and_loops_end(plain, tmp_path):
+    other = make_images(tmp_path / "other", "z.png")
+    (plain / "linked").symlink_to(other)
+    (plain / "again").symlink_to(other)
+    (plain / "loop").symlink_to(plain)
+    (other / "up").symlink_to(plain)
+    (plain / "part 0 copy.png").symlink_to(plain / "part 0.png")
+    (plain / "broken.png").symlink_to(tmp_path / "gone")
+    names = names_of(find_categories(plain)[0].train)
+    assert names == ["again/z.png", *(f"part {index}.png" for index in range(10))]
+
+
+def test_what_the_package_wrote_is_no_data(plain, caplog):
+    for folder in ("run", "deep/run"):
+        make_images(plain / folder / "support", "000.png")
+        (plain / folder / "manifest.json").write_text('{"format": 5, "bkd_fast": "0.1.0"}')
+    make_images(plain / "other", "x.png")
+    (plain / "other/manifest.json").write_text('{"name": "an app"}')
+    with caplog.at_level(logging.INFO, "bkd_fast"):
+        names = names_of(find_categories(plain)[0].train)
+    assert names == ["other/x.png", *(f"part {index}.png" for index in range(10))]
+    assert caplog.text.count("its images are left out") == 2
+    with pytest.raises(BKDError, match="a folder that bkd_fast wrote"):
+        find_categories(plain / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_folder_that_cannot_be_read_is_an_error(plain):
+    make_images(plain / "closed", "x.png")
+    (plain / "closed").chmod(0)
+    with pytest.raises(PermissionError):
+        find_categories(plain)
+
+
+def test_images_smaller_than_a_tile_are_named(plain):
+    with pytest.raises(ImageError, match=r"10 of 10 images.*part 0\.png has 10 x 8 pixels, less than a tile of 9 x 9"):
+        check_samples(find_categories(plain)[0].train, tile=9)
+
+
+def test_files_that_a_run_used_are_no_test_images(plain, tmp_path, caplog):
+    bad = make_images(tmp_path / "bad", "x.png")
+    for index in range(10):  # each with its own content
+        make_images(plain, f"part {index}.png", tone=10 * index)
+    (before,) = find_categories(plain, anomalous=bad)
+    used = file_records(before.train)
+    shutil.copy(before.train[0].path, plain / "copy.png")
+    make_images(plain, "new.png", tone=211)
+    with caplog.at_level(logging.WARNING, "bkd_fast"):
+        (after,) = find_categories(plain, anomalous=bad, used=used)
+    good = {sample.name for sample in after.test if not sample.label}
+    assert good == {*(sample.name for sample in before.test if not sample.label), "new.png"}
+    assert "copies of images that the run was trained on" in caplog.text
+    assert "copy.png" in caplog.text
+
+
+def test_image_files_are_images_only_in_order(tmp_path):
+    names = ["b.png", "A.JPG", "sub/c.tiff", "sub dir/ü 1.bmp", "a.10.png"]
+    others = ["Thumbs.db", ".DS_Store", "notes.txt", ".hidden.png", ".cache/x.png", "sub/.trash/y.png", "png"]
+    for name in names + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert image_files(tmp_path) == sorted(tmp_path / name for name in names)
+
+
+def test_image_files_are_found_below_a_hidden_folder_that_is_asked_for(tmp_path):
+    folder = tmp_path / ".data"
+    folder.mkdir()
+    (folder / "a.png").touch()
+    assert image_files(folder) == [folder / "a.png"]

@@ -42,7 +42,7 @@ def test_set_has_the_mvtec_layout(small):
     for category in categories:
         assert [sample.path.name for sample in category.train] == ["000.png", "001.png", "002.png", "003.png"]
         assert [sample.defect for sample in category.test] == sorted([*DEFECTS, "good", "good"])
-        assert all((sample.mask is not None) == bool(sample.label) for sample in category.test)
+        assert all(bool(sample.masks) == bool(sample.label) for sample in category.test)
         samples = [*category.train, *category.test]
         assert check_samples(samples) == samples
         assert {load_image(sample.path).shape for sample in samples} == {(SIDE, SIDE, 3)}

@@ -14,7 +14,6 @@ from bkd_fast.data.image import (
     eight_bits,
     from_array,
     from_pil,
-    image_files,
     infer_white,
     load_image,
     load_mask,
@@ -554,20 +553,3 @@ def test_palette_mask_counts_colours_not_indices(tmp_path, grey):
     image.putpalette([255, 255, 255, 0, 0, 0])  # entry 0 is white
     image.putdata(np.uint8(~mask).ravel().tolist())
     np.testing.assert_array_equal(load_mask(saved(tmp_path / "mask.png", image)), mask)
-
-
-def test_image_files_are_images_only_in_order(tmp_path, rgb):
-    names = ["b.png", "A.JPG", "sub/c.tiff", "sub dir/ü 1.bmp", "a.10.png"]
-    others = ["Thumbs.db", ".DS_Store", "notes.txt", ".hidden.png", ".cache/x.png", "sub/.trash/y.png", "png"]
-    for name in names + others:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    assert image_files(tmp_path) == sorted(tmp_path / name for name in names)
-
-
-def test_image_files_are_found_below_a_hidden_folder_that_is_asked_for(tmp_path):
-    folder = tmp_path / ".data"
-    folder.mkdir()
-    (folder / "a.png").touch()
-    assert image_files(folder) == [folder / "a.png"]

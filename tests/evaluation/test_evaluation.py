@@ -1,12 +1,14 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from bkd_fast.artifact import read_category, write_manifest
 from bkd_fast.cli import main
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.evaluate import evaluate, table
@@ -120,9 +122,8 @@ def test_a_plain_folder_can_be_trained_and_evaluated(make_category, tiny_config,
 
 def test_a_run_without_its_data_asks_for_it(run, tiny_data, tmp_path):
     moved = shutil.copytree(run, tmp_path / "run")
-    manifest = json.loads((moved / "manifest.json").read_text())
-    manifest["source"]["root"] = str(tmp_path / "gone")
-    (moved / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_category(moved)
+    write_manifest(moved, replace(manifest, source=replace(manifest.source, root=str(tmp_path / "gone"))))
     with pytest.raises(BKDError, match="pass its new path"):
         evaluate(moved)
     assert evaluate(moved, tiny_data, progress=False)["mean"]["image_auroc"] is not None
@@ -150,3 +151,73 @@ def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, cap
     again = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "low"), "--threshold=-1000"]
     assert main(again) == 0
     assert {row["decision"] for row in scores_of(tmp_path / "low")} == {"anomalous"}
+
+
+@pytest.fixture
+def plain_run(make_category, tiny_default, tmp_path):
+    """A plain folder ``good``, defective images beside it, and a run of them."""
+    data = make_category(tmp_path / "made", train=20)
+    shutil.move(data / "train/good", tmp_path / "good")
+    shutil.move(data / "test/hole", tmp_path / "bad")
+    config = tiny_default.with_changes({"teacher.name": "test_resnet"})
+    return train(tmp_path / "good", tmp_path / "run", config, anomalous=tmp_path / "bad", progress=False)
+
+
+def evaluated_files(run):
+    return {row["file"].removeprefix("good/") for row in scores_of(run) if row["label"] == "0"}
+
+
+def test_what_was_trained_on_never_becomes_a_test_image(plain_run, tmp_path, caplog):
+    """Train in a folder, add images to it, evaluate."""
+    evaluate(plain_run, progress=False, pictures=False)
+    source = read_category(plain_run).source
+    first = evaluated_files(plain_run)
+    assert first == source.test_files.keys()
+    assert len(first) == 4
+    # Names before, between and after the others, which another draw would mix with them.
+    for index, path in enumerate(sorted((tmp_path / "made/test/good").iterdir())):
+        shutil.copy(path, tmp_path / "good" / f"{('0', '0055', 'z')[index]}.png")
+    shutil.copy(tmp_path / "good" / min(source.train_files), tmp_path / "good/copy.png")
+    with caplog.at_level("WARNING", "bkd_fast"):
+        evaluate(plain_run, progress=False, pictures=False)
+    second = evaluated_files(plain_run)
+    assert not second & source.used.keys()
+    assert second == first | {"0.png", "0055.png", "z.png"}
+    assert "3 images in" in caplog.text
+    assert "new since training" in caplog.text
+    assert "copy.png" in caplog.text
+
+
+def test_an_evaluation_can_be_written_elsewhere_and_replaces_the_one_before(plain_run, tmp_path):
+    before = {path.name for path in plain_run.iterdir()}
+    out = tmp_path / "good" / "evaluation"  # inside the data: its pictures are none of it
+    for _ in range(2):
+        metrics = evaluate(plain_run, out=out, progress=False)
+        assert metrics["categories"]["good"]["images"]["test"] == 4 + 3
+    assert {path.name for path in plain_run.iterdir()} == before
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json", "metrics.json", "scores.csv", "report.html", "overlays",
+    }  # fmt: skip
+    with pytest.raises(BKDError, match="the manifest has"):
+        Detector.load(out)
+
+
+def test_defective_images_can_come_at_evaluation(plain_run, tmp_path, make_category):
+    data = make_category(tmp_path / "other", bad=2)
+    result = evaluate(plain_run, tmp_path / "good", anomalous=data / "test/hole", progress=False, pictures=False)
+    assert result["categories"]["good"]["images"]["test"] == 4 + 2
+
+
+def test_images_of_one_name_have_a_row_and_an_overlay_each(run, make_category, tmp_path):
+    data = make_category(tmp_path / "tile", bad=2)
+    for index, camera in enumerate(("cam1", "cam2")):
+        for folder, name in (("test", "000.png"), ("ground_truth", "000_mask.png")):
+            (data / folder / "hole" / camera).mkdir()
+            made = data / folder / "hole" / name.replace("000", f"{index:03}")
+            made.rename(data / folder / "hole" / camera / name)
+    copied = shutil.copytree(run, tmp_path / "run")
+    evaluate(copied, data, progress=False)
+    rows = {row["file"]: row["score"] for row in scores_of(copied) if row["label"] == "1"}
+    assert rows.keys() == {"hole/cam1/000.png", "hole/cam2/000.png"}
+    assert len(set(rows.values())) == 2
+    assert all((copied / "overlays/tile" / f"{name}.png").is_file() for name in rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -52,6 +54,9 @@ def brute_force_aupro(images: Images, limit: float = 0.3) -> float:
             end = min(x1, limit)
             area += (end - x0) * (y0 + y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
     return area / limit
+
+
+fromfile = np.fromfile
 
 
 def filled(images: Images, **options: int) -> PixelMetrics:
@@ -297,6 +302,34 @@ def test_a_temporary_folder_that_cannot_be_written_is_named(tmp_path: Path):
     metrics = PixelMetrics(chunk=8, folder=tmp_path / "missing")
     with pytest.raises(BKDError, match="temporary folder .*missing.*TMPDIR"):
         metrics.update(np.ones((4, 4), np.float32), np.zeros((4, 4), bool))
+
+
+def test_a_disk_that_takes_half_of_a_write_loses_nothing_and_a_full_one_is_an_error(monkeypatch):
+    """``write`` may take a part only, without an error."""
+    images = random_images(3, (20, 20), seed=3)
+    space = [10**9]
+    original = tempfile.TemporaryFile
+
+    class Short:
+        def __init__(self, **options):
+            self.file = original(**options)
+
+        def write(self, data):
+            taken = min(len(data), 100, space[0])
+            if not taken:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            space[0] -= taken
+            return self.file.write(data[:taken])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(np, "fromfile", lambda file, *arguments: fromfile(getattr(file, "file", file), *arguments))
+    monkeypatch.setattr(tempfile, "TemporaryFile", Short)
+    assert filled(images, chunk=64).compute() == pytest.approx(expected(images), abs=1e-12)
+    space[0] = 1000
+    with pytest.raises(BKDError, match="No space left"):
+        filled(images, chunk=64)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(monkeypatch):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+import bkd_fast.export as exporting
 from bkd_fast.benchmark.model import random_model, untrained
 from bkd_fast.cli import main
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import load_image, to_tensor
 from bkd_fast.errors import BKDError
-from bkd_fast.export import export
+from bkd_fast.export import description, export
 from bkd_fast.export.formats import read, write
 from bkd_fast.export.graph import program
 from bkd_fast.inference.detector import Detector
@@ -25,9 +26,7 @@ def agrees(run, data, format, path):
     files = sorted((data / "test").rglob("*.png"))
     assert len(files) == 6
     for count in (1, 2, 6):
-        batch = torch.stack(
-            [to_tensor(load_image(file), detector.config.teacher.image_size) for file in files[-count:]]
-        )
+        batch = torch.stack([to_tensor(load_image(file), detector.config.teacher.size) for file in files[-count:]])
         for found, expected in zip(judge(batch.numpy()), detector.score(batch), strict=True):
             assert found.shape == tuple(expected.shape)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
@@ -41,9 +40,14 @@ def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_def
     assert "differs by" in capsys.readouterr().out
     agrees(tiny_default_run, tiny_data, format, path)
     detector = Detector.load(tiny_default_run)
-    described = json.loads(path.with_suffix(".json").read_text())
+    described = json.loads(description(path).read_text())
     assert (described["threshold"], described["pixel_threshold"]) == (detector.threshold, detector.pixel_threshold)
-    assert described["input"]["images"] == ["N", 3, *detector.config.teacher.image_size]
+    assert described["input"]["images"] == ["N", 3, *detector.config.teacher.size]
+    assert described["runtime"] == ({"INFERENCE_PRECISION_HINT": "f32"} if format == "openvino" else {})
+    if format == "openvino":  # the same in the model, and its layers are marked as float32 ones
+        text = path.read_text()
+        assert '<INFERENCE_PRECISION_HINT value="f32"' in text
+        assert text.count("<layer ") == text.count('name="precise"')
     expected = {"openvino": {"xml", "bin", "json"}}.get(format, {suffix, "json"})
     assert {one.suffix[1:] for one in path.parent.iterdir()} == expected
 
@@ -115,7 +119,7 @@ def test_other_models_can_be_exported(name, tmp_path):
     printed = small if name == "as printed" else {}
     config = BKDConfig().with_changes(small).with_changes(changes).with_changes(printed)
     model, batch = random_model(config, 3, "cpu")
-    support = model.support_levels(torch.rand(4, 3, *config.teacher.image_size))
+    support = model.support_levels(torch.rand(4, 3, *config.teacher.size))
     detector = Detector(untrained(model, support, batch[:1]), "cpu", pack=False)
     batch = 0.9 * batch.flip(-1)  # not what the memory holds: distances of zero are rounding
     for option in (False, True)[: 1 + deform_conv]:
@@ -135,6 +139,16 @@ def test_onnx_has_standard_operators_alone(tiny_run, tiny_data, tmp_path):
         assert [(one.domain, one.version) for one in model.opset_import if one.domain == ""] == [("", version)]
         assert not {node.domain for node in model.graph.node} - {"", "ai.onnx"}
         assert sampler in {node.op_type for node in model.graph.node}
+
+
+def test_each_format_has_its_own_description(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "program", lambda _: None)
+    monkeypatch.setattr(exporting, "write", lambda _, format, path, **__: path.write_text(format))
+    monkeypatch.setattr(exporting, "_difference", lambda *_: 0.0)
+    for format, name in (("onnx", "model.onnx"), ("pt2", "model.pt2"), ("aoti", "model.aoti.pt2")):
+        path, _ = export(tiny_run, format, tmp_path / name)
+        assert json.loads(description(path).read_text())["format"] == path.read_text() == format
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 @pytest.mark.parametrize(

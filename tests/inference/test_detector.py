@@ -202,7 +202,7 @@ def test_the_support_can_be_replaced(tiny_run, tiny_data, picture):
 
 def test_branches_are_scored_apart(any_run, picture):
     detector = Detector.load(any_run)
-    image = to_tensor(load_image(picture), detector.config.teacher.image_size)[None]
+    image = to_tensor(load_image(picture), detector.config.teacher.size)[None]
     both, forward, reverse = (
         detector.score(image, branches)[1] for branches in (("forward", "reverse"), ["forward"], ["reverse"])
     )
@@ -215,7 +215,7 @@ def test_a_detector_computes_what_the_trained_model_does(any_run, tiny_data):
     trained = load_trained(any_run)
     detector = Detector.load(any_run, device="cpu")
     files = sorted((tiny_data / "test").rglob("*.png"))
-    images = torch.stack([to_tensor(load_image(file), trained.config.teacher.image_size) for file in files])
+    images = torch.stack([to_tensor(load_image(file), trained.config.teacher.size) for file in files])
     with torch.inference_mode():
         expected = trained.model.distill(trained.model.teacher(images), trained.model.make_support(trained.support))
     found = detector.distill(images)

@@ -49,7 +49,7 @@ def test_every_part_has_its_views(detector, image):
 def test_a_detector_is_at_its_distances(detector, image):
     """What is shown of the support is the squared distance that the branch's map is made of, before smoothing."""
     found = explain(detector, image)
-    result = detector.distill(Decoded(image).fitted(detector.config.teacher.image_size).unsqueeze(0))
+    result = detector.distill(Decoded(image).fitted(detector.config.teacher.size).unsqueeze(0))
     for index, stride in enumerate(found.aligned):
         expected = (result.teacher[index] - result.aligned[index]).square().mean(1)[0]
         np.testing.assert_allclose(found.aligned[stride], expected.numpy(), rtol=1e-5)
@@ -68,7 +68,7 @@ def test_the_map_is_what_the_distances_say_together(detector, image):
         halved = model.config.teacher.levels == "joint" and len(levels) == 2
         means.append(np.average(levels, axis=0, weights=[0.5, 1] if halved else None))
     mean = np.mean(means, axis=0)
-    result = detector.distill(Decoded(image).fitted(detector.config.teacher.image_size).unsqueeze(0))
+    result = detector.distill(Decoded(image).fitted(detector.config.teacher.size).unsqueeze(0))
     fused = np.log(detector.score_features(result)[1][0].numpy())
     assert np.corrcoef(mean.ravel(), fused.ravel())[0, 1] > 0.95
     assert abs(mean.mean() - fused.mean()) < 0.2

@@ -54,3 +54,28 @@ def test_views_are_linear_in_the_levels():
     mixed = joint_views([0.3 * one - 2 * other for one, other in zip(first, second, strict=True)])
     for found, one, other in zip(mixed, joint_views(first), joint_views(second), strict=True):
         torch.testing.assert_close(found, 0.3 * one - 2 * other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [
+        ((5,), [5]),
+        ((5, 5, 5), [5]),
+        ((8, 4), [8]),
+        ((16, 8, 4, 2), [16, 8]),
+        ((8, 8, 4, 4, 2), [8, 4]),
+        ((16, 8, 8), [16, 8]),
+    ],
+)
+def test_any_number_of_levels_of_any_size_lie_side_by_side(sides, expected):
+    """At the size of the middle one; the finest is a view alone where it is finer."""
+    found = [torch.randn(2, 3 + index, side, side) for index, side in enumerate(sides)]
+    views = joint_views(found)
+    assert [view.shape[-1] for view in views] == expected
+    assert views[-1].shape[1] == sum(level.shape[1] for level in found)
+    constant = [torch.full_like(level, float(index)) for index, level in enumerate(found)]
+    parts = joint_views(constant)[-1].split([level.shape[1] for level in found], 1)
+    total = sum(level.shape[1] for level in found)
+    for index, part in enumerate(parts):
+        share = index * (total / (len(found) * found[index].shape[1])) ** 0.5
+        torch.testing.assert_close(part, torch.full_like(part, share))

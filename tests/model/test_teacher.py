@@ -1,11 +1,15 @@
+from urllib.error import URLError
+
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 
+from bkd_fast.cli import main
 from bkd_fast.config import TeacherConfig
 from bkd_fast.data import to_tensor
 from bkd_fast.errors import BKDError
-from bkd_fast.model.teacher import Teacher
+from bkd_fast.model.teacher import Teacher, with_image_size
 from bkd_fast.training import weights
 from bkd_fast.training.weights import PACKAGES, load_weights
 
@@ -109,35 +113,176 @@ def test_the_border_is_averaged_with_the_share_inside(border, size):
 
 
 def test_unknown_model_is_named():
-    with pytest.raises(BKDError, match="no model 'resnt18'"):
+    with pytest.raises(BKDError, match="no model 'resnt18'; close names: resnet18"):
         Teacher(raw(name="resnt18"))
+    with pytest.raises(BKDError, match=r"no weights 'tv_in21k' of resnet18; those it has: resnet18\.tv_in1k"):
+        Teacher(raw(name="resnet18.tv_in21k"))
 
 
-def test_model_without_the_strides_is_refused():
-    with pytest.raises(BKDError, match="vit_tiny_patch16_224"):
-        Teacher(raw(name="vit_tiny_patch16_224"))
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("resnet18", {"strides": (16, 8)}, [("layer2", 8), ("layer3", 16)]),
+        ("resnet18", {"layers": ("layer4", 1)}, [("layer1", 4), ("layer4", 32)]),
+        ("test_vit", {}, [("blocks.0", 16), ("blocks.2", 16), ("blocks.3", 16)]),
+        ("test_vit", {"layers": (-1, "blocks.2")}, [("blocks.2", 16), ("blocks.5", 16)]),
+        ("swin_tiny_patch4_window7_224", {"layers": (2,)}, [("layers.2", 16)]),
+    ],
+)
+def test_levels_are_chosen_by_stride_index_or_name(name, changes, expected):
+    """From fine to coarse, as (N, C, H, W) in channels_last, and what is said of their shapes is what they have."""
+    teacher = Teacher(raw(name=name, image_size=(64, 96), **changes))
+    assert [(level.name, level.stride) for level in teacher.levels] == expected
+    found = teacher(torch.rand(2, 3, 64, 96))
+    assert [level.shape[1:] for level in found] == teacher.shapes((64, 96))
+    assert [level.shape[2:] for level in found] == [(64 // stride, 96 // stride) for _, stride in expected]
+    assert all(level.is_contiguous(memory_format=torch.channels_last) for level in found)
 
 
-def test_missing_weights_name_all_three_sources(monkeypatch):
-    original = timm.create_model
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("resnet18", {"strides": (64,)}, r"no layer at stride 64\. It has 0 act1 \(stride 2\), 1 layer1 \(stride 4\)"),
+        ("resnet18", {"layers": ("layer9",)}, "no layer 'layer9'"),
+        ("resnet18", {"layers": (1, "layer1")}, "expected each layer once"),
+        ("test_vit", {"layers": (6,)}, "no layer 6"),
+        ("test_vit", {"strides": (16,)}, "6 layers at stride 16: choose by teacher.layers"),
+    ],
+)
+def test_layers_that_are_not_there_are_listed(name, changes, message):
+    with pytest.raises(BKDError, match=message):
+        Teacher(raw(name=name, **changes))
 
-    def offline(name, pretrained=False, **options):
-        if pretrained:
-            raise ConnectionError("no route to the hub")
-        return original(name, pretrained=False, **options)
 
-    monkeypatch.setattr(timm, "create_model", offline)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet18", (256, 256)),
+        ("test_vit", (256, 256)),
+        ("vit_small_patch14_dinov2", (252, 252)),
+    ],
+)
+def test_the_image_size_follows_the_teacher(name, size):
+    assert with_image_size(raw(name=name)).image_size == size
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "near"),
+    [
+        ("vit_small_patch14_dinov2", (256, 256), "252 x 252 or 266 x 266"),
+        ("vit_small_patch14_dinov2", (224, 230), "224 x 224 or 224 x 238"),
+        ("test_vit", (64, 100), "64 x 96 or 64 x 112"),
+        ("convnext_atto", (50, 64), "48 x 64 or 64 x 64"),  # its last rows of pixels would go unseen
+    ],
+)
+def test_a_size_that_does_not_fit_names_the_nearest(name, size, near):
+    with pytest.raises(BKDError, match=rf"images of {size[0]} x {size[1]} pixels.*Choose teacher.image_size {near}"):
+        with_image_size(raw(name=name, image_size=size))
+    for one in near.split(" or "):
+        height, width = map(int, one.split(" x "))
+        assert with_image_size(raw(name=name, image_size=(height, width))).size == (height, width)
+
+
+def test_sizes_that_are_no_multiple_of_the_stride_fit_a_network_that_pads():
+    assert with_image_size(raw(name="resnet18", image_size=(50, 70))).size == (50, 70)
+
+
+def test_position_embeddings_are_resampled_to_the_image(tmp_path):
+    """As timm itself does it where it builds the network for that size; at its own size nothing changes."""
+    torch.manual_seed(0)
+    whole = timm.create_model("test_vit", pretrained=False)
+    torch.save(whole.state_dict(), tmp_path / "vit.pth")
+    for size in ((160, 160), (64, 96)):
+        teacher = made(raw(name="test_vit", weights=str(tmp_path / "vit.pth"), image_size=size))
+        overlay = {"state_dict": whole.state_dict()}
+        expected = timm.create_model("test_vit", pretrained=True, pretrained_cfg_overlay=overlay, img_size=size).eval()
+        images = torch.rand(2, 3, *size)
+        normalized = (images - teacher.image_mean) / teacher.image_std
+        with torch.no_grad():
+            wanted = expected.forward_intermediates(normalized, indices=[0, 2, 3], intermediates_only=True)
+        for level, other in zip(teacher(images), wanted, strict=True):
+            torch.testing.assert_close(level, other, rtol=1e-4, atol=1e-4)
+    own = made(raw(name="test_vit", weights=str(tmp_path / "vit.pth"), image_size=(160, 160)))
+    assert torch.equal(own.network.state_dict()["model.pos_embed"], whole.state_dict()["pos_embed"])
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "swin_tiny_patch4_window7_224"])
+def test_every_tensor_of_a_network_is_loaded(name, tmp_path):
+    """Whatever timm's feature networks call them: two teachers agree. The file has no classifier."""
+    torch.manual_seed(0)
+    state = timm.create_model(name, pretrained=False, num_classes=0).state_dict()
+    save_file(state, tmp_path / "body.safetensors")
+    config = raw(name=name, weights=str(tmp_path / "body.safetensors"), image_size=(64, 64))
+    images = torch.rand(1, 3, 64, 64)
+    for one, other in zip(made(config)(images), made(config)(images), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_missing_weights_name_all_three_sources_at_once(monkeypatch):
+    def offline(request, timeout):
+        assert timeout <= 10
+        raise URLError("no route to the hub")
+
+    monkeypatch.setattr(weights, "urlopen", offline)
+    monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_: None)
     with pytest.raises(BKDError, match=r"(?s)local file.*installed package.*hub.*no route") as caught:
         made(TeacherConfig(name="resnet18"))
     assert "weights=PATH" in str(caught.value)
+    assert "bkd-fast weights resnet18 --out FILE.safetensors" in str(caught.value)
+
+
+def test_weights_that_the_hub_has_left_in_its_cache_need_no_network(monkeypatch, tmp_path):
+    state = timm.create_model("test_resnet", pretrained=False).state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    asked = []
+
+    def cached(repository, file):
+        asked.append((repository, file))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(weights, "try_to_load_from_cache", cached)
+    monkeypatch.setattr(weights, "urlopen", None)
+    found = load_weights(TeacherConfig(name="test_resnet"))
+    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors")]
+    assert all(torch.equal(found.tensors[key], value) for key, value in state.items())
+
+
+def test_saved_weights_are_those_of_the_hub(monkeypatch, tmp_path, capsys):
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", pretrained=False)
+    monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(weights, "_reach", lambda url: None)
+    original = timm.create_model
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, pretrained=False, **options: network if pretrained else original(name, **options),
+    )
+    path = tmp_path / "folder" / "resnet.safetensors"
+    assert main(["weights", "test_resnet", "--out", str(path)]) == 0
+    assert f"--teacher test_resnet --weights {path}" in capsys.readouterr().out
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert all(torch.equal(load_file(path)[key], value) for key, value in network.state_dict().items())
+    made(raw(name="test_resnet", weights=str(path)))
+    assert main(["weights", "test_resnet", "--out", str(tmp_path / "resnet.pth")]) == 1
+    assert "ends in .safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("teacher", ["wide_resnet50_2", "resnet18"])
 def test_weights_of_another_architecture_are_refused(teacher, tmp_path):
     path = tmp_path / "resnet34.pth"
     torch.save(timm.create_model("resnet34", pretrained=False).state_dict(), path)
-    with pytest.raises(BKDError, match=f"does not fit the teacher {teacher}"):
+    with pytest.raises(BKDError, match=f"does not fit the teacher {teacher}: .*tensors are .* .first layer"):
         made(TeacherConfig(name=teacher, weights=str(path)))
+
+
+def test_weights_that_lack_tensors_name_the_first(tmp_path):
+    for name, key in (("resnet18", "layer2.0.conv1.weight"), ("test_vit", "blocks.1.norm1.weight")):
+        state = timm.create_model(name, pretrained=False).state_dict()
+        del state[key]
+        torch.save(state, tmp_path / f"{name}.pth")
+        with pytest.raises(BKDError, match=rf"1 tensors are missing \(first {key}\)"):
+            made(TeacherConfig(name=name, weights=str(tmp_path / f"{name}.pth")))
 
 
 def test_weights_file_problems(tmp_path):

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from bkd_fast.artifact import load_trained
+from bkd_fast.artifact import DataSource, load_trained
 from bkd_fast.config import BKDConfig
+from bkd_fast.data import load_image
 from bkd_fast.errors import BKDError
 from bkd_fast.inference.detector import Detector
 from bkd_fast.model import BKD
@@ -213,8 +216,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny_config, tmp_path, monkeyp
 
     model = BKD(tiny_config, weights=None)
     optimizer = make_optimizer(model, tiny_config)
-    path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, model, optimizer, Progress(epoch=1))
+    path, source = tmp_path / "checkpoint.safetensors", DataSource("", "tile")
+    save_checkpoint(path, model, optimizer, Progress(epoch=1), source)
     before = path.read_bytes()
 
     def full(tensors, name, metadata):
@@ -224,7 +227,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny_config, tmp_path, monkeyp
 
     monkeypatch.setattr(run_module, "save_file", full)
     with pytest.raises(BKDError, match="No space left"):
-        save_checkpoint(path, model, optimizer, Progress(epoch=2))
+        save_checkpoint(path, model, optimizer, Progress(epoch=2), source)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -323,3 +326,47 @@ def test_two_processes_average_gradients_and_agree(tiny_data, tiny_config, tmp_p
     for name, value in first["grads"].items():
         assert torch.equal(value, second["grads"][name]), name
     assert (tmp_path / "run" / "manifest.json").is_file()
+
+
+def test_a_resumed_training_uses_the_images_that_it_began_with(
+    make_category, tiny_config, tmp_path, monkeypatch, caplog
+):
+    data = make_category(tmp_path / "tile")
+    config = tiny_config.with_changes({"teacher.name": "test_resnet"})
+    whole = train(data, tmp_path / "whole", config)
+    train_until(3, monkeypatch, data, tmp_path / "run", config)
+    for name in ("0", "0055", "z"):
+        (data / f"train/good/{name}.png").write_bytes((data / "test/good/000.png").read_bytes())
+    first = data / "train/good/000.png"
+    hidden = first.rename(tmp_path / "hidden.png")
+    with pytest.raises(BKDError, match=r"1 images .* are missing: 000\.png"):
+        train(data, tmp_path / "run", config, resume=True)
+    first.write_bytes((data / "test/good/001.png").read_bytes())
+    with pytest.raises(BKDError, match=r"1 images .* have changed: 000\.png"):
+        train(data, tmp_path / "run", config, resume=True)
+    hidden.rename(first)
+    with caplog.at_level("WARNING", "bkd_fast"):
+        run = train(data, tmp_path / "run", config, resume=True)
+    assert "3 images are new since the training began" in caplog.text
+    assert_same_weights(run, whole)
+    assert load_trained(run).calibration == load_trained(whole).calibration
+    assert load_trained(run).source.used == load_trained(whole).source.used
+
+
+def test_a_run_inside_its_data_is_not_trained_on(make_category, tiny_default, tmp_path):
+    data = make_category(tmp_path / "made") / "train/good"
+    config = tiny_default.with_changes({"teacher.name": "test_resnet"})
+    first = load_trained(train(data, data / "run", config)).source
+    second = load_trained(train(data, data / "run2", config)).source
+    assert first.used == second.used
+    assert len(first.used) == 10
+
+
+def test_a_resumed_training_keeps_the_white_that_it_began_with(make_category, tiny_config, tmp_path, monkeypatch):
+    data = make_category(tmp_path / "tile")
+    for path in (data / "train/good").iterdir():
+        Image.fromarray(load_image(path)[..., 0].astype(np.uint16) << 2).save(path)
+    train_until(3, monkeypatch, data, tmp_path / "run", tiny_config)
+    Image.fromarray(np.full((72, 80), 60000, np.uint16)).save(data / "train/good/z.png")
+    run = train(data, tmp_path / "run", tiny_config, resume=True)
+    assert load_trained(run).config.data.integer_white == 1023

@@ -109,6 +109,6 @@ class Gallery:
 def _link(path: Path, folder: Path) -> str:
     """Return ``path`` as a link from a page in ``folder``: relative, so that the run folder can be moved."""
     try:
-        return quote(Path(os.path.relpath(path, folder)).as_posix())
+        return quote(os.fsencode(Path(os.path.relpath(path, folder)).as_posix()))
     except ValueError:  # another drive on Windows: no relative path exists
         return path.resolve().as_uri()

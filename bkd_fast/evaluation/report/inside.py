@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
 from bkd_fast.evaluation.report.overlays import GAP, GROUND, LEGEND, TEXT
-from bkd_fast.inference.explain import Explanation
+from bkd_fast.inference.explain import Explanation, View
 
 SIDE = 180  # longer side of a tile, in pixels
 CAPTION = 34
@@ -46,60 +46,65 @@ def render_inside(image: np.ndarray, explanation: Explanation) -> np.ndarray:
 
 def _distances(explanation: Explanation, size: tuple[int, int]) -> list[Tile]:
     return [
-        (_stretched(DISTANCES.colours(level), size), f"{branch}, stride {stride}\nup to {level.max():.1f} times normal")
+        (_stretched(DISTANCES.colours(level), size), f"{branch}, {_name(view)}\nup to {level.max():.1f} times normal")
         for branch, levels in explanation.distances.items()
-        for stride, level in levels.items()
+        for view, level in levels.items()
     ]
 
 
 def _offsets(explanation: Explanation, picture: Image.Image) -> list[Tile]:
     tiles = []
-    for stride, offset in explanation.offsets.items():
+    height, width = next(level.shape for levels in explanation.distances.values() for level in levels.values())
+    across, along = picture.width / width, picture.height / height  # tile : network's image
+    for view, offset in explanation.offsets.items():
         tile = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size), 0.35)
         draw = ImageDraw.Draw(tile)
         rows, columns = offset.shape[1:]
-        across, along = picture.width / (columns * stride), picture.height / (rows * stride)  # tile : network's image
         step = -(-max(rows, columns) // ARROWS)
         for row in range(step // 2, rows, step):
             for column in range(step // 2, columns, step):
                 down, right = offset[:, row, column]
-                start = ((column + 0.5) * stride * across, (row + 0.5) * stride * along)
+                start = ((column + 0.5) * picture.width / columns, (row + 0.5) * picture.height / rows)
                 draw.line([start, (start[0] + right * across, start[1] + down * along)], fill=ARROW)
                 draw.rectangle([start[0] - 1, start[1] - 1, start[0] + 1, start[1] + 1], fill=ARROW)
         length = np.hypot(*offset)
-        tiles.append((tile, f"offsets, stride {stride}\nmean {length.mean():.1f}, up to {length.max():.1f} pixels"))
+        tiles.append((tile, f"offsets, {_name(view)}\nmean {length.mean():.1f}, up to {length.max():.1f} pixels"))
     return tiles
 
 
 def _alignment(explanation: Explanation, size: tuple[int, int]) -> list[Tile]:
     tiles = []
-    for stride, before in explanation.unaligned.items():
-        after = explanation.aligned[stride]
+    for view, before in explanation.unaligned.items():
+        after = explanation.aligned[view]
         top = max(float(before.max()), float(after.max()), 1e-6)
         scale = HeatScale(0, top, log=False)
         tiles += [
-            (_stretched(scale.colours(before), size), f"support, stride {stride}\nmean distance {before.mean():.3f}"),
-            (_stretched(scale.colours(after), size), f"aligned, stride {stride}\nmean distance {after.mean():.3f}"),
+            (_stretched(scale.colours(before), size), f"support, {_name(view)}\nmean distance {before.mean():.3f}"),
+            (_stretched(scale.colours(after), size), f"aligned, {_name(view)}\nmean distance {after.mean():.3f}"),
         ]
     return tiles
 
 
 def _memory(explanation: Explanation, size: tuple[int, int]) -> list[Tile]:
     tiles = []
-    for stride, kept in explanation.kept.items():
-        item, weight = explanation.strongest[stride], explanation.weight[stride]
+    for view, kept in explanation.kept.items():
+        item, weight = explanation.strongest[view], explanation.weight[view]
         used = len(np.unique(item[item >= 0]))
         tiles += [
             (
                 _stretched(_colour_of(item), size, Image.Resampling.NEAREST),
-                f"memory, stride {stride}\n{used} items first, weight {np.median(weight):.2f}",
+                f"memory, {_name(view)}\n{used} items first, weight {np.median(weight):.2f}",
             ),
             (
                 _stretched(HeatScale(0, max(float(kept.max()), 1), log=False).colours(kept), size),
-                f"items read, stride {stride}\nmedian {np.median(kept):.0f}, up to {kept.max()}",
+                f"items read, {_name(view)}\nmedian {np.median(kept):.0f}, up to {kept.max()}",
             ),
         ]
     return tiles
+
+
+def _name(view: View) -> str:
+    return f"stride {view}" if isinstance(view, int) else view
 
 
 def _colour_of(item: np.ndarray) -> np.ndarray:

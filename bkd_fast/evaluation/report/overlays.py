@@ -80,7 +80,7 @@ def write_overlay(path: str | Path, panel: np.ndarray) -> None:
         path: PNG, or JPEG if it ends in ``.jpg``: a twentieth of the time and a third of the size.
     """
     jpeg = Path(path).suffix == ".jpg"
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=False) as temporary:
         if jpeg:  # full chroma resolution: outlines are thin
             Image.fromarray(panel).save(temporary, format="JPEG", quality=90, subsampling=0)
         else:

@@ -1,0 +1,63 @@
+"""How far a pass over images has come: a bar on a terminal, elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+log = logging.getLogger("bkd_fast")
+T = TypeVar("T")
+SECONDS = 30  # between two lines, and before the first
+
+
+class _Lines:
+    """A stream that logs what is written to it, a line at a time."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            log.info("%s", line)
+
+    def flush(self) -> None:
+        pass
+
+
+def is_terminal() -> bool:
+    """Return whether standard error is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def progress_bar(total: int, label: str, unit: str, show: bool | None, *, initial: int = 0) -> Any:
+    """Return a tqdm bar with the remaining time.
+
+    Args:
+        total: number of units.
+        label: what is done.
+        unit: its name, in the singular.
+        show: None: a bar if standard error is a terminal, else a log line every 30 seconds. False: nothing.
+        initial: units that were done before.
+    """
+    if show or (show is None and is_terminal()):
+        return tqdm(total=total, initial=initial, desc=label, unit=unit, dynamic_ncols=True)
+    form = f"{label}: {{n_fmt}} of {{total_fmt}} {unit}s, {{remaining}} left"
+    return tqdm(
+        total=total,
+        initial=initial,
+        file=_Lines(),
+        disable=show is False,
+        bar_format=form,
+        mininterval=SECONDS,
+        maxinterval=2 * SECONDS,
+        delay=SECONDS,
+    )
+
+
+def counted(items: Iterable[T], bar: Any) -> Iterator[T]:
+    """Yield the items and move the bar."""
+    with bar:
+        for item in items:
+            yield item
+            bar.update()
