@@ -152,7 +152,7 @@ struct System {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) many_neighbors_kernel(const NeighborRegression p) {
+__global__ void __launch_bounds__(kThreads, 4) many_neighbors_kernel(const NeighborRegression p) {
   constexpr int kCount = Pack<T>::kCount;
   BKD_SHARED(System, system);
   const int thread = threadIdx.x, lane = thread % kWarpSize, count = p.neighbors;
