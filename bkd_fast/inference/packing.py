@@ -136,9 +136,9 @@ def _observed(
     return sizes, {name: follower for name, follower in followers.items() if follower not in shared}, results
 
 
-def same(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
+def same(expected: Sequence[Tensor], actual: Sequence[Tensor], tolerance: float) -> bool:
     """Whether each is what is expected of it, within ``tolerance`` times the largest value; NaN never is."""
     return all(
         bool((one - other).abs().max() <= tolerance * one.abs().max().clamp_min(1e-6))
-        for one, other in zip(expected, found, strict=True)
+        for one, other in zip(expected, actual, strict=True)
     )

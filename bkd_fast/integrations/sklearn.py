@@ -128,9 +128,9 @@ class BKDDetector(OutlierMixin, BaseEstimator):
 
     def _predictions(self, X: Sequence[ImageLike] | np.ndarray) -> list[Prediction]:
         self._check_fitted()
-        found = self.detector_(_images(X))
-        assert isinstance(found, list)
-        return found
+        predictions = self.detector_(_images(X))
+        assert isinstance(predictions, list)
+        return predictions
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "detector_"):

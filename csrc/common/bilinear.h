@@ -1,39 +1,38 @@
-// Bilinear sampling at one position and its derivatives: what every deformable kernel, on any device, computes.
+// Bilinear weights of a sampling position and their derivatives, shared by the deformable kernels of every device.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "both.h"
+#include "host_device.h"
 
 namespace bkd {
 namespace {
 
-// Integers that go with a number, and the way to them. Vectors of numbers specialise it (cpu/sampling.h).
+// The integer type of T and conversions to it. Specialised for SIMD vectors in cpu/sampling.h.
 template <class T>
 struct Whole {
   using I = int32_t;
-  static BKD_BOTH T floor(T x) { return std::floor(x); }
-  static BKD_BOTH I of(T x) { return static_cast<I>(x); }
+  static BKD_HOST_DEVICE T floor(T x) { return std::floor(x); }
+  static BKD_HOST_DEVICE I of(T x) { return static_cast<I>(x); }
 };
 
 // The four neighbours of a position: top left, top right, bottom left, bottom right.
-// pixel: y * width + x, or -1 outside the image, where nothing may be read: what is there counts as zero even where the
-// image holds Inf or NaN. weight: 0 outside the image. by_y, by_x: derivatives of the weight.
-// T is a number or a vector of them.
+// pixel: y * width + x, or -1 outside the image, which must not be read: it counts as zero even if the border is Inf or
+// NaN. weight: 0 outside the image. by_y, by_x: derivatives of weight. T: a scalar or a SIMD vector.
 template <class T>
 struct Corners {
   typename Whole<T>::I pixel[4];
   T weight[4], by_y[4], by_x[4];
 };
 
-// A position without any neighbour inside the image gives four zero weights, NaN gives NaN weights.
+// Without a neighbour inside the image all four weights are zero; a NaN position gives NaN weights.
 template <class T>
-BKD_BOTH Corners<T> corners(T y, T x, int32_t height, int32_t width) {
+BKD_HOST_DEVICE Corners<T> corners(T y, T x, int32_t height, int32_t width) {
   using I = typename Whole<T>::I;
   const T zero = {}, one = zero + 1.0f, low = zero - 2.0f;
   const T high_y = zero + static_cast<float>(height + 1), high_x = zero + static_cast<float>(width + 1);
-  // Beyond these nothing is inside; the clamp keeps the conversion to integers defined, and lets NaN through.
+  // Clamp so that the conversion to integers is defined; nothing beyond is inside. NaN passes.
   y = y < low ? low : (y > high_y ? high_y : y);
   x = x < low ? low : (x > high_x ? high_x : x);
   const T top = Whole<T>::floor(y), left = Whole<T>::floor(x);

@@ -1,6 +1,6 @@
-// Checks of what a registered function is given. They come before anything is read or written, so that calls of
-// torch.ops.bkd_fast_native and torch.ops.bkd_fast_cuda are safe whatever their arguments. An error names the function,
-// the argument, what it was and what was expected.
+// Argument checks of registered functions. They run before anything is read or written, so that
+// torch.ops.bkd_fast_native and torch.ops.bkd_fast_cuda are safe to call with any arguments. Errors name the function,
+// the argument, its value and what was expected.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -21,7 +21,7 @@ using torch::stable::Tensor;
 using Integers = std::vector<int64_t>;
 using Tensors = std::vector<Tensor>;
 
-constexpr int64_t ANY = -1;  // a size that is not checked
+constexpr int64_t ANY = -1;  // any size
 constexpr int64_t MAX_INT = 0x7fffffff;
 constexpr int64_t MAX_SIGMA = 1'000'000;  // pixels
 
@@ -35,7 +35,7 @@ inline std::string to_text(const Integers& sizes) {
   return "(" + text + ")";
 }
 
-// Dense in memory: as channels first or, of four dimensions, channels last; `either` of the two.
+// Dense layouts; channels_last is for four dimensions.
 enum class Layout { contiguous, channels_last, either };
 
 inline bool is_channels_last(const Tensor& tensor) {
@@ -80,7 +80,7 @@ class Checks {
 
   ScalarType type() const { return type_; }
 
-  // A tensor of the first one's device and dtype, of some sizes (ANY where any will do) and layout.
+  // Check a tensor's device, dtype (by default the first tensor's), sizes (ANY: not checked) and layout.
   void tensor(const std::string& name, const Tensor& tensor, const Integers& sizes,
               Layout layout = Layout::contiguous) const {
     this->tensor(name, tensor, type_, sizes, layout);
@@ -104,7 +104,7 @@ class Checks {
               Layout layout = Layout::contiguous) const {
     if (tensor) this->tensor(name, *tensor, sizes, layout);
   }
-  // A result that is not needed where it has no elements.
+  // An output that is skipped if it has no elements.
   void result(const std::string& name, const Tensor& tensor, const Integers& sizes,
               Layout layout = Layout::contiguous) const {
     if (tensor.numel()) this->tensor(name, tensor, sizes, layout);
@@ -114,29 +114,29 @@ class Checks {
     that(value >= min && value <= max, name, "is " + std::to_string(value),
          std::to_string(min) + " to " + std::to_string(max));
   }
-  void in_range(const std::string& name, double value, double min, double max) const {  // NaN is not
+  void in_range(const std::string& name, double value, double min, double max) const {  // NaN fails
     that(value >= min && value <= max, name, "is " + std::to_string(value),
          std::to_string(min) + " to " + std::to_string(max));
   }
   void length(const std::string& name, size_t length, size_t expected) const {
     that(length == expected, name, "has length " + std::to_string(length), std::to_string(expected));
   }
-  // Two numbers, one for each axis.
+  // Two values, one per axis.
   void pair(const std::string& name, const Integers& values, int64_t min) const {
     length(name, values.size(), 2);
     for (const int64_t value : values) in_range(name, value, min, MAX_INT);
   }
-  // Starts at 16 bytes, as kernels on GPUs load.
+  // 16-byte alignment, for vectorized loads on GPUs.
   void aligned(const std::string& name, const Tensor& tensor) const {
     that(!tensor.numel() || reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0, name,
          "does not start at a multiple of 16 bytes", "a tensor that does");
   }
-  // Runs of channels fill whole chunks of 16 bytes, so that no chunk belongs to two.
+  // Runs of channels are whole 16-byte chunks, so that no chunk spans two.
   void chunks(const std::string& name, const Tensor& tensor, int64_t channels) const {
     that(channels * static_cast<int64_t>(tensor.element_size()) % 16 == 0, name,
          "has runs of " + std::to_string(channels) + " channels", "whole chunks of 16 bytes");
   }
-  // No size 0 in the dimensions from `first` on.
+  // Dimensions from `first` on are not 0.
   void not_empty(const std::string& name, const Tensor& tensor, int64_t first) const {
     for (int64_t dim = first; dim < tensor.dim(); ++dim)
       that(tensor.size(dim) > 0, name, "has shape " + to_text(sizes_of(tensor)),

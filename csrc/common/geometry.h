@@ -9,7 +9,7 @@ namespace {
 struct Geometry {
   const Integers &kernel, &stride, &padding, &dilation;
 
-  // Throws where `offset` is not of the size that the convolution makes of the input's, or the input is too large.
+  // Throws if `offset` does not have the size of the convolution's output, or the input is too large.
   void check(const Checks& check, const Tensor& input, const Tensor& offset) const {
     check.pair("kernel_size", kernel, 1), check.pair("stride", stride, 1);
     check.pair("padding", padding, 0), check.pair("dilation", dilation, 1);

@@ -6,8 +6,8 @@
 namespace bkd {
 namespace {
 
-// Levels (N, C, H, W) with one N, none of them empty but for N; those of the students, branch after branch, have the
-// teacher's shapes and layouts. max_branches: how many students there may be.
+// Levels (N, C, H, W) share N; only N may be 0. Student levels are branch-major and have the teacher's shapes and
+// layouts. max_branches: max number of students.
 inline Checks check_levels(const char* function, const Tensors& teacher, const Tensors& student,
                            std::initializer_list<ScalarType> types, size_t max_branches = MAX_INT) {
   if (teacher.empty()) throw std::invalid_argument("bkd_fast: " + std::string(function) + ": teacher has no levels");

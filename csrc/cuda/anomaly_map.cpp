@@ -36,7 +36,7 @@ void all_distances(const Tensors& teacher, const Tensors& student, const std::ve
   const Current current(teacher[0]);
   const size_t branches = student.size() / teacher.size();
   for (size_t level = 0; level < teacher.size(); ++level) {
-    for (size_t first = 0; first < branches; first += kMostBranches) {
+    for (size_t first = 0; first < branches; first += kMaxBranches) {
       Distances p{};
       p.pair = pair_of(teacher, student, level, first);
       for (int b = 0; b < p.pair.branches; ++b)
@@ -64,7 +64,7 @@ void distances_gradient(const Tensors& grad, const Tensors& teacher, const Tenso
   const Current current(teacher[0]);
   const size_t branches = student.size() / teacher.size();
   for (size_t level = 0; level < teacher.size(); ++level) {
-    for (size_t first = 0; first < branches; first += kMostBranches) {
+    for (size_t first = 0; first < branches; first += kMaxBranches) {
       PairGradient p{};
       p.pair = pair_of(teacher, student, level, first);
       p.vectors = p.pair.vectors();
@@ -83,13 +83,13 @@ void distances_gradient(const Tensors& grad, const Tensors& teacher, const Tenso
   }
 }
 
-// Distances are (images, height, width), a level each.
+// level_distances: one (images, height, width) per level.
 void map(const Tensors& level_distances, bool product, double sigma, int64_t radius, bool align_corners,
          const Tensor& rows, const Tensor& output) {
   const Checks check("anomaly_map", "output", output, {ScalarType::Float});
   check.tensor("output", output, {ANY, ANY, ANY});
   check.not_empty("output", output, 1);
-  check.in_range("the number of levels", static_cast<int64_t>(level_distances.size()), 1, kMostLevels);
+  check.in_range("the number of levels", static_cast<int64_t>(level_distances.size()), 1, kMaxLevels);
   for (size_t i = 0; i < level_distances.size(); ++i) {
     const std::string name = "distances[" + std::to_string(i) + "]";
     check.tensor(name, level_distances[i], {output.size(0), ANY, ANY});

@@ -1,6 +1,5 @@
-// The anomaly map: distances of each level from one read of the features, then their fusion at the map's size, smoothed
-// along the rows by the kernel that upsamples and along the columns by another. Between them lies one map, which the
-// caches hold.
+// The anomaly map. One kernel per level computes distances in one pass over the features; another upsamples, fuses and
+// smooths along rows; a third smooths along columns. The one map in between stays in L2.
 #include "anomaly_map.h"
 
 #include <algorithm>
@@ -33,18 +32,18 @@ __global__ void __launch_bounds__(kThreads) distances_kernel(const Distances p) 
   });
 }
 
-// Mirrored at the borders, as often as it takes.
-__device__ __forceinline__ int folded(int at, int length) {
+// Reflect an index at the borders, repeatedly if needed.
+__device__ __forceinline__ int reflected(int at, int length) {
   const int within = (at % (2 * length) + 2 * length) % (2 * length);
   return within < length ? within : 2 * length - 1 - within;
 }
 
-// Where a pixel of the map lies between two of a level.
-struct Between {
+// Linear interpolation between two pixels of a level.
+struct Interpolation {
   int first, second;
-  float share;  // of the second
+  float fraction;  // of the second
 };
-__device__ __forceinline__ Between between(int at, int length, int level_length, bool align_corners) {
+__device__ __forceinline__ Interpolation interpolation(int at, int length, int level_length, bool align_corners) {
   float x;
   if (align_corners) {
     x = length > 1 ? static_cast<float>(at) * (static_cast<float>(level_length - 1) / static_cast<float>(length - 1))
@@ -61,15 +60,15 @@ __device__ __forceinline__ float fused(const AnomalyMap& p, int image, int y, in
   float total = 0;
   for (int level = 0; level < p.levels; ++level) {
     const int height = p.level_height[level], width = p.level_width[level];
-    const Between row = between(y, p.height, height, p.align_corners),
-                  column = between(x, p.width, width, p.align_corners);
+    const Interpolation row = interpolation(y, p.height, height, p.align_corners),
+                        column = interpolation(x, p.width, width, p.align_corners);
     const float* upper = p.distances[level] + (int64_t{image} * height + row.first) * width;
     const float* lower = p.distances[level] + (int64_t{image} * height + row.second) * width;
-    const float above =
-        load<float>(upper + column.first) * (1 - column.share) + load<float>(upper + column.second) * column.share;
-    const float below =
-        load<float>(lower + column.first) * (1 - column.share) + load<float>(lower + column.second) * column.share;
-    const float value = above * (1 - row.share) + below * row.share;
+    const float above = load<float>(upper + column.first) * (1 - column.fraction) +
+                        load<float>(upper + column.second) * column.fraction;
+    const float below = load<float>(lower + column.first) * (1 - column.fraction) +
+                        load<float>(lower + column.second) * column.fraction;
+    const float value = above * (1 - row.fraction) + below * row.fraction;
     total = level == 0 ? value : (p.product ? total * value : total + value);
   }
   return total;
@@ -82,7 +81,7 @@ __device__ __forceinline__ void fill_weights(const AnomalyMap& p, float* weights
   }
 }
 
-// A block has kThreads pixels of a row, and shares the fused values that they and their neighbours need.
+// A block has kThreads pixels of a row, and holds their fused values and halo in shared memory.
 __global__ void __launch_bounds__(kThreads) map_rows_kernel(const AnomalyMap p) {
   float* weights = reinterpret_cast<float*>(dynamic_shared());
   float* values = weights + p.radius + 1;
@@ -91,7 +90,7 @@ __global__ void __launch_bounds__(kThreads) map_rows_kernel(const AnomalyMap p) 
     fill_weights(p, weights);
     const int count = min(kThreads, p.width - first) + 2 * p.radius;
     for (int i = threadIdx.x; i < count; i += kThreads) {
-      store_shared(values + i, fused(p, image, y, folded(first - p.radius + i, p.width)));
+      store_shared(values + i, fused(p, image, y, reflected(first - p.radius + i, p.width)));
     }
     __syncthreads();
     if (x < p.width) {
@@ -114,7 +113,7 @@ __global__ void __launch_bounds__(kThreads) map_columns_kernel(const AnomalyMap 
   if (x >= p.width) return;
   for (int image = blockIdx.z; image < p.images; image += gridDim.z) {
     const float* column = p.rows + int64_t{image} * p.height * p.width + x;
-    auto at = [&](int row) { return load<float>(column + int64_t{folded(row, p.height)} * p.width); };
+    auto at = [&](int row) { return load<float>(column + int64_t{reflected(row, p.height)} * p.width); };
     float total = load_shared<float>(weights) * at(y);
     for (int i = 1; i <= p.radius; ++i) total += load_shared<float>(weights + i) * (at(y - i) + at(y + i));
     store(p.output + (int64_t{image} * p.height + y) * p.width + x, total);
@@ -131,14 +130,14 @@ void start(const Distances& p, const Device& device) {
   } else if (p.pair.branches == 2) {
     with(&distances_kernel<T, kFirst, 2>);
   } else {
-    with(&distances_kernel<T, kFirst, kMostBranches>);
+    with(&distances_kernel<T, kFirst, kMaxBranches>);
   }
 }
 
 }  // namespace
 
 void distances(const Distances& p, Type type, const Device& device) {
-  by_type(type, [&](auto zero) {
+  dispatch(type, [&](auto zero) {
     using T = decltype(zero);
     p.pair.channels_first ? start<T, true>(p, device) : start<T, false>(p, device);
   });

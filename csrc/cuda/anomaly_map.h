@@ -1,4 +1,4 @@
-// The anomaly map (Eq. 13): what its kernels are given, and how they are started.
+// The anomaly map (Eq. 13): kernel arguments and launchers.
 #pragma once
 
 #include "pairs.h"
@@ -8,25 +8,25 @@ namespace bkd {
 // d = sum over the branches of weight ((1 - value_share) (1 - cos) + value_share mean squared difference).
 struct Distances {
   Pair pair;
-  float weight[kMostBranches];
+  float weight[kMaxBranches];
   float value_share;
-  int channels;       // that count in the mean: without those that only fill chunks
+  int channels;       // of the mean: without padding to 16-byte chunks
   float* output;      // (images, pixels)
-  bool add;           // to what output holds
-  float* statistics;  // null, or as PairGradient has them
+  bool add;           // accumulate into output
+  float* statistics;  // null, or laid out as in PairGradient
 };
 
 void distances(const Distances& p, Type type, const Device& device);
 
-constexpr int kMostLevels = 8;
+constexpr int kMaxLevels = 8;
 
 struct AnomalyMap {
   int levels, images, height, width, radius;
-  const float* distances[kMostLevels];  // (images, level_height, level_width)
-  int level_height[kMostLevels], level_width[kMostLevels];
+  const float* distances[kMaxLevels];  // (images, level_height, level_width)
+  int level_height[kMaxLevels], level_width[kMaxLevels];
   bool product, align_corners;
-  float sigma, scale;  // of the Gaussian, and what makes its weights sum to one
-  float* rows;         // (images, height, width), smoothed along the rows
+  float sigma, scale;  // of the Gaussian, and its normalization
+  float* rows;         // scratch (images, height, width), smoothed along rows
   float* output;       // (images, height, width)
 };
 

@@ -1,5 +1,5 @@
-// From torch's tensors to the launchers. The same bindings serve the kernels on a GPU and, compiled as C++ with
-// BKD_ON_CPU, their execution on the CPU in tests/cuda_on_cpu.
+// Bindings: torch tensors to kernel launchers. With BKD_ON_CPU the same code binds the kernels that tests/cuda_on_cpu
+// runs on the CPU.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -30,10 +30,10 @@
 
 namespace bkd {
 
-// What the kernels compute with.
+// The element types that the kernels support.
 constexpr std::initializer_list<ScalarType> KERNEL_TYPES = {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16};
 
-// Makes a tensor's device the current one for as long as it lives, and knows the stream that torch uses there.
+// Makes a tensor's device current during its lifetime, and holds torch's current stream there.
 class Current {
  public:
 #if defined(BKD_ON_CPU)
@@ -43,11 +43,11 @@ class Current {
     void* stream = nullptr;
     const int index = tensor.get_device_index();
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
-    int processors = 0;
-    if (cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index) != cudaSuccess) {
-      throw std::runtime_error("bkd_fast: the CUDA device does not say how many processors it has");
+    int multiprocessors = 0;
+    if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index) != cudaSuccess) {
+      throw std::runtime_error("bkd_fast: cannot query the number of multiprocessors of the CUDA device");
     }
-    device = {stream, processors};
+    device = {stream, multiprocessors};
   }
 
  private:
@@ -58,7 +58,7 @@ class Current {
   Device device;
 };
 
-// The Python side has seen to it that there are only these three.
+// Checks allow KERNEL_TYPES only.
 inline Type type_of(const Tensor& tensor) {
   using torch::headeronly::ScalarType;
   if (tensor.scalar_type() == ScalarType::Half) return Type::kHalf;
@@ -67,7 +67,7 @@ inline Type type_of(const Tensor& tensor) {
 }
 inline bool is_float(const Tensor& tensor) { return type_of(tensor) == Type::kFloat; }
 
-// Null where there are no elements.
+// Null for a tensor without elements.
 template <class T = void>
 T* data(const Tensor& tensor) {
   return tensor.numel() ? static_cast<T*>(tensor.data_ptr()) : nullptr;

@@ -1,4 +1,4 @@
-// Sampling positions and their gradients, from torch's tensors to the launchers of both deformable operators.
+// Bindings that both deformable operators share: sampling positions and their gradients.
 #pragma once
 
 #include "../common/geometry.h"
@@ -8,14 +8,14 @@
 namespace bkd {
 namespace {
 
-// Before the first tensor of a call is known to be right.
+// For checks that come before a Checks object exists.
 inline void check_dimensions(const char* function, const char* name, const Tensor& tensor, int64_t count) {
   if (tensor.dim() != count)
     throw std::invalid_argument("bkd_fast: " + std::string(function) + ": " + name + " has " +
                                 std::to_string(tensor.dim()) + " dimensions, expected " + std::to_string(count));
 }
 
-// Offsets and a mask of an image's type or float32; pixels of all images are counted in 32 bits.
+// Offsets and mask have the image's type or float32. Pixel indices over all images fit in 32 bits.
 inline void check_sampling(const Checks& check, const Tensor& image, int64_t batch, const Tensor& offset,
                            const std::optional<Tensor>& mask, const Geometry& geometry, int64_t groups) {
   const auto own = [&](const Tensor& tensor) {
@@ -31,7 +31,7 @@ inline void check_sampling(const Checks& check, const Tensor& image, int64_t bat
   check.in_range("the number of pixels", image.size(0) * image.size(2) * image.size(3), 0, MAX_INT);
 }
 
-// Gradients without elements are not needed; that of the image is of 64-bit integers where there is a scale.
+// A gradient without elements is not computed. With a scale, the gradient of the image is int64 fixed point.
 inline void check_sampling_gradients(const Checks& check, const char* name, const Tensor& grad_image,
                                      const Tensor& image, const std::optional<Tensor>& scale, const Tensor& grad_offset,
                                      const Tensor& offset, const Tensor& grad_mask, const std::optional<Tensor>& mask) {
@@ -44,7 +44,7 @@ inline void check_sampling_gradients(const Checks& check, const char* name, cons
   if (grad_mask.numel()) check.tensor("grad_mask", grad_mask, ScalarType::Float, sizes_of(*mask));
 }
 
-// Channels first, or last where that is how the tensor lies.
+// Strides of a tensor that is channels-first or channels-last.
 inline void set_strides(const Tensor& tensor, int64_t& image, int& channel, int& pixel) {
   const int64_t channels = tensor.size(1), pixels = tensor.size(2) * tensor.size(3);
   image = channels * pixels;
@@ -73,7 +73,7 @@ inline Sampling sampling(const Tensor& offset, const std::optional<Tensor>& mask
   return s;
 }
 
-// Whole numbers with a scale, or floats without.
+// Fixed point with a scale, float32 without.
 inline Accumulator accumulator(const Tensor& tensor, const std::optional<Tensor>& scale) {
   if (!tensor.numel()) return {};
   if (scale) return {nullptr, data<unsigned long long>(tensor), data<float>(*scale)};

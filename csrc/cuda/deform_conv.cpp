@@ -7,7 +7,7 @@
 namespace bkd {
 namespace {
 
-// `outputs`: of output or its gradient, or those that a gradient of the weights has.
+// outputs: channels of the output. part: input channels per group.
 Checks check_arguments(const char* function, const Tensor& input, const Tensor& offset,
                        const std::optional<Tensor>& mask, int64_t outputs, int64_t part, const Integers& kernel,
                        const Integers& stride, const Integers& padding, const Integers& dilation,
@@ -80,7 +80,7 @@ void conv_backward(const Tensor& grad, const Tensor& input, const Tensor& offset
   p.weight = data(weight);
   p.grad = data(grad);
   p.grad_input = accumulator(grad_input, scale);
-  p.grad_moves = {data<float>(grad_offset), data<float>(grad_mask)};
+  p.grad_sampling = {data<float>(grad_offset), data<float>(grad_mask)};
   deform_conv_backward(p, type_of(input), tf32, current.device);
 }
 

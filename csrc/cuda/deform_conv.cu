@@ -1,5 +1,5 @@
-// Modulated deformable convolution as an implicit GEMM: a block samples its pixels' channels of one tap into shared
-// memory and multiplies them by the weights, without a column buffer. The notation is that of docs/kernels.md.
+// Modulated deformable convolution as an implicit GEMM: a block samples one tap of its pixels into shared memory and
+// multiplies by the weights, without a column buffer. docs/kernels.md explains the notation.
 #include "deform_conv.h"
 #include "sampling.cuh"
 #include "tile.cuh"
@@ -7,22 +7,22 @@
 namespace bkd {
 namespace {
 
-// Where in the depth of the product: channels within one tap, offset group and group, kDepth at a time.
+// Position in the depth (K) of the GEMM: kDepth channels of one tap, offset group and group.
 struct Depth {
   int offset_group, tap, channel;
-  int last;   // end of the channels that the group has in the offset group
-  int reads;  // which of the two tables of reads
+  int last;   // end of the channels that group and offset group share
+  int table;  // which of the two neighbour tables
 };
 __device__ __forceinline__ Depth first_depth(const DeformConv& p, int begin) {
   const int offset_group = begin / p.offset_channels();
   return {offset_group, 0, begin, min(begin + p.group_channels(), (offset_group + 1) * p.offset_channels()), 0};
 }
-// Goes on, for the group of channels from `begin`; true where another tap or offset group begins.
+// Advance within the group whose channels start at `begin`; return true if a new tap or offset group begins.
 template <class T>
 __device__ __forceinline__ bool next_depth(const DeformConv& p, int begin, Depth& d) {
   d.channel += kDepth<T>;
   if (d.channel < d.last) return false;
-  d.reads ^= 1;
+  d.table ^= 1;
   if (++d.tap < p.sampling.taps) {
     d.channel = max(begin, d.offset_group * p.offset_channels());
   } else {
@@ -36,7 +36,7 @@ __device__ __forceinline__ bool next_depth(const DeformConv& p, int begin, Depth
 template <class T, int kM, int kN>
 struct Stages {
   unsigned char a[2][Tile<T, kM, true>::kBytes], b[2][Tile<T, kN, true>::kBytes];
-  Reads<kM> reads[2];
+  Neighbors<kM> neighbors[2];
 };
 
 template <class T, bool kTensor, int kM, int kN>
@@ -54,14 +54,14 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1
 
   const int begin = group * p.group_channels();  // of the group's channels
   auto more = [&](const Depth& d) { return d.channel < begin + p.group_channels(); };
-  auto work_out = [&](const Depth& d) {
+  auto compute = [&](const Depth& d) {
     const int own = first_pixel + thread;
     if (thread < kM)
-      shared.reads[d.reads].template work_out<T>(thread, p.sampling, own, own < p.pixels, d.offset_group, d.tap);
+      shared.neighbors[d.table].template compute<T>(thread, p.sampling, own, own < p.pixels, d.offset_group, d.tap);
   };
-  // Where `d` is followed by another tap or offset group.
-  auto work_out_next = [&](Depth d) {
-    if (next_depth<T>(p, begin, d) && more(d)) work_out(d);
+  // Compute the neighbours of the next tap or offset group, if `d` is the last step of its own.
+  auto compute_next = [&](Depth d) {
+    if (next_depth<T>(p, begin, d) && more(d)) compute(d);
   };
   auto copy_weights = [&](const Depth& d, int buffer) {
 #pragma unroll
@@ -75,29 +75,29 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1
     }
     commit_copies();
   };
-  // A part of the samples on its way: kThreads chunks of them.
-  Corner4<T> corners;
+  // kThreads chunks of neighbour values in flight.
+  CornerValues<T> corners;
   auto fetch = [&](const Depth& d, int part) {
     const T* input = static_cast<const T*>(p.input);
     const int row = (part * kThreads + thread) / kChunks, channel = d.channel + thread % kChunks * kVector<T>;
     if (channel < d.last)
-      corners.fetch(input, load_shared<uint4>(&shared.reads[d.reads].pixel[row]), p.channels, channel);
+      corners.fetch(input, load_shared<uint4>(&shared.neighbors[d.table].pixel[row]), p.channels, channel);
   };
   auto put = [&](const Depth& d, int part, int buffer) {
     const int row = (part * kThreads + thread) / kChunks, chunk = thread % kChunks;
     Pack<T> sampled{};
     if (d.channel + chunk * kVector<T> < d.last) {
-      sampled = corners.template sums<kTensor>(load_shared<float4>(&shared.reads[d.reads].weight[row]));
+      sampled = corners.template sums<kTensor>(load_shared<float4>(&shared.neighbors[d.table].weight[row]));
     }
     store_shared(shared.a[buffer] + A::chunk(row, chunk), sampled);
   };
 
-  Sums<kM, kN> sums;
-  sums.clear();
-  // While one step is multiplied, `next` is sampled, and the reads of what follows it are worked out.
+  AccumulatorFragment<kM, kN> acc;
+  acc.clear();
+  // Software pipeline: multiply one step, sample `next`, and compute the neighbours of the one after.
   Depth next = first_depth(p, begin);
-  work_out(next);
-  work_out_next(next);
+  compute(next);
+  compute_next(next);
   __syncthreads();
   copy_weights(next, 0);
 #pragma unroll
@@ -111,14 +111,14 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1
     __syncthreads();
     if (more(next)) {
       copy_weights(next, buffer ^ 1);
-      work_out_next(next);
+      compute_next(next);
     }
-#pragma unroll 1  // registers are scarce
+#pragma unroll 1  // to save registers
     for (int part = 0; part < kParts; ++part) {
       if (more(next)) fetch(next, part);
 #pragma unroll
       for (int step = part * kSteps / kParts; step < (part + 1) * kSteps / kParts; ++step) {
-        multiply_step<T, kTensor, A, B>(sums, shared.a[buffer], shared.b[buffer], step);
+        multiply_step<T, kTensor, A, B>(acc, shared.a[buffer], shared.b[buffer], step);
       }
       if (more(next)) put(next, part, buffer ^ 1);
     }
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1
 
   const T* bias = static_cast<const T*>(p.bias);
   T* output = static_cast<T*>(p.output);
-  sums.pairs([&](int row, int column, float first, float second) {
+  acc.pairs([&](int row, int column, float first, float second) {
     const int pixel = first_pixel + row, within = first_output + column;
     if (pixel >= p.pixels || within >= p.group_outputs()) return;
     const int channel = group * p.group_outputs() + within;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1
     if (bias && both) second += wide(load<T>(bias + channel + 1));
     T* to = output + int64_t{pixel} * p.outputs + channel;
     if (both && (p.outputs | channel) % 2 == 0) {
-      store(to, Both<T>{narrow<T>(first), narrow<T>(second)});
+      store(to, Vec2<T>{narrow<T>(first), narrow<T>(second)});
     } else {
       store(to, narrow<T>(first));
       if (both) store(to + 1, narrow<T>(second));
@@ -152,9 +152,9 @@ void start(const DeformConv& p, const Device& device) {
 
 template <class T, bool kTensor>
 void choose(const DeformConv& p, const Device& device) {
-  // Large tiles read least; small ones where large ones would leave processors idle.
+  // Large tiles need the fewest reads; small ones keep all multiprocessors busy.
   const int64_t blocks = blocks_for(p.pixels, 128) * p.groups * blocks_for(p.group_outputs(), 128);
-  if (p.group_outputs() > 64 && blocks >= 2 * device.processors) {
+  if (p.group_outputs() > 64 && blocks >= 2 * device.multiprocessors) {
     start<T, kTensor, 128, 128>(p, device);
   } else {
     start<T, kTensor, 64, 64>(p, device);

@@ -1,6 +1,6 @@
-// Gradients of modulated deformable convolution by input, offset and mask. A block has a tile of pixels, one tap and
-// one offset group; for 64 channels at a time it multiplies grad by the weights, keeps the product in shared memory,
-// and goes over it once for all three gradients. Nothing of the forward pass is kept.
+// Gradients of modulated deformable convolution with respect to input, offset and mask. A block has a tile of pixels,
+// one tap and one offset group. For 64 channels at a time it multiplies grad by the weights into shared memory and
+// reads that product once for all three gradients. Nothing is saved by the forward pass.
 #include "deform_conv.h"
 #include "scatter.cuh"
 #include "tile.cuh"
@@ -14,7 +14,7 @@ template <class T>
 struct Columns {
   unsigned char a[2][Tile<T, kM, true>::kBytes], b[2][Tile<T, kN, false>::kBytes];
   float2 columns[kM][kN / 2];
-  Spot spots[kM];
+  Sample samples[kM];
 };
 
 template <class T, bool kTensor>
@@ -28,21 +28,21 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_backward_kernel(const
   const T* input = static_cast<const T*>(p.input);
   const int first_pixel = blockIdx.x * kM, tap = blockIdx.y, offset_group = blockIdx.z;
   const int thread = threadIdx.x, warp = thread / kWarpSize, lane = thread % kWarpSize;
-  constexpr int kOwn = kM / (kThreads / kWarpSize);  // pixels of a warp
-  const float scale = p.grad_input.exact ? load<float>(p.grad_input.scale) : 1;
+  constexpr int kPixelsPerWarp = kM / (kThreads / kWarpSize);  // pixels of a warp
+  const float scale = p.grad_input.fixed ? load<float>(p.grad_input.scale) : 1;
 
   if (thread < kM && first_pixel + thread < p.pixels) {
-    const Place place = place_of(p.sampling, first_pixel + thread);
-    shared.spots[thread] = spot_at<T>(p.sampling, place, offset_group, tap, false);
+    const OutputPixel out = output_pixel(p.sampling, first_pixel + thread);
+    shared.samples[thread] = sample_at<T>(p.sampling, out, offset_group, tap, false);
   }
-  float dots[kOwn][4] = {};
+  float dots[kPixelsPerWarp][4] = {};
 
   const int begin = offset_group * p.offset_channels(), end = begin + p.offset_channels();
   for (int channel = begin; channel < end;) {
     const int group = channel / p.group_channels();
-    const int last = min(min(channel + kN, end), (group + 1) * p.group_channels());  // of this step's channels
+    const int last = min(min(channel + kN, end), (group + 1) * p.group_channels());  // end of this step's channels
     auto copy = [&](int step, int buffer) {
-      constexpr int kChunks = kDepthBytes / 16, kWide = kN / kVector<T>;
+      constexpr int kChunks = kDepthBytes / 16, kRowChunks = kN / kVector<T>;
 #pragma unroll
       for (int i = 0; i < kM * kChunks / kThreads; ++i) {
         const int row = (i * kThreads + thread) / kChunks, chunk = thread % kChunks;
@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_backward_kernel(const
         copy_async(shared.a[buffer] + A::chunk(row, chunk), from, valid);
       }
 #pragma unroll
-      for (int i = 0; i < kDepth<T> * kWide / kThreads; ++i) {
-        const int row = (i * kThreads + thread) / kWide, chunk = thread % kWide;
+      for (int i = 0; i < kDepth<T> * kRowChunks / kThreads; ++i) {
+        const int row = (i * kThreads + thread) / kRowChunks, chunk = thread % kRowChunks;
         const int output = step * kDepth<T> + row, own = channel + chunk * kVector<T>;
         const bool valid = output < p.group_outputs() && own < last;
         const int64_t line = (int64_t{group} * p.group_outputs() + output) * p.sampling.taps + tap;
@@ -63,39 +63,40 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_backward_kernel(const
       commit_copies();
     };
 
-    Sums<kM, kN> sums;
-    sums.clear();
+    AccumulatorFragment<kM, kN> acc;
+    acc.clear();
     const int steps = (p.group_outputs() + kDepth<T> - 1) / kDepth<T>;
     copy(0, 0);
     for (int step = 0; step < steps; ++step) {
       wait_for_copies<0>();
       __syncthreads();
       if (step + 1 < steps) copy(step + 1, (step + 1) % 2);
-      multiply_tiles<T, kTensor, A, B>(sums, shared.a[step % 2], shared.b[step % 2]);
+      multiply_tiles<T, kTensor, A, B>(acc, shared.a[step % 2], shared.b[step % 2]);
     }
-    // Pairs of neighbouring lines start in different banks.
-    sums.pairs([&](int row, int column, float first, float second) {
+    // Swizzle: adjacent rows start in different banks.
+    acc.pairs([&](int row, int column, float first, float second) {
       store_shared(&shared.columns[row][(column / 2) ^ (row % 8 * 4)], make_float2(first, second));
     });
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int row = warp * kOwn + i;
+    for (int i = 0; i < kPixelsPerWarp; ++i) {
+      const int row = warp * kPixelsPerWarp + i;
       if (first_pixel + row < p.pixels && channel + 2 * lane < last) {
         const float2 column = load_shared<float2>(&shared.columns[row][lane ^ (row % 8 * 4)]);
-        scatter(column, shared.spots[row], input, p.channels, channel + 2 * lane, p.grad_input, scale,
-                p.grad_moves.wanted(), dots[i]);
+        scatter(column, shared.samples[row], input, p.channels, channel + 2 * lane, p.grad_input, scale,
+                p.grad_sampling.needed(), dots[i]);
       }
     }
-    channel = last;  // the columns are written again after the barriers of the next product
+    channel = last;  // the next product's barriers come before columns is overwritten
   }
-  if (!p.grad_moves.wanted()) return;
+  if (!p.grad_sampling.needed()) return;
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int row = warp * kOwn + i;
-    if (first_pixel + row >= p.pixels) continue;  // the same for the whole warp
-    const Place place = place_of(p.sampling, first_pixel + row);
-    write_moves(p.sampling, p.grad_moves, p.offset_groups, place, offset_group, tap, shared.spots[row], dots[i]);
+  for (int i = 0; i < kPixelsPerWarp; ++i) {
+    const int row = warp * kPixelsPerWarp + i;
+    if (first_pixel + row >= p.pixels) continue;  // uniform across the warp
+    const OutputPixel out = output_pixel(p.sampling, first_pixel + row);
+    store_sampling_gradients(p.sampling, p.grad_sampling, p.offset_groups, out, offset_group, tap, shared.samples[row],
+                             dots[i]);
   }
 }
 

@@ -1,5 +1,5 @@
-// Gradient of modulated deformable convolution by its weights: for one tap, outputs x channels summed over pixels. A
-// block samples its channels of a few pixels again and multiplies grad by them; parts of the pixels are summed apart.
+// Gradient of modulated deformable convolution with respect to its weights: per tap, outputs x channels, reduced over
+// pixels. A block resamples its channels and multiplies grad by them; pixels are split over blocks (split K).
 #include "deform_conv.h"
 
 #include <algorithm>
@@ -15,14 +15,14 @@ constexpr int kN = 64;  // channels of a tile
 template <class T, int kM>
 struct Pixels {
   unsigned char a[2][Tile<T, kM, false>::kBytes], b[2][Tile<T, kN, false>::kBytes];
-  Reads<kDepth<T>> reads[2];
+  Neighbors<kDepth<T>> neighbors[2];
 };
 
-// Tiles of channels that lie in one group and one offset group: as many for each stretch of channels without a border.
-struct Stretch {
+// Channels of tile `tile`; a tile never crosses the border of a group or offset group.
+struct ChannelRange {
   int begin, end;
 };
-__device__ __forceinline__ Stretch stretch_of(const DeformConv& p, int tile) {
+__device__ __forceinline__ ChannelRange channel_range(const DeformConv& p, int tile) {
   for (int begin = 0;;) {
     const int group = (begin / p.group_channels() + 1) * p.group_channels();
     const int offset_group = (begin / p.offset_channels() + 1) * p.offset_channels();
@@ -47,29 +47,29 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_weight_kernel(const D
   using B = Tile<T, kN, false>;
   using Shared = Pixels<T, kM>;
   BKD_SHARED(Shared, shared);
-  constexpr int kWideA = kM / kVector<T>, kWideB = kN / kVector<T>;
-  static_assert(kDepth<T> * kWideB == kThreads, "each thread samples one chunk");
+  constexpr int kRowChunksA = kM / kVector<T>, kRowChunksB = kN / kVector<T>;
+  static_assert(kDepth<T> * kRowChunksB == kThreads, "each thread samples one chunk");
   const T* grad = static_cast<const T*>(p.grad);
   const T* input = static_cast<const T*>(p.input);
   const Sampling& s = p.sampling;
   const int part = blockIdx.x, tap = blockIdx.y % s.taps, thread = threadIdx.x;
-  const Stretch stretch = stretch_of(p, blockIdx.y / s.taps);
-  const int group = stretch.begin / p.group_channels(), offset_group = stretch.begin / p.offset_channels();
+  const ChannelRange range = channel_range(p, blockIdx.y / s.taps);
+  const int group = range.begin / p.group_channels(), offset_group = range.begin / p.offset_channels();
   const int first_output = blockIdx.z * kM;  // of the group
   const int steps = (p.pixels + kDepth<T> - 1) / kDepth<T>;
   const int begin = static_cast<int>(int64_t{steps} * part / p.parts);
   const int end = static_cast<int>(int64_t{steps} * (part + 1) / p.parts);
 
-  auto work_out = [&](int step) {
+  auto compute = [&](int step) {
     const int pixel = step * kDepth<T> + thread;
     if (thread < kDepth<T>) {
-      shared.reads[step % 2].template work_out<T>(thread, s, pixel, pixel < p.pixels, offset_group, tap);
+      shared.neighbors[step % 2].template compute<T>(thread, s, pixel, pixel < p.pixels, offset_group, tap);
     }
   };
   auto copy_grad = [&](int step) {
 #pragma unroll
-    for (int i = 0; i < kDepth<T> * kWideA / kThreads; ++i) {
-      const int row = (i * kThreads + thread) / kWideA, chunk = thread % kWideA;
+    for (int i = 0; i < kDepth<T> * kRowChunksA / kThreads; ++i) {
+      const int row = (i * kThreads + thread) / kRowChunksA, chunk = thread % kRowChunksA;
       const int pixel = step * kDepth<T> + row, output = first_output + chunk * kVector<T>;
       const bool valid = pixel < p.pixels && output < p.group_outputs();
       const T* from = grad + (valid ? int64_t{pixel} * p.outputs + group * p.group_outputs() + output : 0);
@@ -77,31 +77,31 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_weight_kernel(const D
     }
     commit_copies();
   };
-  const int row = thread / kWideB, chunk = thread % kWideB, channel = stretch.begin + chunk * kVector<T>;
-  Corner4<T> corners;
-  auto sampled = [&](int step) { return channel < stretch.end && step * kDepth<T> + row < p.pixels; };
+  const int row = thread / kRowChunksB, chunk = thread % kRowChunksB, channel = range.begin + chunk * kVector<T>;
+  CornerValues<T> corners;
+  auto sampled = [&](int step) { return channel < range.end && step * kDepth<T> + row < p.pixels; };
   auto fetch = [&](int step) {
     if (sampled(step)) {
-      corners.fetch(input, load_shared<uint4>(&shared.reads[step % 2].pixel[row]), p.channels, channel);
+      corners.fetch(input, load_shared<uint4>(&shared.neighbors[step % 2].pixel[row]), p.channels, channel);
     }
   };
   auto put = [&](int step) {
     Pack<T> values{};
     if (sampled(step)) {
-      values = corners.template sums<kTensor>(load_shared<float4>(&shared.reads[step % 2].weight[row]));
+      values = corners.template sums<kTensor>(load_shared<float4>(&shared.neighbors[step % 2].weight[row]));
     }
     store_shared(shared.b[step % 2] + B::chunk(row, chunk), values);
   };
 
-  Sums<kM, kN> sums;
-  sums.clear();
+  AccumulatorFragment<kM, kN> acc;
+  acc.clear();
   if (begin < end) {
-    work_out(begin);
+    compute(begin);
     __syncthreads();
     copy_grad(begin);
     fetch(begin);
     put(begin);
-    if (begin + 1 < end) work_out(begin + 1);
+    if (begin + 1 < end) compute(begin + 1);
   }
   for (int step = begin; step < end; ++step) {
     wait_for_copies<0>();
@@ -111,13 +111,13 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_weight_kernel(const D
       copy_grad(step + 1);
       fetch(step + 1);
     }
-    multiply_tiles<T, kTensor, A, B>(sums, shared.a[step % 2], shared.b[step % 2]);
+    multiply_tiles<T, kTensor, A, B>(acc, shared.a[step % 2], shared.b[step % 2]);
     if (more) put(step + 1);
-    if (step + 2 < end) work_out(step + 2);  // the reads of `step`, which nobody needs any more
+    if (step + 2 < end) compute(step + 2);  // overwrites those of `step`
   }
-  sums.pairs([&](int output, int column, float first, float second) {
-    const int within = first_output + output, own = stretch.begin + column;
-    if (within >= p.group_outputs() || own >= stretch.end) return;
+  acc.pairs([&](int output, int column, float first, float second) {
+    const int within = first_output + output, own = range.begin + column;
+    if (within >= p.group_outputs() || own >= range.end) return;
     const int64_t line = ((int64_t{part} * p.outputs + group * p.group_outputs() + within) * s.taps + tap);
     store(p.grad_weight + line * p.group_channels() + own - group * p.group_channels(), make_float2(first, second));
   });

@@ -1,4 +1,4 @@
-// Modulated deformable sampling of products with the weights.
+// Modulated deformable sampling of projected features.
 #include "deform_gather.h"
 
 #include "bindings.h"
@@ -63,7 +63,7 @@ void gather_backward(const Tensor& grad, const Tensor& projected, const Tensor& 
   DeformGather p = problem(projected, offset, mask, kernel, stride, padding, dilation);
   p.grad = data(grad);
   p.grad_projected = accumulator(grad_projected, scale);
-  p.grad_moves = {data<float>(grad_offset), data<float>(grad_mask)};
+  p.grad_sampling = {data<float>(grad_offset), data<float>(grad_mask)};
   deform_gather_backward(p, type_of(projected), current.device);
 }
 

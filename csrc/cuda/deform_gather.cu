@@ -1,5 +1,5 @@
-// Samples and sums, forward and backward: memory is what counts. Forward, a thread has 16 bytes of channels of one
-// pixel and keeps their sums over all taps; backward, a warp has a pixel.
+// Memory-bound sampling and summation. Forward: a thread accumulates 16 bytes of channels of one pixel over all taps.
+// Backward: one warp per pixel.
 #include "deform_gather.h"
 #include "scatter.cuh"
 
@@ -7,14 +7,14 @@ namespace bkd {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTaps = 9;  // whose reads are worked out together
-constexpr int kMostPixels = 64;
+constexpr int kTaps = 9;  // taps per neighbour table
+constexpr int kMaxPixels = 64;
 
 struct Taps {
-  Reads<kMostPixels> reads[kTaps];
+  Neighbors<kMaxPixels> neighbors[kTaps];
 };
 
-// chunks: of 16 bytes of a pixel that a block has, a power of 2 from 4.
+// chunks: 16-byte chunks per pixel and block; a power of 2, at least 4.
 template <class T>
 __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGather p, int chunks) {
   BKD_SHARED(Taps, shared);
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGat
   const Sampling& s = p.sampling;
   const int pixels = kThreads / chunks, first_pixel = blockIdx.x * pixels, thread = threadIdx.x;
   const int row = thread / chunks, channel = (blockIdx.y * chunks + thread % chunks) * Pack<T>::kCount;
-  const bool mine = first_pixel + row < p.pixels && channel < p.channels;
+  const bool active = first_pixel + row < p.pixels && channel < p.channels;
   constexpr int kPairs = Pack<T>::kCount / 2;
   float2 sums[kPairs] = {};
   for (int first = 0; first < p.taps; first += kTaps) {
@@ -31,14 +31,14 @@ __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGat
     for (int i = thread; i < count * pixels; i += kThreads) {
       const int slot = i / pixels, index = i - slot * pixels, pixel = first_pixel + index;
       const int group = (first + slot) / s.taps, tap = first + slot - group * s.taps;
-      shared.reads[slot].template work_out<T>(index, s, pixel, pixel < p.pixels, group, tap, p.shared);
+      shared.neighbors[slot].template compute<T>(index, s, pixel, pixel < p.pixels, group, tap, p.shared);
     }
     __syncthreads();
-    if (!mine) continue;
+    if (!active) continue;
     for (int slot = 0; slot < count; ++slot) {
-      const uint4 pixel = load_shared<uint4>(&shared.reads[slot].pixel[row]);
-      const float4 weight = load_shared<float4>(&shared.reads[slot].weight[row]);
-      Corner4<T> corners;
+      const uint4 pixel = load_shared<uint4>(&shared.neighbors[slot].pixel[row]);
+      const float4 weight = load_shared<float4>(&shared.neighbors[slot].weight[row]);
+      CornerValues<T> corners;
       corners.fetch(projected, pixel, p.taps * p.channels, (first + slot) * p.channels + channel);
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGat
       }
     }
   }
-  if (!mine) return;
+  if (!active) return;
   Pack<T> result;
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) result.set_pair(i, sums[i]);
@@ -60,21 +60,22 @@ __global__ void __launch_bounds__(kThreads, 3) deform_gather_backward_kernel(con
   const Sampling& s = p.sampling;
   const int lane = threadIdx.x % kWarpSize;
   const int64_t index = int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
-  if (index >= p.pixels) return;  // a whole warp
-  const Place place = place_of(s, static_cast<int>(index));
+  if (index >= p.pixels) return;  // uniform across the warp
+  const OutputPixel out = output_pixel(s, static_cast<int>(index));
   const T* grad = static_cast<const T*>(p.grad) + index * p.channels;
-  const float scale = p.grad_projected.exact ? load<float>(p.grad_projected.scale) : 1;
+  const float scale = p.grad_projected.fixed ? load<float>(p.grad_projected.scale) : 1;
   for (int slot = 0; slot < p.taps; ++slot) {
     const int group = slot / s.taps, tap = slot - group * s.taps;
-    const Spot spot = spot_at<T>(s, place, group, tap, p.shared);
+    const Sample sample = sample_at<T>(s, out, group, tap, p.shared);
     float dots[4] = {};
     for (int channel = 2 * lane; channel < p.channels; channel += 2 * kWarpSize) {
-      const auto pair = load<Both<T>>(grad + channel);
-      scatter(make_float2(wide(pair.first), wide(pair.second)), spot, projected + slot * p.channels,
+      const auto pair = load<Vec2<T>>(grad + channel);
+      scatter(make_float2(wide(pair.first), wide(pair.second)), sample, projected + slot * p.channels,
               p.taps * p.channels, channel, p.grad_projected.from(int64_t{slot} * p.channels), scale,
-              p.grad_moves.wanted(), dots);
+              p.grad_sampling.needed(), dots);
     }
-    if (p.grad_moves.wanted()) write_moves(s, p.grad_moves, p.taps / s.taps, place, group, tap, spot, dots);
+    if (p.grad_sampling.needed())
+      store_sampling_gradients(s, p.grad_sampling, p.taps / s.taps, out, group, tap, sample, dots);
   }
 }
 
@@ -95,11 +96,11 @@ void start_backward(const DeformGather& p, const Device& device) {
 }  // namespace
 
 void deform_gather(const DeformGather& p, Type type, const Device& device) {
-  by_type(type, [&](auto zero) { start<decltype(zero)>(p, device); });
+  dispatch(type, [&](auto zero) { start<decltype(zero)>(p, device); });
 }
 
 void deform_gather_backward(const DeformGather& p, Type type, const Device& device) {
-  by_type(type, [&](auto zero) { start_backward<decltype(zero)>(p, device); });
+  dispatch(type, [&](auto zero) { start_backward<decltype(zero)>(p, device); });
 }
 
 }  // namespace bkd

@@ -1,5 +1,5 @@
-// What every kernel stands on: CUDA's words (or their twins on the CPU, tests/cuda_on_cpu), numbers in three
-// precisions, loads of 16 bytes, sums over a warp, and launches that are checked.
+// Device utilities of all kernels: conversions of three precisions, 16-byte loads, warp reductions and checked
+// launches. Without nvcc, tests/cuda_on_cpu provides CUDA's names.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -47,27 +47,27 @@ __device__ __forceinline__ BFloat narrow<BFloat>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-// call(T{}) for the type of the kernel's numbers.
+// Call call(T{}) for the element type T.
 template <class Call>
-void by_type(Type type, const Call& call) {
+void dispatch(Type type, const Call& call) {
   if (type == Type::kHalf) return call(Half{});
   if (type == Type::kBFloat) return call(BFloat{});
   call(float{});
 }
 
-// Two numbers, moved at once.
+// Two elements, loaded or stored at once.
 template <class T>
-struct alignas(2 * sizeof(T)) Both {
+struct alignas(2 * sizeof(T)) Vec2 {
   T first, second;
 };
 
-// 16 bytes of numbers, moved at once.
+// 16 bytes of elements, loaded or stored at once.
 template <class T>
 struct alignas(16) Pack {
   static constexpr int kCount = 16 / sizeof(T);
   T value[kCount];
 
-  // Numbers 2 i and 2 i + 1: conversions of two cost no more than of one.
+  // Elements 2 i and 2 i + 1: a paired conversion costs no more than a single one.
   __device__ __forceinline__ float2 pair(int i) const {
 #if defined(__CUDACC__)
     if constexpr (std::is_same<T, BFloat>::value) {
@@ -97,7 +97,7 @@ struct alignas(16) Pack {
 #if defined(__CUDACC__)
 #define BKD_SEEN
 #define BKD_SEE(memory, address, bytes, kind)
-#else  // the emulation counts what is moved, and from where in the source
+#else  // the emulation counts memory traffic by source line
 #define BKD_SEEN , EMULATED_HERE
 #define BKD_SEE(memory, address, bytes, kind) \
   emulated::traffic::memory(address, bytes, emulated::traffic::Kind::kind, file, line)
@@ -129,7 +129,7 @@ __device__ __forceinline__ void add_atomic(V* to, V value BKD_SEEN) {
   atomicAdd(to, value);
 }
 
-// A number that is a float or of the kernel's own type.
+// Load an element of type float or T.
 template <class T>
 __device__ __forceinline__ float load_either(const void* base, int64_t index, bool is_float BKD_SEEN) {
 #if defined(__CUDACC__)
@@ -141,7 +141,7 @@ __device__ __forceinline__ float load_either(const void* base, int64_t index, bo
 #endif
 }
 
-// The sum over the `kLanes` lanes beside each other, in all of them.
+// Sum over groups of `kLanes` adjacent lanes; every lane gets the result.
 template <int kLanes = kWarpSize>
 __device__ __forceinline__ float sum_lanes(float x) {
 #pragma unroll
@@ -150,13 +150,13 @@ __device__ __forceinline__ float sum_lanes(float x) {
 }
 
 template <int kLanes = kWarpSize>
-__device__ __forceinline__ float largest_of_lanes(float x) {
+__device__ __forceinline__ float max_lanes(float x) {
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAll, x, step));
   return x;
 }
 
-// Shared memory of a type; more than 48 KB, or as much as the launch says, is dynamic.
+// Static shared memory of a type; above 48 KB, or sized by the launch, it is dynamic.
 #if defined(__CUDACC__)
 #define BKD_SHARED(Type, name) __shared__ __align__(128) Type name
 #else
@@ -164,16 +164,16 @@ __device__ __forceinline__ float largest_of_lanes(float x) {
 #endif
 __device__ __forceinline__ unsigned char* dynamic_shared() {
 #if defined(__CUDACC__)
-  extern __shared__ __align__(128) unsigned char shared_room[];
-  return shared_room;
+  extern __shared__ __align__(128) unsigned char shared_buffer[];
+  return shared_buffer;
 #else
-  return emulated::dynamic_room.data();
+  return emulated::dynamic_buffer.data();
 #endif
 }
 
 inline int64_t blocks_for(int64_t count, int64_t each) { return (count + each - 1) / each; }
 
-// Starts a kernel; nothing where there is nothing to do. Throws std::runtime_error where it could not be started.
+// Launch a kernel; an empty grid is a no-op. Throws std::runtime_error if the launch fails.
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), int64_t x, int64_t y, int64_t z, int threads, size_t shared,
             const Device& device, A... arguments) {
@@ -183,13 +183,13 @@ void launch(const char* name, void (*kernel)(P...), int64_t x, int64_t y, int64_
   }
   const dim3 grid{static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)};
 #if defined(__CUDACC__)
-  // An error that is there already is not this kernel's; it stays for whoever asks for it.
+  // A pending error is not this kernel's; leave it in place.
   cudaError_t state = cudaPeekAtLastError();
   if (state != cudaSuccess) {
     throw std::runtime_error(std::string("bkd_fast: before ") + name +
-                             " was started, an earlier CUDA call had failed: " + cudaGetErrorString(state));
+                             " was launched, an earlier CUDA call had failed: " + cudaGetErrorString(state));
   }
-  if (shared > 48 * 1024) {  // what a kernel has without asking
+  if (shared > 48 * 1024) {  // beyond the default limit, opt in
     int index = 0, allowed = 0;
     state = cudaGetDevice(&index);
     if (state == cudaSuccess) state = cudaDeviceGetAttribute(&allowed, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
@@ -206,7 +206,7 @@ void launch(const char* name, void (*kernel)(P...), int64_t x, int64_t y, int64_
     state = cudaGetLastError();
   }
   if (state != cudaSuccess) {
-    throw std::runtime_error(std::string("bkd_fast: ") + name + " could not be started: " + cudaGetErrorString(state));
+    throw std::runtime_error(std::string("bkd_fast: ") + name + " could not be launched: " + cudaGetErrorString(state));
   }
 #else
   (void)device;

@@ -13,7 +13,7 @@ std::vector<Integers> statistics_sizes(const Tensors& teacher, bool by_image) {
   return sizes;
 }
 
-// channels: of each level, without those that only fill chunks.
+// channels: of each level, without padding to 16-byte chunks.
 void loss(const Tensors& teacher, const Tensors& student, const Integers& channels, bool by_image, double value_weight,
           int64_t splits, const Tensors& statistics, const Tensors& parts, const Tensor& output) {
   const Checks check = check_pairs("distillation_loss", teacher, student, channels, 1);

@@ -1,5 +1,4 @@
-// The distillation loss: one read of the features gives sums for each vector, in parts whose order is fixed; one block
-// adds them up.
+// The distillation loss: one pass over the features gives partial sums, which one block reduces in a fixed order.
 #include "distillation_loss.h"
 
 #include <algorithm>
@@ -11,12 +10,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The sum over a block, in its first thread; the order of the additions is always the same.
+// Reduce over a block in a fixed order; the first thread gets the result.
 __device__ __forceinline__ float sum_block(float x) {
   using Partial = float[kThreads / kWarpSize];
   BKD_SHARED(Partial, partial);
   x = sum_lanes(x);
-  __syncthreads();  // what was there may still be read
+  __syncthreads();  // earlier reads of `partial` are done
   if (threadIdx.x % kWarpSize == 0) store_shared(&partial[threadIdx.x / kWarpSize], x);
   __syncthreads();
   float total = 0;
@@ -41,10 +40,10 @@ __global__ void __launch_bounds__(kThreads) loss_pixels_kernel(const Distillatio
     store(p.parts + 2 * int64_t{blockIdx.x}, direction), store(p.parts + 2 * int64_t{blockIdx.x} + 1, value);
 }
 
-// A part of an image, in the order in which it lies.
+// A block reduces one split of an image, in memory order.
 template <class T, int kCount>
 __global__ void __launch_bounds__(kThreads) loss_images_kernel(const DistillationLoss p) {
-  struct alignas(kCount * sizeof(T)) Numbers {
+  struct alignas(kCount * sizeof(T)) Vector {
     T value[kCount];
   };
   const int64_t size = int64_t{p.pair.channels} * p.pair.pixels, chunks = size / kCount;
@@ -54,8 +53,8 @@ __global__ void __launch_bounds__(kThreads) loss_images_kernel(const Distillatio
   ChannelSums<1> sums;
   for (int64_t chunk = begin + threadIdx.x; chunk < end; chunk += kThreads) {
     const int64_t at = image * size + chunk * kCount;
-    const Numbers t = load<Numbers>(static_cast<const T*>(p.pair.teacher) + at);
-    const Numbers s = load<Numbers>(static_cast<const T*>(p.pair.student[0]) + at);
+    const Vector t = load<Vector>(static_cast<const T*>(p.pair.teacher) + at);
+    const Vector s = load<Vector>(static_cast<const T*>(p.pair.student[0]) + at);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const float x = wide(t.value[i]);
@@ -116,7 +115,7 @@ int64_t loss_parts(const DistillationLoss& p) {
 }
 
 void distillation_loss(const DistillationLoss& p, Type type, const Device& device) {
-  by_type(type, [&](auto zero) {
+  dispatch(type, [&](auto zero) {
     using T = decltype(zero);
     p.pair.channels_first ? start<T, true>(p, device) : start<T, false>(p, device);
   });

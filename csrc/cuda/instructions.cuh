@@ -1,5 +1,4 @@
-// The instructions of tensor cores and of asynchronous copies, each a function; their twins on the CPU are in
-// tests/cuda_on_cpu/emulation/instructions.h.
+// Wrappers of ldmatrix, mma.sync and cp.async. tests/cuda_on_cpu/emulation/instructions.h emulates them on the CPU.
 #pragma once
 
 #include "device.cuh"
@@ -17,14 +16,14 @@
 namespace bkd {
 namespace {
 
-// Which numbers tensor cores multiply: Turing's only float16.
+// Element types that tensor cores support: on Turing only float16.
 template <class T>
 constexpr bool kHasTensorCores =
     BKD_ARCH >= 800 || (BKD_ARCH >= 750 && sizeof(T) == 2 && !std::is_same<T, BFloat>::value);
 
-// Four 8 x 8 matrices of 16-bit numbers (or 8 x 4 of floats) from shared memory: lanes 8 i to 8 i + 7 give the
-// addresses of matrix i's rows. Lane l gets word l % 4 of row l / 4, or, transposed, numbers 2 (l % 4), + 1 of column l
-// / 4.
+// ldmatrix: four 8 x 8 matrices of 16-bit elements (or 8 x 4 floats) from shared memory. Lanes 8 i to 8 i + 7 pass the
+// row addresses of matrix i. Lane l gets word l % 4 of row l / 4 or, transposed, elements 2 (l % 4) and the next of
+// column l / 4.
 template <bool kTransposed = false>
 __device__ __forceinline__ void load_matrices(uint32_t (&result)[4], const void* row BKD_SEEN) {
 #if defined(__CUDACC__)
@@ -45,7 +44,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&result)[4], const void*
 #endif
 }
 
-// c += a b: a of 16 rows, b of 8 columns, 32 bytes of depth (16 halves, 8 floats).
+// mma: c += a b with 16 rows of a, 8 columns of b, 32 bytes of depth (16 halves, 8 floats).
 // c: (row l / 4, columns 2 (l % 4), + 1), (row l / 4 + 8, the same).
 template <class T>
 __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
@@ -86,7 +85,7 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], 
 #endif
 }
 
-// A float as TF32 reads it, rounded to nearest.
+// Round a float to TF32, to nearest.
 __device__ __forceinline__ float rounded_to_tf32(float x) {
 #if defined(__CUDACC__)
 #if BKD_ARCH >= 800
@@ -101,7 +100,7 @@ __device__ __forceinline__ float rounded_to_tf32(float x) {
 #endif
 }
 
-// 16 bytes from global to shared memory, or zeros where not `valid`; they are there after commit, wait and a barrier.
+// cp.async: copy 16 bytes from global to shared memory, zeros if not `valid`. Visible after commit, wait and a barrier.
 __device__ __forceinline__ void copy_async(void* target, const void* source, bool valid BKD_SEEN) {
 #if !defined(__CUDACC__)
   if constexpr (BKD_ARCH >= 800) {
@@ -125,13 +124,13 @@ __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-// All copies but those of the last `kKept` commits have arrived for this thread.
-template <int kKept>
+// Wait until at most the last `kPending` groups of this thread are in flight.
+template <int kPending>
 __device__ __forceinline__ void wait_for_copies() {
 #if !defined(__CUDACC__)
-  emulated::wait_copies(kKept);
+  emulated::wait_copies(kPending);
 #elif BKD_ARCH >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(kKept) : "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #endif
 }
 

@@ -1,18 +1,18 @@
-// What every launcher is told. Interfaces (*.h) are plain C++: bindings need no CUDA compiler.
+// Arguments of every launcher. Interfaces (*.h) are plain C++, so that bindings need no nvcc.
 #pragma once
 
 #include <cstdint>
 
-#include "../common/both.h"
+#include "../common/host_device.h"
 
 namespace bkd {
 
 enum class Type { kFloat, kHalf, kBFloat };
 
-// Where kernels are started, and for how many processors.
+// The stream to launch on, and the size of the device.
 struct Device {
   void* stream;
-  int processors;
+  int multiprocessors;
 };
 
 }  // namespace bkd

@@ -1,4 +1,4 @@
-// From lists of levels to pairs.
+// Bindings that operators on teacher and student levels share.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace bkd {
 
-// channels: of each level, without those that only fill chunks.
+// channels: of each level, without padding to 16-byte chunks.
 inline Checks check_pairs(const char* function, const Tensors& teacher, const Tensors& student,
                           const Integers& channels, size_t max_branches = MAX_INT) {
   const Checks check = check_levels(function, teacher, student, KERNEL_TYPES, max_branches);
@@ -26,7 +26,7 @@ inline Checks check_pairs(const char* function, const Tensors& teacher, const Te
   return check;
 }
 
-// A list of one float tensor a level: results, or what was kept for gradients.
+// One float32 tensor per level: results, or statistics saved for the backward pass.
 inline void check_floats(const Checks& check, const std::string& name, const Tensors& tensors,
                          const std::vector<Integers>& sizes) {
   check.length(name, tensors.size(), sizes.size());
@@ -34,7 +34,7 @@ inline void check_floats(const Checks& check, const std::string& name, const Ten
     check.tensor(name + "[" + std::to_string(i) + "]", tensors[i], ScalarType::Float, sizes[i]);
 }
 
-// One gradient for each of the levels, laid out as it is, or without elements.
+// One gradient per level with the level's layout, or without elements.
 inline void check_gradients(const Checks& check, const std::string& name, const Tensors& gradients,
                             const Tensors& levels) {
   check.length(name, gradients.size(), levels.size());
@@ -45,8 +45,8 @@ inline void check_gradients(const Checks& check, const std::string& name, const 
   }
 }
 
-// Level `level` with its students of the branches from `first` on, as many as one launch takes; students are given
-// branch after branch. Channels may be more than the teacher's own, to fill chunks.
+// Level `level` with at most kMaxBranches students from branch `first` on. Students are ordered branch-major. Channels
+// include padding to 16-byte chunks.
 inline Pair pair_of(const Tensors& teacher, const Tensors& student, size_t level, size_t first) {
   const Tensor& t = teacher[level];
   Pair p{};
@@ -55,7 +55,7 @@ inline Pair pair_of(const Tensors& teacher, const Tensors& student, size_t level
   p.channels_first = t.is_contiguous();
   p.teacher = data(t);
   const size_t all = student.size() / teacher.size();
-  p.branches = static_cast<int>(std::min<size_t>(kMostBranches, all - first));
+  p.branches = static_cast<int>(std::min<size_t>(kMaxBranches, all - first));
   for (int b = 0; b < p.branches; ++b) p.student[b] = data(student[(first + b) * teacher.size() + level]);
   return p;
 }

@@ -1,6 +1,5 @@
-// The Python module; importing it runs the registrations at the end of each operator's file. The Python side
-// allocates and lays out; the kernels fill in what they are given: tensors named (a!), (b!) … are written to, and
-// grad_* without elements are not needed.
+// The Python module; importing it runs the registrations at the end of each operator's file. The Python side allocates
+// outputs and chooses layouts. Kernels write to the tensors marked (a!), (b!) …; a grad_* without elements is skipped.
 #if !defined(BKD_ON_CPU)
 #include <Python.h>
 

@@ -1,4 +1,4 @@
-// Matching in a window.
+// Local matching.
 #include "local_match.h"
 
 #include "bindings.h"
@@ -6,7 +6,7 @@
 namespace bkd {
 namespace {
 
-// channels: those that count, without what only fills chunks.
+// channels: without padding to 16-byte chunks.
 void match(const Tensor& query, const Tensor& support, const Tensor& shots, int64_t channels, int64_t radius,
            const Tensor& distance, const Tensor& displacement) {
   const Checks check("local_match", "query", query, {ScalarType::Float});
@@ -25,7 +25,7 @@ void match(const Tensor& query, const Tensor& support, const Tensor& shots, int6
   LocalMatch p{};
   p.queries = static_cast<int>(query.size(0)), p.images = static_cast<int>(support.size(0));
   p.shots = static_cast<int>(shots.size(1)), p.channels = static_cast<int>(query.size(1));
-  p.own = static_cast<int>(channels), p.radius = static_cast<int>(radius);
+  p.unpadded_channels = static_cast<int>(channels), p.radius = static_cast<int>(radius);
   p.height = static_cast<int>(query.size(2)), p.width = static_cast<int>(query.size(3));
   p.query = data<float>(query), p.support = data(support), p.shot = data<int64_t>(shots);
   p.distance = data<float>(distance), p.displacement = data<float>(displacement);

@@ -30,20 +30,20 @@ void attention(const Tensor& dots, const Tensor& memory, const Tensor& query_nor
   p.renormalize = renormalize;
   p.dots = data<float>(dots), p.memory = data(memory);
   p.query_norms = data<float>(query_norms), p.memory_norms = data<float>(memory_norms);
-  p.most = static_cast<int>(kept.size(1)), p.kept = data(kept), p.counts = data<int>(counts);
+  p.max_kept = static_cast<int>(kept.size(1)), p.kept = data(kept), p.counts = data<int>(counts);
   p.output = data(output);
   memory_attention(p, type_of(memory), tf32, current.device);
 }
 
 void gradient(const Tensor& query_norms, const Tensor& memory_norms, double threshold, double temperature,
-              bool renormalize, const Tensor& dots, const Tensor& by_read, const Tensor& pull) {
+              bool renormalize, const Tensor& dots, const Tensor& grad_weights, const Tensor& pull) {
   const Checks check("memory_attention_gradient", "dots", dots, {ScalarType::Float});
   check.tensor("dots", dots, {ANY, ANY});
   check.in_range("the number of rows", dots.size(0), 0, MAX_INT);
   check.in_range("the number of items", dots.size(1), 1, MAX_INT);
   check.tensor("query_norms", query_norms, {dots.size(0)});
   check.tensor("memory_norms", memory_norms, {dots.size(1)});
-  check.tensor("by_read", by_read, sizes_of(dots));
+  check.tensor("grad_weights", grad_weights, sizes_of(dots));
   check.tensor("pull", pull, sizes_of(dots));
   const Current current(dots);
   MemoryAttentionGradient p{};
@@ -51,7 +51,7 @@ void gradient(const Tensor& query_norms, const Tensor& memory_norms, double thre
   p.threshold = static_cast<float>(threshold), p.temperature = static_cast<float>(temperature);
   p.renormalize = renormalize;
   p.query_norms = data<float>(query_norms), p.memory_norms = data<float>(memory_norms);
-  p.dots = data<float>(dots), p.by_read = data<float>(by_read), p.pull = data<float>(pull);
+  p.dots = data<float>(dots), p.grad_weights = data<float>(grad_weights), p.pull = data<float>(pull);
   memory_attention_gradient(p, current.device);
 }
 
@@ -64,7 +64,7 @@ BKD_DEFINITIONS(m) {
       "float temperature, bool renormalize, bool tf32, Tensor(b!) kept, Tensor(c!) counts, Tensor(d!) output) -> ()");
   m.def(
       "memory_attention_gradient(Tensor query_norms, Tensor memory_norms, float threshold, float temperature, "
-      "bool renormalize, Tensor(a!) dots, Tensor(b!) by_read, Tensor(c!) pull) -> ()");
+      "bool renormalize, Tensor(a!) dots, Tensor(b!) grad_weights, Tensor(c!) pull) -> ()");
 }
 
 BKD_KERNELS(m) {

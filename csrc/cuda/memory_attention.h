@@ -1,11 +1,11 @@
-// Sparse memory attention (Eq. 6-10): what its kernels are given, and how they are started.
+// Sparse memory attention (Eq. 6-10): kernel arguments and launchers.
 #pragma once
 
 #include "launch.h"
 
 namespace bkd {
 
-// Products of queries with items (rows, items), in float, and items (items, channels) of whole chunks of 16 bytes.
+// dots: float32 dot products of queries and items (rows, items). memory: (items, channels), whole 16-byte chunks.
 struct MemoryAttention {
   int rows, items, channels;
   float threshold, temperature;
@@ -14,24 +14,24 @@ struct MemoryAttention {
   const void* memory;
   const float* query_norms;
   const float* memory_norms;
-  int most;      // weights of a row that its list has room for
-  void* kept;    // (rows, most), eight bytes each
-  int* counts;   // (rows); -1 where the list is too short
+  int max_kept;  // capacity of a row's list
+  void* kept;    // (rows, max_kept), 8 bytes each
+  int* counts;   // (rows); -1: the list overflowed
   void* output;  // (rows, channels)
 };
 
 void memory_attention(const MemoryAttention& p, Type type, bool tf32, const Device& device);
 
-// One row of items a query: from dot products with the items and the gradient by what is read, in float,
-// the weights that were read with, the gradient by the dot products, and what the norms take back of it.
+// One row of items per query, all in float32. Inputs: dot products, and gradients with respect to the weights. Outputs:
+// the weights, gradients with respect to the dot products, and `pull`, the part of the gradient that the norms take.
 struct MemoryAttentionGradient {
   int rows, items;
   float threshold, temperature;
   bool renormalize;
   const float* query_norms;
   const float* memory_norms;
-  float* dots;     // becomes the gradient by the dot products
-  float* by_read;  // (rows, items), gradient by the weights; becomes the weights
+  float* dots;          // overwritten by the gradient with respect to the dot products
+  float* grad_weights;  // (rows, items), overwritten by the weights
   float* pull;
 };
 

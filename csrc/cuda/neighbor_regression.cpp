@@ -1,4 +1,4 @@
-// Rows as combinations of their neighbours: checks, and registration at the end.
+// Rows as linear combinations of their neighbours.
 #include "neighbor_regression.h"
 
 #include "bindings.h"

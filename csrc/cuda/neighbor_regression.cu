@@ -1,5 +1,5 @@
-// Rows as combinations of their neighbours. Of a few neighbours a warp has a row, and the whole system is in registers;
-// of many a block has a row, and the system is in shared memory.
+// Rows as linear combinations of their neighbours. Few neighbours: one warp per row, the linear system in registers.
+// Many: one block per row, the system in shared memory.
 #include "neighbor_regression.h"
 
 #include "device.cuh"
@@ -9,35 +9,35 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kFew = 6;  // neighbours of a warp's row, at most
+constexpr int kFew = 6;  // max neighbours with one warp per row
 constexpr int kPairs = kFew * (kFew + 1) / 2;
 
-// The row of the bank where a neighbour starts, or -1.
+// Offset of a neighbour's row in the bank, or -1.
 __device__ __forceinline__ int64_t start_of(const NeighborRegression& p, int64_t row, int neighbor) {
   const int64_t index = load<int64_t>(p.neighbor + row * p.neighbors + neighbor);
   return index >= 0 && index < p.bank_rows ? index * p.channels : -1;
 }
 
-// Numbers of the query from a channel on.
+// Load Pack<T>::kCount channels of the query.
 template <class T>
-__device__ __forceinline__ void load_own(const float* from, float (&own)[Pack<T>::kCount]) {
+__device__ __forceinline__ void load_center(const float* from, float (&center)[Pack<T>::kCount]) {
 #pragma unroll
   for (int i = 0; i < Pack<T>::kCount; i += 4) {
     const Pack<float> four = load<Pack<float>>(from + i);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) own[i + j] = four.value[j];
+    for (int j = 0; j < 4; ++j) center[i + j] = four.value[j];
   }
 }
 
-// A neighbour less the query, from a channel on.
+// Load the same channels of a neighbour, minus the query.
 template <class T>
-__device__ __forceinline__ void load_apart(const T* from, const float (&own)[Pack<T>::kCount],
-                                           float (&apart)[Pack<T>::kCount]) {
+__device__ __forceinline__ void load_difference(const T* from, const float (&center)[Pack<T>::kCount],
+                                                float (&difference)[Pack<T>::kCount]) {
   const Pack<T> pack = load<Pack<T>>(from);
 #pragma unroll
   for (int i = 0; i < Pack<T>::kCount / 2; ++i) {
     const float2 two = pack.pair(i);
-    apart[2 * i] = two.x - own[2 * i], apart[2 * i + 1] = two.y - own[2 * i + 1];
+    difference[2 * i] = two.x - center[2 * i], difference[2 * i + 1] = two.y - center[2 * i + 1];
   }
 }
 
@@ -49,8 +49,8 @@ __device__ __forceinline__ void store_row(float* to, const float (&values)[kCoun
   }
 }
 
-// weight = gram^-1 1 by Cholesky's factors; gram's lower half, row after row. Rows beyond `count` are those of the unit
-// matrix with 0 on the right: their weights are 0.
+// weight = gram^-1 1, normalized to sum 1, by Cholesky factorization. gram: lower triangle, row-major. Rows beyond
+// `count` are those of the identity with right-hand side 0: their weights are 0.
 __device__ __forceinline__ void solve(float (&gram)[kPairs], int count, float ridge, float (&weight)[kFew]) {
   float sum = 0;
 #pragma unroll
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) few_neighbors_kernel(const NeighborR
   constexpr int kCount = Pack<T>::kCount;
   const int lane = threadIdx.x % kWarpSize;
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
-  if (row >= p.rows) return;  // a whole warp
+  if (row >= p.rows) return;  // uniform across the warp
   const T* bank = static_cast<const T*>(p.bank);
   const float* query = p.query + row * p.channels;
   int64_t start[kFew];
@@ -107,18 +107,18 @@ __global__ void __launch_bounds__(kThreads) few_neighbors_kernel(const NeighborR
   }
   float gram[kPairs] = {};
   for (int channel = lane * kCount; channel < p.channels; channel += kWarpSize * kCount) {
-    float own[kCount], apart[kFew][kCount] = {};
-    load_own<T>(query + channel, own);
+    float center[kCount], difference[kFew][kCount] = {};
+    load_center<T>(query + channel, center);
 #pragma unroll
     for (int i = 0; i < kFew; ++i) {
-      if (start[i] >= 0) load_apart<T>(bank + start[i] + channel, own, apart[i]);
+      if (start[i] >= 0) load_difference<T>(bank + start[i] + channel, center, difference[i]);
     }
 #pragma unroll
     for (int i = 0; i < kFew; ++i) {
 #pragma unroll
       for (int j = 0; j <= i; ++j) {
 #pragma unroll
-        for (int c = 0; c < kCount; ++c) gram[i * (i + 1) / 2 + j] += apart[i][c] * apart[j][c];
+        for (int c = 0; c < kCount; ++c) gram[i * (i + 1) / 2 + j] += difference[i][c] * difference[j][c];
       }
     }
   }
@@ -126,18 +126,18 @@ __global__ void __launch_bounds__(kThreads) few_neighbors_kernel(const NeighborR
   for (int pair = 0; pair < kPairs; ++pair) gram[pair] = sum_lanes(gram[pair]);
   float weight[kFew] = {};
   solve(gram, p.neighbors, p.ridge, weight);
-  // Weights sum to one: the combination is the row itself and the weighted differences.
+  // Weights sum to one, so the combination is the query plus the weighted differences.
   for (int channel = lane * kCount; channel < p.channels; channel += kWarpSize * kCount) {
-    float own[kCount], apart[kCount], sum[kCount];
-    load_own<T>(query + channel, own);
+    float center[kCount], difference[kCount], sum[kCount];
+    load_center<T>(query + channel, center);
 #pragma unroll
-    for (int c = 0; c < kCount; ++c) sum[c] = known ? own[c] : nanf("");
+    for (int c = 0; c < kCount; ++c) sum[c] = known ? center[c] : nanf("");
 #pragma unroll
     for (int i = 0; i < kFew; ++i) {
       if (start[i] < 0) continue;
-      load_apart<T>(bank + start[i] + channel, own, apart);
+      load_difference<T>(bank + start[i] + channel, center, difference);
 #pragma unroll
-      for (int c = 0; c < kCount; ++c) sum[c] += weight[i] * apart[c];
+      for (int c = 0; c < kCount; ++c) sum[c] += weight[i] * difference[c];
     }
     store_row(p.output + row * p.channels + channel, sum);
   }
@@ -152,7 +152,7 @@ struct System {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) many_neighbors_kernel(const NeighborRegression p) {
+__global__ void __launch_bounds__(kThreads, 4) many_neighbors_kernel(const NeighborRegression p) {
   constexpr int kCount = Pack<T>::kCount;
   BKD_SHARED(System, system);
   const int thread = threadIdx.x, lane = thread % kWarpSize, count = p.neighbors;
@@ -170,10 +170,10 @@ __global__ void __launch_bounds__(kThreads) many_neighbors_kernel(const Neighbor
     const int64_t first = system.start[i], second = system.start[j];
     float sum = first < 0 || second < 0 ? nanf("") : 0;
     for (int channel = lane * kCount; channel < p.channels; channel += kWarpSize * kCount) {
-      float own[kCount], one[kCount] = {}, other[kCount] = {};
-      load_own<T>(query + channel, own);
-      if (first >= 0) load_apart<T>(bank + first + channel, own, one);
-      if (second >= 0) load_apart<T>(bank + second + channel, own, other);
+      float center[kCount], one[kCount] = {}, other[kCount] = {};
+      load_center<T>(query + channel, center);
+      if (first >= 0) load_difference<T>(bank + first + channel, center, one);
+      if (second >= 0) load_difference<T>(bank + second + channel, center, other);
 #pragma unroll
       for (int c = 0; c < kCount; ++c) sum += one[c] * other[c];
     }
@@ -209,20 +209,20 @@ __global__ void __launch_bounds__(kThreads) many_neighbors_kernel(const Neighbor
   sum = 0;
   for (int i = 0; i < count; ++i) sum += system.weight[i];
   for (int channel = thread * kCount; channel < p.channels; channel += kThreads * kCount) {
-    float own[kCount], apart[kCount], total[kCount];
-    load_own<T>(query + channel, own);
+    float center[kCount], difference[kCount], total[kCount];
+    load_center<T>(query + channel, center);
 #pragma unroll
-    for (int c = 0; c < kCount; ++c) total[c] = own[c];
+    for (int c = 0; c < kCount; ++c) total[c] = center[c];
     for (int i = 0; i < count; ++i) {
       const float weight = system.weight[i] / sum;
       if (system.start[i] >= 0) {
-        load_apart<T>(bank + system.start[i] + channel, own, apart);
+        load_difference<T>(bank + system.start[i] + channel, center, difference);
       } else {
 #pragma unroll
-        for (int c = 0; c < kCount; ++c) apart[c] = nanf("");
+        for (int c = 0; c < kCount; ++c) difference[c] = nanf("");
       }
 #pragma unroll
-      for (int c = 0; c < kCount; ++c) total[c] += weight * apart[c];
+      for (int c = 0; c < kCount; ++c) total[c] += weight * difference[c];
     }
     store_row(p.output + row * p.channels + channel, total);
   }
@@ -230,8 +230,8 @@ __global__ void __launch_bounds__(kThreads) many_neighbors_kernel(const Neighbor
 
 template <class T>
 void start(const NeighborRegression& p, const Device& device) {
-  // A few rows of many channels keep more multiprocessors busy a block each.
-  if (p.neighbors > kFew || p.rows < device.processors) {
+  // With few rows, one block per row keeps more multiprocessors busy.
+  if (p.neighbors > kFew || p.rows < device.multiprocessors) {
     launch("neighbor_regression", &many_neighbors_kernel<T>, p.rows, 1, 1, kThreads, 0, device, p);
   } else {
     launch("neighbor_regression", &few_neighbors_kernel<T>, blocks_for(p.rows, kWarps), 1, 1, kThreads, 0, device, p);
@@ -241,7 +241,7 @@ void start(const NeighborRegression& p, const Device& device) {
 }  // namespace
 
 void neighbor_regression(const NeighborRegression& p, Type type, const Device& device) {
-  by_type(type, [&](auto zero) { start<decltype(zero)>(p, device); });
+  dispatch(type, [&](auto zero) { start<decltype(zero)>(p, device); });
 }
 
 }  // namespace bkd

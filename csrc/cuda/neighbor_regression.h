@@ -1,4 +1,4 @@
-// Rows as combinations of their neighbours: what the kernels are given, and how they are launched.
+// Rows as linear combinations of their neighbours: kernel arguments and launcher.
 #pragma once
 
 #include "launch.h"
@@ -7,8 +7,8 @@ namespace bkd {
 
 constexpr int kMaxNeighbors = 64;
 
-// query, output (rows, channels) in float32; bank (bank_rows, channels), whole chunks of 16 bytes; neighbor
-// (rows, neighbors). A row with a neighbour that is no row of the bank is NaN.
+// query, output (rows, channels) in float32; bank (bank_rows, channels), whole 16-byte chunks; neighbor
+// (rows, neighbors). A row with an index outside the bank is NaN.
 struct NeighborRegression {
   int64_t rows, bank_rows;
   int channels, neighbors;

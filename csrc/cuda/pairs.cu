@@ -1,4 +1,4 @@
-// Gradients of a function of the sums over channels, for a teacher and all its students at once.
+// Gradients of cosine and squared distances with respect to a teacher and all its students, in one pass.
 #include "pairs.cuh"
 
 namespace bkd {
@@ -6,10 +6,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// kCount numbers of one vector a thread: 16 bytes of channels, or one number where pixels lie beside each other.
+// A thread has kCount elements of one vector: 16 bytes of channels (channels-last), or one (channels-first).
 template <class T, int kCount>
 __global__ void __launch_bounds__(kThreads) pair_gradient_kernel(const PairGradient p) {
-  struct alignas(kCount * sizeof(T)) Numbers {
+  struct alignas(kCount * sizeof(T)) Vector {
     T value[kCount];
   };
   const Pair& pair = p.pair;
@@ -20,33 +20,33 @@ __global__ void __launch_bounds__(kThreads) pair_gradient_kernel(const PairGradi
   int64_t vector = image;
   if (!p.by_image) vector = kCount == 1 ? image * pair.pixels + at % pair.pixels : at / pair.channels;
   const float grad = load<float>(p.grad + (p.one_grad ? 0 : vector));
-  const Numbers teacher = load<Numbers>(static_cast<const T*>(pair.teacher) + at);
-  float by_teacher[kCount] = {};
+  const Vector teacher = load<Vector>(static_cast<const T*>(pair.teacher) + at);
+  float grad_teacher[kCount] = {};
 #pragma unroll
-  for (int b = 0; b < kMostBranches; ++b) {
+  for (int b = 0; b < kMaxBranches; ++b) {
     if (b >= pair.branches) break;
     const float* statistics = p.statistics + 3 * b * p.vectors + vector;
     const float dot = load<float>(statistics), t_square = load<float>(statistics + p.vectors);
     const float s_square = load<float>(statistics + 2 * p.vectors), norms = sqrtf(t_square * s_square);
-    const float slope = -grad * p.direction[b] / fmaxf(norms, kLeast), value = 2 * grad * p.value[b];
-    const bool regular = norms > kLeast;  // a clamped norm is a constant
-    const float along_t = regular ? dot / fmaxf(t_square, kLeast * kLeast) : 0;
-    const float along_s = regular ? dot / fmaxf(s_square, kLeast * kLeast) : 0;
-    const Numbers student = load<Numbers>(static_cast<const T*>(pair.student[b]) + at);
-    Numbers by_student;
+    const float slope = -grad * p.direction[b] / fmaxf(norms, kEpsilon), value = 2 * grad * p.value[b];
+    const bool regular = norms > kEpsilon;  // a clamped norm has no gradient
+    const float along_t = regular ? dot / fmaxf(t_square, kEpsilon * kEpsilon) : 0;
+    const float along_s = regular ? dot / fmaxf(s_square, kEpsilon * kEpsilon) : 0;
+    const Vector student = load<Vector>(static_cast<const T*>(pair.student[b]) + at);
+    Vector grad_student;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const float t = wide(teacher.value[i]), s = wide(student.value[i]);
-      by_teacher[i] += slope * (s - along_t * t) + value * (t - s);
-      by_student.value[i] = narrow<T>(slope * (t - along_s * s) - value * (t - s));
+      grad_teacher[i] += slope * (s - along_t * t) + value * (t - s);
+      grad_student.value[i] = narrow<T>(slope * (t - along_s * s) - value * (t - s));
     }
-    if (p.grad_student[b]) store(static_cast<T*>(p.grad_student[b]) + at, by_student);
+    if (p.grad_student[b]) store(static_cast<T*>(p.grad_student[b]) + at, grad_student);
   }
   if (!p.grad_teacher) return;
   T* to = static_cast<T*>(p.grad_teacher) + at;
-  Numbers result = p.add ? load<Numbers>(to) : Numbers{};
+  Vector result = p.add ? load<Vector>(to) : Vector{};
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) result.value[i] = narrow<T>(by_teacher[i] + (p.add ? wide(result.value[i]) : 0));
+  for (int i = 0; i < kCount; ++i) result.value[i] = narrow<T>(grad_teacher[i] + (p.add ? wide(result.value[i]) : 0));
   store(to, result);
 }
 
@@ -59,7 +59,7 @@ void start(const PairGradient& p, const Device& device) {
 }  // namespace
 
 void pair_gradient(const PairGradient& p, Type type, const Device& device) {
-  by_type(type, [&](auto zero) {
+  dispatch(type, [&](auto zero) {
     using T = decltype(zero);
     p.pair.channels_first ? start<T, 1>(p, device) : start<T, Pack<T>::kCount>(p, device);
   });

@@ -1,4 +1,4 @@
-// Sums over the channels of each pixel of a teacher and its students.
+// Channel reductions per pixel of a teacher and its students.
 #pragma once
 
 #include "device.cuh"
@@ -7,14 +7,14 @@
 namespace bkd {
 namespace {
 
-constexpr int kPixels = 32, kSharers = 8;  // of a block; threads that share a pixel
-constexpr float kLeast = 1e-8f;            // product of norms in a cosine
+constexpr int kPixels = 32, kThreadsPerPixel = 8;  // kPixels: of a block
+constexpr float kEpsilon = 1e-8f;                  // min product of norms in a cosine
 
 __device__ __forceinline__ float cosine(float dot, float teacher, float student) {
-  return dot / fmaxf(sqrtf(teacher * student), kLeast);
+  return dot / fmaxf(sqrtf(teacher * student), kEpsilon);
 }
 
-// Sums over the channels of one pixel and kBranches students.
+// Accumulators over the channels of one pixel and kBranches students.
 template <int kBranches>
 struct ChannelSums {
   float teacher = 0, dot[kBranches] = {}, student[kBranches] = {}, square[kBranches] = {};
@@ -24,7 +24,7 @@ struct ChannelSums {
     student[branch] += s * s;
     square[branch] += (t - s) * (t - s);
   }
-  // Adds up what `combine` adds up, for all sums.
+  // Apply the reduction `combine` to every accumulator.
   template <class Combine>
   __device__ __forceinline__ void each(Combine combine) {
     teacher = combine(teacher);
@@ -37,20 +37,21 @@ struct ChannelSums {
   }
 };
 
-// The sums of the block's pixels, each in one thread: visit(vector, sums). All threads of a block call it. A teacher is
-// read once for all its students.
+// Reduce the channels of the block's pixels and call visit(vector, sums) in one thread per pixel. All threads of the
+// block must call it. The teacher is read once for all students.
 template <class T, bool kFirst, int kBranches, class Visit>
 __device__ __forceinline__ void sum_channels(const Pair& p, Visit visit) {
-  using Partial = float[kSharers][kPixels];
+  using Partial = float[kThreadsPerPixel][kPixels];
   const int thread = threadIdx.x;
-  const int own = kFirst ? thread % kPixels : thread / kSharers, sharer = kFirst ? thread / kPixels : thread % kSharers;
+  const int own = kFirst ? thread % kPixels : thread / kThreadsPerPixel,
+            slice = kFirst ? thread / kPixels : thread % kThreadsPerPixel;
   const int64_t vector = int64_t{blockIdx.x} * kPixels + own;
-  const bool there = vector < p.vectors();
+  const bool valid = vector < p.vectors();
   ChannelSums<kBranches> sums;
   const T* teacher = static_cast<const T*>(p.teacher);
-  if (there && kFirst) {
+  if (valid && kFirst) {
     const int64_t image = vector / p.pixels, first = image * p.channels * p.pixels + vector % p.pixels;
-    for (int channel = sharer; channel < p.channels; channel += kSharers) {
+    for (int channel = slice; channel < p.channels; channel += kThreadsPerPixel) {
       const int64_t at = first + int64_t{channel} * p.pixels;
       const float t = wide(load<T>(teacher + at));
       sums.teacher += t * t;
@@ -59,8 +60,8 @@ __device__ __forceinline__ void sum_channels(const Pair& p, Visit visit) {
         if (b < p.branches) sums.add(b, t, wide(load<T>(static_cast<const T*>(p.student[b]) + at)));
       }
     }
-  } else if (there) {
-    for (int channel = sharer * Pack<T>::kCount; channel < p.channels; channel += kSharers * Pack<T>::kCount) {
+  } else if (valid) {
+    for (int channel = slice * Pack<T>::kCount; channel < p.channels; channel += kThreadsPerPixel * Pack<T>::kCount) {
       const int64_t at = vector * p.channels + channel;
       const Pack<T> t = load<Pack<T>>(teacher + at);
       Pack<T> s[kBranches];
@@ -86,16 +87,16 @@ __device__ __forceinline__ void sum_channels(const Pair& p, Visit visit) {
     BKD_SHARED(Partial, partial);
     sums.each([&](float x) {
       __syncthreads();
-      store_shared(&partial[sharer][own], x);
+      store_shared(&partial[slice][own], x);
       __syncthreads();
       float total = 0;
-      for (int i = 0; i < kSharers; ++i) total += load_shared<float>(&partial[i][own]);
+      for (int i = 0; i < kThreadsPerPixel; ++i) total += load_shared<float>(&partial[i][own]);
       return total;
     });
   } else {
-    sums.each([](float x) { return sum_lanes<kSharers>(x); });
+    sums.each([](float x) { return sum_lanes<kThreadsPerPixel>(x); });
   }
-  if (there && sharer == 0) visit(vector, sums);
+  if (valid && slice == 0) visit(vector, sums);
 }
 
 }  // namespace

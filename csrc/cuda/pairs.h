@@ -1,38 +1,39 @@
-// A level of a teacher and of students, and gradients from sums over its channels: what the anomaly map and the
-// distillation loss share.
+// A level of a teacher and its students, and gradients of its distances: shared by the anomaly map and the distillation
+// loss.
 #pragma once
 
 #include "launch.h"
 
 namespace bkd {
 
-constexpr int kMostBranches = 4;  // that one launch takes
+constexpr int kMaxBranches = 4;  // per launch
 
-// One level; all tensors lie alike, channels first (image, channels, pixels) or last, then in whole chunks of 16 bytes.
+// One level. All tensors have one layout: channels-first (image, channels, pixels), or channels-last in whole 16-byte
+// chunks.
 struct Pair {
   int images, channels, pixels;  // of an image
   bool channels_first;
   const void* teacher;
-  const void* student[kMostBranches];
+  const void* student[kMaxBranches];
   int branches;
 
-  BKD_BOTH int64_t vectors() const { return int64_t{images} * pixels; }
+  BKD_HOST_DEVICE int64_t vectors() const { return int64_t{images} * pixels; }
 };
 
-// By branch and vector (a pixel, or a whole image): (branch, {dot product, squared norm of teacher, of student},
+// A vector is a pixel or a whole image. statistics: (branch, {dot product, squared norm of teacher, of student},
 // vector).
 struct PairGradient {
   Pair pair;
   bool by_image;
   const float* statistics;
   int64_t vectors;
-  const float* grad;  // by the distance of each vector, or one number for all
+  const float* grad;  // with respect to each vector's distance, or one value for all
   bool one_grad;
-  float direction[kMostBranches],
-      value[kMostBranches];  // factors of 1 - cos, and of the squared difference of a channel
-  void* grad_teacher;        // null where not needed
-  void* grad_student[kMostBranches];
-  bool add;  // to what grad_teacher holds
+  float direction[kMaxBranches],
+      value[kMaxBranches];  // factors of 1 - cos, and of the squared difference of a channel
+  void* grad_teacher;       // null where not needed
+  void* grad_student[kMaxBranches];
+  bool add;  // accumulate into grad_teacher
 };
 
 void pair_gradient(const PairGradient& p, Type type, const Device& device);

@@ -1,4 +1,5 @@
-// Where the taps of a deformable convolution read (Eq. 2 and 5): corners and weights of one output pixel and tap.
+// Sampling positions of a deformable convolution (Eq. 2 and 5): neighbours and bilinear weights per output pixel and
+// tap.
 #pragma once
 
 #include "../common/bilinear.h"
@@ -8,69 +9,68 @@
 namespace bkd {
 namespace {
 
-// An output pixel: which image, where in it.
-struct Place {
+// Coordinates of an output pixel.
+struct OutputPixel {
   int image, pixel, y, x;
 };
-__device__ __forceinline__ Place place_of(const Sampling& s, int index) {
+__device__ __forceinline__ OutputPixel output_pixel(const Sampling& s, int index) {
   const int image = index / s.pixels(), pixel = index - image * s.pixels();
   const int y = pixel / s.out_width;
   return {image, pixel, y, pixel - y * s.out_width};
 }
 
 template <class T>
-__device__ __forceinline__ Corners<float> corners_at(const Sampling& s, const Place& place, int group, int tap) {
+__device__ __forceinline__ Corners<float> corners_at(const Sampling& s, const OutputPixel& out, int group, int tap) {
   const int64_t channel = 2 * (group * s.taps + tap);
-  const int64_t at = place.image * s.offset_image + channel * s.offset_channel + int64_t{place.pixel} * s.offset_pixel;
-  const float move_y = load_either<T>(s.offset, at, s.float_offset);
-  const float move_x = load_either<T>(s.offset, at + s.offset_channel, s.float_offset);
+  const int64_t at = out.image * s.offset_image + channel * s.offset_channel + int64_t{out.pixel} * s.offset_pixel;
+  const float offset_y = load_either<T>(s.offset, at, s.float_offset);
+  const float offset_x = load_either<T>(s.offset, at + s.offset_channel, s.float_offset);
   const int down = tap / s.kernel_width, right = tap - down * s.kernel_width;
-  const float y = static_cast<float>(place.y * s.stride_y - s.padding_y + down * s.dilation_y) + move_y;
-  const float x = static_cast<float>(place.x * s.stride_x - s.padding_x + right * s.dilation_x) + move_x;
+  const float y = static_cast<float>(out.y * s.stride_y - s.padding_y + down * s.dilation_y) + offset_y;
+  const float x = static_cast<float>(out.x * s.stride_x - s.padding_x + right * s.dilation_x) + offset_x;
   return corners(y, x, s.height, s.width);
 }
 
 template <class T>
-__device__ __forceinline__ float mask_at(const Sampling& s, const Place& place, int group, int tap) {
+__device__ __forceinline__ float mask_at(const Sampling& s, const OutputPixel& out, int group, int tap) {
   if (!s.mask) return 1;
   const int64_t channel = group * s.taps + tap;
-  const int64_t at = place.image * s.mask_image + channel * s.mask_channel + int64_t{place.pixel} * s.mask_pixel;
+  const int64_t at = out.image * s.mask_image + channel * s.mask_channel + int64_t{out.pixel} * s.mask_pixel;
   return load_either<T>(s.mask, at, s.float_mask);
 }
 
-constexpr uint32_t kOutside = 0xffffffffu;  // no pixel: what is there counts as zero, whatever the image holds
+constexpr uint32_t kOutside = 0xffffffffu;  // outside the image: zero, even where border pixels are Inf or NaN
 __device__ __forceinline__ uint32_t pixel_from(uint32_t base, int pixel) { return pixel < 0 ? kOutside : base + pixel; }
 
-// For each pixel of a tile the input pixels that one tap reads, and their weights times the mask.
+// For each output pixel of a tile and one tap: the four neighbours, and their bilinear weights times the mask.
 template <int kPixels>
-struct Reads {
-  uint4 pixel[kPixels];  // over all images, or kOutside
+struct Neighbors {
+  uint4 pixel[kPixels];  // index over all images, or kOutside
   float4 weight[kPixels];
 
-  // Line `index`, of an output pixel; of one that is not there nothing is read.
+  // Compute entry `index` for output pixel `output`; not `valid` means no neighbours.
   template <class T>
-  __device__ __forceinline__ void work_out(int index, const Sampling& s, int output, bool there, int group, int tap,
-                                           bool shared_input = false) {
+  __device__ __forceinline__ void compute(int index, const Sampling& s, int output, bool valid, int group, int tap,
+                                          bool shared_input = false) {
     uint4 pixels = make_uint4(kOutside, kOutside, kOutside, kOutside);
     float4 weights = make_float4(0, 0, 0, 0);
-    if (there) {
-      const Place place = place_of(s, output);
-      const Corners<float> found = corners_at<T>(s, place, group, tap);
-      const float mask = mask_at<T>(s, place, group, tap);
-      const uint32_t base = shared_input ? 0 : place.image * s.height * s.width;
-      pixels = make_uint4(pixel_from(base, found.pixel[0]), pixel_from(base, found.pixel[1]),
-                          pixel_from(base, found.pixel[2]), pixel_from(base, found.pixel[3]));
-      weights =
-          make_float4(found.weight[0] * mask, found.weight[1] * mask, found.weight[2] * mask, found.weight[3] * mask);
+    if (valid) {
+      const OutputPixel out = output_pixel(s, output);
+      const Corners<float> c = corners_at<T>(s, out, group, tap);
+      const float mask = mask_at<T>(s, out, group, tap);
+      const uint32_t base = shared_input ? 0 : out.image * s.height * s.width;
+      pixels = make_uint4(pixel_from(base, c.pixel[0]), pixel_from(base, c.pixel[1]), pixel_from(base, c.pixel[2]),
+                          pixel_from(base, c.pixel[3]));
+      weights = make_float4(c.weight[0] * mask, c.weight[1] * mask, c.weight[2] * mask, c.weight[3] * mask);
     }
     store_shared(&pixel[index], pixels);
     store_shared(&weight[index], weights);
   }
 };
 
-// The four corners of a chunk of channels on their way from memory.
+// Values of the four neighbours for 16 bytes of channels, held in registers.
 template <class T>
-struct Corner4 {
+struct CornerValues {
   Pack<T> value[4];
 
   __device__ __forceinline__ void fetch(const T* input, const uint4& pixel, int channels, int channel) {
@@ -81,13 +81,13 @@ struct Corner4 {
       if (index[i] != kOutside) value[i] = load<Pack<T>>(input + int64_t{index[i]} * channels + channel);
     }
   }
-  // Of numbers 2 i and 2 i + 1.
+  // Interpolate elements 2 i and 2 i + 1.
   __device__ __forceinline__ float2 sum(int i, const float4& weight) const {
     const float2 a = value[0].pair(i), b = value[1].pair(i), c = value[2].pair(i), d = value[3].pair(i);
     return make_float2(weight.x * a.x + weight.y * b.x + weight.z * c.x + weight.w * d.x,
                        weight.x * a.y + weight.y * b.y + weight.z * c.y + weight.w * d.y);
   }
-  // All of them, as the tensor cores want them where `tf32`.
+  // Interpolate all elements; round to TF32 for tensor cores if kTf32.
   template <bool kTf32>
   __device__ __forceinline__ Pack<T> sums(const float4& weight) const {
     Pack<T> result;

@@ -1,4 +1,4 @@
-// The template of an operator: its checks, and its registration at the end.
+// Operator template: checks and registration.
 #include "scaled_copy.h"
 
 #include "bindings.h"

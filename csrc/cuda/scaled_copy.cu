@@ -1,4 +1,4 @@
-// The template of an operator. A thread has 16 bytes.
+// Operator template. Each thread scales 16 bytes.
 #include "scaled_copy.h"
 
 #include "device.cuh"
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) scaled_copy_kernel(const ScaledCopy 
 }  // namespace
 
 void scaled_copy(const ScaledCopy& p, Type type, const Device& device) {
-  by_type(type, [&](auto zero) {
+  dispatch(type, [&](auto zero) {
     using T = decltype(zero);
     launch("scaled_copy", &scaled_copy_kernel<T>, blocks_for(p.count, kThreads * Pack<T>::kCount), 1, 1, kThreads, 0,
            device, p);

@@ -1,12 +1,11 @@
-// The template of an operator: what its kernel is given, and how it is launched. To add an operator, copy the files
-// scaled_copy.*.
+// Operator template: kernel arguments and launcher. To add an operator, copy the files scaled_copy.*.
 #pragma once
 
 #include "launch.h"
 
 namespace bkd {
 
-// output = scale * input. Both start at 16 bytes.
+// output = scale * input; both are 16-byte aligned.
 struct ScaledCopy {
   int64_t count;
   float scale;

@@ -1,4 +1,4 @@
-// The pixels that match best: checks, and registration at the end.
+// Selection of the best matches.
 #include "select_matches.h"
 
 #include "bindings.h"

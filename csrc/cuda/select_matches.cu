@@ -1,5 +1,5 @@
-// The pixels that match best. A thread has a pixel; it goes over the distances once for each match, the nearest that
-// comes after the last one. Distances of a row of pixels are adjacent, and stay in the first cache.
+// Selection of the best matches. One thread per pixel scans the distances once per match, for the nearest after the
+// previous match. Reads are coalesced, and repeated ones hit L1.
 #include "select_matches.h"
 
 #include "device.cuh"
@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Whether a distance comes before another: NaN is behind every number, and of equal ones the first shot is in front.
+// Strict order of distances: NaN last, ties by shot.
 __device__ __forceinline__ bool before(float a, int first, float b, int second) {
   const bool nan_a = a != a, nan_b = b != b;
   if (nan_a != nan_b) return nan_b;
@@ -35,9 +35,9 @@ __global__ void __launch_bounds__(kThreads) select_matches_kernel(const SelectMa
     }
     last = nearest, last_shot = shot;
     const int64_t pair = query * p.shots + shot;
-    const float* moved = p.displacement + 2 * pair * pixels + pixel;
-    const int64_t row = y + static_cast<int64_t>(load<float>(moved));
-    const int64_t column = x + static_cast<int64_t>(load<float>(moved + pixels));
+    const float* offset = p.displacement + 2 * pair * pixels + pixel;
+    const int64_t row = y + static_cast<int64_t>(load<float>(offset));
+    const int64_t column = x + static_cast<int64_t>(load<float>(offset + pixels));
     store(p.position + result * p.count + match, (load<int64_t>(p.shot + pair) * p.height + row) * p.width + column);
   }
 }

@@ -1,4 +1,4 @@
-// The pixels that match best: what the kernel is given, and how it is launched.
+// Selection of the best matches: kernel arguments and launcher.
 #pragma once
 
 #include "launch.h"
@@ -15,7 +15,7 @@ struct SelectMatches {
   const int64_t* shot;
   int64_t* position;
 
-  BKD_BOTH int64_t pixels() const { return int64_t{height} * width; }
+  BKD_HOST_DEVICE int64_t pixels() const { return int64_t{height} * width; }
 };
 
 void select_matches(const SelectMatches& p, const Device& device);

@@ -1,8 +1,8 @@
-// A block's product of two tiles in shared memory, on tensor cores or not: c (kM x kN) += a b, 64 bytes of depth at a
-// time.
+// Block-level GEMM of two tiles in shared memory, on tensor cores or not: c (kM x kN) += a b, 64 bytes of depth (K) per
+// tile.
 //
-// Either factor lies by rows (64 bytes of depth for each row or column of c, chunks of 16 bytes swizzled) or by depth
-// (for each step of depth all rows or columns). Both ways no two lanes of a load meet in a bank.
+// An operand is stored K-major (per row of a or column of b 64 bytes of depth in swizzled 16-byte chunks) or M/N-major
+// (per step of depth all rows or columns). Neither layout has bank conflicts.
 #pragma once
 
 #include "instructions.cuh"
@@ -10,33 +10,33 @@
 namespace bkd {
 namespace {
 
-constexpr int kThreads = 256;  // of every block that multiplies: 4 x 2 warps
+constexpr int kThreads = 256;  // of every GEMM block: 4 x 2 warps
 constexpr int kDepthBytes = 64;
 template <class T>
 constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));
 template <class T>
 constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
-// A tile of kCount rows (of a) or columns (of b) by kDepth steps of depth.
+// A tile of kCount rows (of a) or columns (of b) by kDepth elements of depth. kByRows: K-major.
 template <class T, int kCount, bool kByRows>
 struct Tile {
-  // Behind a step of depth, so that eight of them start in different banks.
+  // Padding per step of depth, so that eight steps start in different banks.
   static constexpr int kPadding = sizeof(T) == 2 ? 16 : 32;
   static constexpr int kStride = kByRows ? kDepthBytes : kCount * static_cast<int>(sizeof(T)) + kPadding;
   static constexpr int kBytes = kStride * (kByRows ? kCount : kDepth<T>);
 
-  // Where 16 bytes lie: a chunk of row `row`, or of depth `row`.
+  // Byte offset of a 16-byte chunk of row (K-major) or depth (M/N-major) `row`.
   static __device__ __forceinline__ int chunk(int row, int chunk) {
     return row * kStride + (kByRows ? chunk ^ (row >> 1 & 3) : chunk) * 16;
   }
-  static __device__ __forceinline__ T number(const unsigned char* tile, int index, int depth) {
+  static __device__ __forceinline__ T element(const unsigned char* tile, int index, int depth) {
     const int row = kByRows ? index : depth, column = kByRows ? depth : index;
     const int at = chunk(row, column / kVector<T>) + column % kVector<T> * static_cast<int>(sizeof(T));
     return load_shared<T>(tile + at);
   }
 
-  // Fragments of 16 indices from `first`, 32 bytes of depth from step `step`. As a: registers 0 to 3 of multiply().
-  // As b: registers of indices 0 to 7 and then of 8 to 15.
+  // Load the fragments of 16 rows or columns from `first` and 32 bytes of depth. As a: registers 0 to 3 of multiply().
+  // As b: registers of columns 0 to 7, then of 8 to 15.
   template <bool kIsA>
   static __device__ __forceinline__ void fragments(uint32_t (&result)[4], const unsigned char* tile, int first,
                                                    int step) {
@@ -59,10 +59,10 @@ struct Tile {
   }
 };
 
-// The part of c that a thread holds, as multiply() lays it out.
+// A thread's accumulators of c, in the layout of multiply().
 template <int kM, int kN>
-struct Sums {
-  static constexpr int kRows = kM / 64, kColumns = kN / 16;  // 16 x 8 tiles of a warp
+struct AccumulatorFragment {
+  static constexpr int kRows = kM / 64, kColumns = kN / 16;  // 16 x 8 mma tiles per warp
   float value[kRows][kColumns][4];
 
   __device__ __forceinline__ void clear() {
@@ -76,7 +76,7 @@ struct Sums {
   static __device__ __forceinline__ int first_row() { return threadIdx.x / kWarpSize / 2 * (kM / 4); }
   static __device__ __forceinline__ int first_column() { return threadIdx.x / kWarpSize % 2 * (kN / 2); }
 
-  // visit(row, column, c[row][column], c[row][column + 1]) for all pairs of this thread.
+  // Call visit(row, column, c[row][column], c[row][column + 1]) for all pairs of this thread.
   template <class Visit>
   __device__ __forceinline__ void pairs(Visit visit) const {
     const int lane = threadIdx.x % kWarpSize;
@@ -92,14 +92,13 @@ struct Sums {
   }
 };
 
-constexpr int kSteps = kDepthBytes / 32;  // that a tile's depth is multiplied in
+constexpr int kSteps = kDepthBytes / 32;  // mma steps per tile
 
-// sums += a b over step `step` of the depth. kTensor: on tensor cores where the device has them for T (floats are then
-// TF32).
+// acc += a b for one step of depth. kTensor: use tensor cores if the device supports T (float as TF32).
 template <class T, bool kTensor, class A, class B, int kM, int kN>
-__device__ __forceinline__ void multiply_step(Sums<kM, kN>& sums, const unsigned char* a, const unsigned char* b,
-                                              int step) {
-  using S = Sums<kM, kN>;
+__device__ __forceinline__ void multiply_step(AccumulatorFragment<kM, kN>& acc, const unsigned char* a,
+                                              const unsigned char* b, int step) {
+  using S = AccumulatorFragment<kM, kN>;
   if constexpr (kTensor && kHasTensorCores<T>) {
     uint32_t left[S::kRows][4];
 #pragma unroll
@@ -110,8 +109,8 @@ __device__ __forceinline__ void multiply_step(Sums<kM, kN>& sums, const unsigned
       B::template fragments<false>(right, b, S::first_column() + j * 8, step);
 #pragma unroll
       for (int i = 0; i < S::kRows; ++i) {
-        multiply<T>(sums.value[i][j], left[i], right);
-        multiply<T>(sums.value[i][j + 1], left[i], right + 2);
+        multiply<T>(acc.value[i][j], left[i], right);
+        multiply<T>(acc.value[i][j + 1], left[i], right + 2);
       }
     }
   } else {
@@ -123,17 +122,17 @@ __device__ __forceinline__ void multiply_step(Sums<kM, kN>& sums, const unsigned
       for (int i = 0; i < S::kRows; ++i)
 #pragma unroll
         for (int below = 0; below < 2; ++below)
-          left[i][below] = wide(A::number(a, S::first_row() + i * 16 + below * 8 + lane / 4, depth));
+          left[i][below] = wide(A::element(a, S::first_row() + i * 16 + below * 8 + lane / 4, depth));
 #pragma unroll
       for (int j = 0; j < S::kColumns; ++j) {
         const int column = S::first_column() + j * 8 + lane % 4 * 2;
-        const float first = wide(B::number(b, column, depth)), second = wide(B::number(b, column + 1, depth));
+        const float first = wide(B::element(b, column, depth)), second = wide(B::element(b, column + 1, depth));
 #pragma unroll
         for (int i = 0; i < S::kRows; ++i)
 #pragma unroll
           for (int below = 0; below < 2; ++below) {
-            sums.value[i][j][below * 2] += left[i][below] * first;
-            sums.value[i][j][below * 2 + 1] += left[i][below] * second;
+            acc.value[i][j][below * 2] += left[i][below] * first;
+            acc.value[i][j][below * 2 + 1] += left[i][below] * second;
           }
       }
     }
@@ -141,9 +140,10 @@ __device__ __forceinline__ void multiply_step(Sums<kM, kN>& sums, const unsigned
 }
 
 template <class T, bool kTensor, class A, class B, int kM, int kN>
-__device__ __forceinline__ void multiply_tiles(Sums<kM, kN>& sums, const unsigned char* a, const unsigned char* b) {
+__device__ __forceinline__ void multiply_tiles(AccumulatorFragment<kM, kN>& acc, const unsigned char* a,
+                                               const unsigned char* b) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) multiply_step<T, kTensor, A, B>(sums, a, b, step);
+  for (int step = 0; step < kSteps; ++step) multiply_step<T, kTensor, A, B>(acc, a, b, step);
 }
 
 }  // namespace

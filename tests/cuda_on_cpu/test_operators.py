@@ -1,17 +1,18 @@
 """Every kernel, type and option against the reference, with threads in every order."""
 
-import csv
 import re
 from contextlib import contextmanager
 
 import cases
 import kernel_checks
+import neighbor_cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bkd_fast.ops import backend, modulated_deform_conv2d
+from tools.cuda_gate import compiling
 from tools.cuda_on_cpu import building
 
 TYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -98,9 +99,9 @@ def test_convolutions_of_any_size_agree(batch, inputs, outputs, height, width, t
     size = (height + 2, width + 2)
     case = cases.rounded(cases.conv(batch, inputs, outputs, size, (tall, wide)), dtype)
     if batch == 0:
-        found = cases.results(case, "native", dtype)
-        assert found[0].shape[0] == 0
-        assert not any(value.any() for value in found[1:])
+        results = cases.results(case, "native", dtype)
+        assert results[0].shape[0] == 0
+        assert not any(value.any() for value in results[1:])
         return
     exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
     with precision("ieee"):
@@ -119,8 +120,8 @@ def test_memories_of_any_size_agree(rows, items, channels, threshold, half):
     # A weight at the threshold may fall on either side of it.
     near = threshold and _nearest(case, threshold) < 1e-3
     if not near:
-        found, plain = (cases.results(case, name, dtype) for name in ("native", "reference"))
-        cases.check(found, plain, exact, cases.ROUNDING[dtype])
+        results, plain = (cases.results(case, name, dtype) for name in ("native", "reference"))
+        cases.check(results, plain, exact, cases.ROUNDING[dtype])
 
 
 def _nearest(case, threshold):
@@ -153,10 +154,10 @@ def test_deterministic_sums_of_what_is_not_finite_are_not_numbers(ieee):
     torch.use_deterministic_algorithms(True)
     try:
         with backend("native"):
-            (found,) = torch.autograd.grad(call(*leaves), leaves[0], torch.full((2, 13, 7, 9), float("inf")))
+            (gradient,) = torch.autograd.grad(call(*leaves), leaves[0], torch.full((2, 13, 7, 9), float("inf")))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert found.isnan().all()
+    assert gradient.isnan().all()
 
 
 def test_the_order_of_floating_point_sums_shows_without_that(ieee):
@@ -190,8 +191,8 @@ def test_only_the_gradients_that_are_asked_for(wanted, ieee):
     leaves = [tensor.detach().requires_grad_(index == wanted) for index, tensor in enumerate(tensors)]
     with backend("native"):
         output = call(*leaves)
-        (found,) = torch.autograd.grad(output, leaves[wanted], cases.random(*output.shape, seed=9))
-    assert torch.equal(found, every[1 + wanted])
+        (gradient,) = torch.autograd.grad(output, leaves[wanted], cases.random(*output.shape, seed=9))
+    assert torch.equal(gradient, every[1 + wanted])
 
 
 def test_offsets_and_masks_of_another_type_keep_their_precision(monkeypatch):
@@ -228,21 +229,21 @@ def test_too_wide_a_smoothing_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_launches_are_as_the_compile_gate_has_them(dtype):
-    """The compiler knows neither the threads of a launch nor its dynamic shared memory."""
+    """The compiler knows neither the block size nor the dynamic shared memory."""
     for name in ("conv", "gather", "attention: a row that keeps all", "anomaly", "loss: flat", "loss: pixel"):
         cases.results(cases.CASES[name](), "native", dtype)
     cases.matched(cases.match(), "native", dtype)
+    for name in ("few neighbours", "many neighbours"):
+        neighbor_cases.check_regression(name, "native", dtype)
+    neighbor_cases.check_matches("some", "native")
     scaled(torch.ones(9, dtype=dtype))
     launches = {line.split()[0]: line.split()[1:] for line in torch.ops.cuda_on_cpu.launches().splitlines()}
-    with open(building.ROOT / "tools" / "cuda_gate" / "launches.csv", newline="", encoding="utf-8") as file:
-        dynamic = {row["kernel"]: row["dynamic"] for row in csv.DictReader(file)}
-    label = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float32: "float"}[dtype]
     assert set(KERNELS) <= set(launches)
     for kernel in KERNELS:
         threads, shared = launches[kernel]
-        assert threads == "256"
-        # The radius of the smoothing decides how much the map's kernels ask for.
-        assert kernel in ("map_rows", "map_columns") or shared == dynamic.get(f"{kernel}<{label}", "0")
+        assert int(threads) == compiling.THREADS.get(kernel, 256)
+        # Dynamic shared memory depends on the radius of the smoothing.
+        assert kernel in ("map_rows", "map_columns") or shared == "0"
 
 
 def test_float64_runs_on_the_reference_and_a_chosen_backend_says_so():

@@ -50,11 +50,11 @@ def test_equals_a_loop_over_the_equation(fusion, sigma, align_corners, value_sha
     teacher, student = levels(branches=2)
     arguments = ((9, 11), fusion, sigma, [1.0, 2.0, 0.5, 3.0, 1.5, 0.1], exponents, align_corners, value_share)
     size, fusion, sigma, weights, exponents, align_corners, value_share = arguments
-    found = cosine_anomaly_map(
+    anomaly_map = cosine_anomaly_map(
         teacher, student, size, fusion=fusion, sigma=sigma, weights=weights, exponents=exponents,
         align_corners=align_corners, value_share=value_share,
     )  # fmt: skip
-    torch.testing.assert_close(found, loop(teacher, student, *arguments))
+    torch.testing.assert_close(anomaly_map, loop(teacher, student, *arguments))
 
 
 @settings(max_examples=25, deadline=None)
@@ -64,10 +64,10 @@ def test_equals_a_loop_over_the_equation(fusion, sigma, align_corners, value_sha
 )  # fmt: skip
 def test_equals_the_loop_on_any_small_shape(batch, shapes, size, branches, sigma):
     teacher, student = levels(branches, shapes=[(batch, *shape) for shape in shapes])
-    found = cosine_anomaly_map(teacher, student, size, sigma=sigma)
-    assert found.shape == (batch, *size)
+    anomaly_map = cosine_anomaly_map(teacher, student, size, sigma=sigma)
+    assert anomaly_map.shape == (batch, *size)
     if batch:
-        torch.testing.assert_close(found, loop(teacher, student, size, "product", sigma, None, None, False, 0.0))
+        torch.testing.assert_close(anomaly_map, loop(teacher, student, size, "product", sigma, None, None, False, 0.0))
 
 
 @pytest.mark.parametrize("fusion", ["product", "sum"])
@@ -88,8 +88,8 @@ def test_gradients_are_derivatives(fusion, value_share, exponents):
     arguments = Arguments(tensors[:3], tensors[3:], [7, 6], fusion, 1.2, weights, exponents, False, value_share)
     output = reference.cosine_anomaly_map(arguments)
     grad = torch.randn_like(output)
-    found = reference.cosine_anomaly_map_backward(grad, arguments, [True] * 9)
-    for mine, other in zip(found, torch.autograd.grad(output, tensors, grad), strict=True):
+    gradients = reference.cosine_anomaly_map_backward(grad, arguments, [True] * 9)
+    for mine, other in zip(gradients, torch.autograd.grad(output, tensors, grad), strict=True):
         torch.testing.assert_close(mine, other)
 
 
@@ -102,19 +102,19 @@ def test_a_product_of_small_distances_does_not_vanish(dtype):
         moved = level.clone()
         moved[:, ::2] += 0.16
         student.append(moved)
-    found = cosine_anomaly_map(teacher, student, (8, 8), sigma=2.0)
-    assert found.dtype == torch.float32
-    assert (found > 1e-9).all()
+    anomaly_map = cosine_anomaly_map(teacher, student, (8, 8), sigma=2.0)
+    assert anomaly_map.dtype == torch.float32
+    assert (anomaly_map > 1e-9).all()
     exact = cosine_anomaly_map([v.double() for v in teacher], [v.double() for v in student], (8, 8), sigma=2.0)
-    torch.testing.assert_close(found, exact.float(), rtol=2e-2, atol=0)
+    torch.testing.assert_close(anomaly_map, exact.float(), rtol=2e-2, atol=0)
 
 
 def test_zero_vectors_are_at_distance_one():
     teacher = [torch.zeros(1, 3, 2, 2)]
     student = [torch.randn(1, 3, 2, 2).requires_grad_()]
-    found = cosine_anomaly_map(teacher, student, (2, 2), sigma=0.0)
-    torch.testing.assert_close(found, torch.ones(1, 2, 2))
-    found.sum().backward()
+    anomaly_map = cosine_anomaly_map(teacher, student, (2, 2), sigma=0.0)
+    torch.testing.assert_close(anomaly_map, torch.ones(1, 2, 2))
+    anomaly_map.sum().backward()
     assert student[0].grad.isfinite().all()
 
 
@@ -122,10 +122,10 @@ def test_equal_features_are_at_distance_zero_to_any_power():
     """Rounding makes some distances negative, of which there is no power, and slopes at zero are infinite."""
     teacher = [torch.rand(1, 64, 16, 16)]
     student = [(3 * teacher[0]).requires_grad_()]
-    found = cosine_anomaly_map(teacher, student, 16, exponents=[0.5])
-    assert found.isfinite().all()
-    assert (found < 1e-2).all()
-    found.sum().backward()
+    anomaly_map = cosine_anomaly_map(teacher, student, 16, exponents=[0.5])
+    assert anomaly_map.isfinite().all()
+    assert (anomaly_map < 1e-2).all()
+    anomaly_map.sum().backward()
     assert student[0].grad.isfinite().all()
 
 

@@ -35,8 +35,8 @@ def each_backend(request):
 def test_the_kernels_agree_with_the_reference(name, dtype, each_backend):
     case = cases.rounded(cases.CASES[name](), dtype)
     exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
-    found = cases.results(case, each_backend, dtype, "cuda")
-    cases.check(found, [value.cpu() for value in plain], exact, cases.ROUNDING[dtype])
+    results = cases.results(case, each_backend, dtype, "cuda")
+    cases.check(results, [value.cpu() for value in plain], exact, cases.ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("name", cases.MATCHES)
@@ -57,12 +57,12 @@ def test_matching_is_captured_compiled_and_as_pytorch_wants_it(each_backend):
     call = torch.ops.bkd_fast.local_match.default
     with backend(each_backend):
         expected = call(*arguments)
-        found = torch.compile(lambda q, s, n: local_match(q, s, n, 1), fullgraph=True)(*arguments[:3])
+        matches = torch.compile(lambda q, s, n: local_match(q, s, n, 1), fullgraph=True)(*arguments[:3])
         torch.library.opcheck(call, tuple(arguments))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = call(*arguments)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(matches, expected)
     arguments[2].copy_(arguments[2].flip(0))
     graph.replay()
     with backend(each_backend):
@@ -114,9 +114,9 @@ def test_work_is_ordered_by_the_current_stream(name, each_backend):
             torch.cuda._sleep(50_000_000)
             for value, tensor in zip(inputs, tensors, strict=True):
                 value.copy_(tensor)
-            found = call(*inputs)
+            output = call(*inputs)
         stream.synchronize()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("name", cases.CASES)
@@ -157,9 +157,9 @@ def test_tensors_of_more_than_two_billion_numbers(each_backend):
     from bkd_fast.ops import modulated_deform_conv2d
 
     with backend(each_backend):
-        found = modulated_deform_conv2d(input, offset, weight)
-    assert (found[-1] == channels * 2.0**-10).all()
-    assert not found[:-1].any()
+        output = modulated_deform_conv2d(input, offset, weight)
+    assert (output[-1] == channels * 2.0**-10).all()
+    assert not output[:-1].any()
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -169,9 +169,9 @@ def test_compiled_programs_agree(name, each_backend):
     leaves = [tensor.cuda().requires_grad_() for tensor in tensors]
     with backend(each_backend):
         expected = call(*leaves)
-        found = torch.compile(call, fullgraph=True)(*leaves)
-        torch.testing.assert_close(found, expected)
-        grads = [torch.autograd.grad(value.sum(), leaves) for value in (found, expected)]
+        output = torch.compile(call, fullgraph=True)(*leaves)
+        torch.testing.assert_close(output, expected)
+        grads = [torch.autograd.grad(value.sum(), leaves) for value in (output, expected)]
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -194,8 +194,8 @@ def test_every_configuration_agrees(name, each_backend, monkeypatch):
     exact, plain = (cases.results(case, "reference", dtype) for dtype in (torch.float64, torch.bfloat16))
     for number in range(4):
         _use_configuration(number, monkeypatch)
-        found = cases.results(case, "triton", torch.bfloat16, "cuda")
-        cases.check(found, plain, exact, cases.ROUNDING[torch.bfloat16])
+        results = cases.results(case, "triton", torch.bfloat16, "cuda")
+        cases.check(results, plain, exact, cases.ROUNDING[torch.bfloat16])
 
 
 def _use_configuration(number, monkeypatch):

@@ -147,8 +147,8 @@ def test_explicit_backward_is_autograd_of_the_reference():
     arguments = Arguments(input, offset, weight, bias, *geometry.values(), mask)
     output = reference.modulated_deform_conv2d(arguments)
     grad = torch.randn_like(output)
-    found = reference.modulated_deform_conv2d_backward(grad, arguments, [True] * 5)
-    for mine, other in zip(found, torch.autograd.grad(output, inputs, grad), strict=True):
+    gradients = reference.modulated_deform_conv2d_backward(grad, arguments, [True] * 5)
+    for mine, other in zip(gradients, torch.autograd.grad(output, inputs, grad), strict=True):
         torch.testing.assert_close(mine, other)
 
 
@@ -157,8 +157,8 @@ def test_only_the_gradients_asked_for_are_computed():
     grad = modulated_deform_conv2d(**tensors, **geometry)
     for wanted in range(5):
         needs = [index == wanted for index in range(5)]
-        found = reference.modulated_deform_conv2d_backward(grad, Arguments(**tensors, **geometry), needs)
-        assert [value.numel() > 0 for value in found] == needs
+        gradients = reference.modulated_deform_conv2d_backward(grad, Arguments(**tensors, **geometry), needs)
+        assert [value.numel() > 0 for value in gradients] == needs
 
 
 def test_a_shift_by_whole_pixels_is_a_shift():
@@ -199,12 +199,12 @@ def test_gather_of_the_projection_is_the_convolution(shared, groups, device):
     offset = torch.randn(batch, shots, 18, 6, 7, dtype=torch.float64, device=device)
     mask = torch.rand(batch, shots, 9, 6, 7, dtype=torch.float64, device=device)
     projected = torch.cat([project_support(support, weight) for support in supports], dim=1)
-    found = modulated_deform_gather(projected, offset.flatten(1, 2), mask.flatten(1, 2))
+    output = modulated_deform_gather(projected, offset.flatten(1, 2), mask.flatten(1, 2))
     expected = sum(
         deform_conv2d(support.expand(batch, -1, -1, -1), offset[:, shot], weight, padding=1, mask=mask[:, shot])
         for shot, support in enumerate(supports)
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("groups", [2, 4])
@@ -212,8 +212,8 @@ def test_the_projection_of_a_convolution_with_groups(groups, device):
     support = torch.randn(2, 8, 6, 7, dtype=torch.float64, device=device)
     weight = torch.randn(12, 8 // groups, 3, 3, dtype=torch.float64, device=device)
     offset = torch.randn(2, 18, 6, 7, dtype=torch.float64, device=device)
-    found = modulated_deform_gather(project_support(support, weight), offset)
-    torch.testing.assert_close(found, modulated_deform_conv2d(support, offset, weight, padding=1))
+    output = modulated_deform_gather(project_support(support, weight), offset)
+    torch.testing.assert_close(output, modulated_deform_conv2d(support, offset, weight, padding=1))
 
 
 @pytest.mark.parametrize("shape", [(12, 3, 3, 3), (9, 4, 3, 3), (12, 16, 3, 3)])
@@ -232,8 +232,8 @@ def test_gather_gradients_are_derivatives(batch, masked):
     arguments = deform_gather.Arguments(*inputs[:2], inputs[2] if masked else None, [3, 3], [1, 1], [1, 1], [1, 1])
     output = gather_reference.modulated_deform_gather(arguments)
     grad = torch.randn_like(output)
-    found = gather_reference.modulated_deform_gather_backward(grad, arguments, [True, True, masked])
-    for mine, other in zip(found, torch.autograd.grad(output, inputs, grad), strict=False):
+    gradients = gather_reference.modulated_deform_gather_backward(grad, arguments, [True, True, masked])
+    for mine, other in zip(gradients, torch.autograd.grad(output, inputs, grad), strict=False):
         torch.testing.assert_close(mine, other)
 
 
@@ -243,9 +243,9 @@ def test_half_precision_errs_no_more_than_rounding(dtype):
     tensors, geometry = case(size=(12, 12), dtype=torch.float32, reach=4.0)
     rounded = {name: value if name == "offset" else value.to(dtype) for name, value in tensors.items()}
     exact = modulated_deform_conv2d(**{name: value.float() for name, value in rounded.items()}, **geometry)
-    found = modulated_deform_conv2d(**rounded, **geometry)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, exact.to(dtype))
+    output = modulated_deform_conv2d(**rounded, **geometry)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output, exact.to(dtype))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

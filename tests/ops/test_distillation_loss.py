@@ -34,8 +34,8 @@ def loop(teacher, student, direction, value_weight):
 @pytest.mark.parametrize("value_weight", [0.0, 0.5])
 def test_equals_a_loop_over_the_equation(direction, value_weight):
     teacher, student = levels()
-    found = distillation_loss(teacher, student, direction=direction, value_weight=value_weight)
-    torch.testing.assert_close(found, loop(teacher, student, direction, value_weight))
+    loss = distillation_loss(teacher, student, direction=direction, value_weight=value_weight)
+    torch.testing.assert_close(loss, loop(teacher, student, direction, value_weight))
 
 
 @pytest.mark.parametrize("direction", ["flat", "pixel"])
@@ -45,8 +45,8 @@ def test_gradients_are_derivatives(direction):
     assert torch.autograd.gradcheck(lambda *v: distillation_loss(v[:2], v[2:], direction=direction), tensors)
     arguments = Arguments(tensors[:2], tensors[2:], direction, 0.5)
     loss, statistics = reference.distillation_loss(arguments)
-    found = reference.distillation_loss_backward(torch.ones_like(loss), statistics.detach(), arguments, [True] * 4)
-    for mine, other in zip(found, torch.autograd.grad(loss, tensors), strict=True):
+    gradients = reference.distillation_loss_backward(torch.ones_like(loss), statistics.detach(), arguments, [True] * 4)
+    for mine, other in zip(gradients, torch.autograd.grad(loss, tensors), strict=True):
         torch.testing.assert_close(mine, other)
 
 
@@ -77,10 +77,10 @@ def test_an_empty_batch_loses_nothing():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_sums_in_float32(dtype):
     teacher, student = levels(dtype, shapes=[(2, 64, 32, 32)])
-    found = distillation_loss(teacher, student)
-    assert found.dtype == torch.float32
+    loss = distillation_loss(teacher, student)
+    assert loss.dtype == torch.float32
     exact = loop([level.double() for level in teacher], [level.double() for level in student], "flat", 0.5)
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-6)
 
 
 def test_a_float32_teacher_and_a_bfloat16_student_mix():

@@ -56,8 +56,8 @@ def test_any_strides_are_accepted():
     images = [
         tensor.repeat_interleave(2, -1)[..., ::2].transpose(1, 2).contiguous().transpose(1, 2) for tensor in case[:2]
     ]
-    found = local_match(*images, case.shots.t().contiguous().t(), case.radius)
-    for one, other in zip(found, expected, strict=True):
+    matches = local_match(*images, case.shots.t().contiguous().t(), case.radius)
+    for one, other in zip(matches, expected, strict=True):
         assert one.is_contiguous()
         torch.testing.assert_close(one, other)
 
@@ -202,18 +202,18 @@ def test_other_run_times_compute_it(format, tmp_path, each_backend):
     exported = plain(program())
     assert not any("bkd_fast" in str(node.target) for node in exported.graph.nodes)
     if format == "pt2":
-        found = [value.numpy() for value in exported.module()(*case[:3])]
+        outputs = [value.numpy() for value in exported.module()(*case[:3])]
     else:
         pytest.importorskip("onnxscript")
         torch.onnx.export(exported, dynamo=True, opset_version=18, verbose=False).save(tmp_path / "match.onnx")
         if format == "onnx":
             session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "match.onnx")
             names = [one.name for one in session.get_inputs()]
-            found = session.run(None, dict(zip(names, inputs, strict=True)))
+            outputs = session.run(None, dict(zip(names, inputs, strict=True)))
         else:
             openvino = pytest.importorskip("openvino")
             model = openvino.Core().compile_model(openvino.convert_model(tmp_path / "match.onnx"), "CPU")
             results = model(inputs)
-            found = [results[index] for index in range(2)]
-    for one, other in zip(found, local_match(*case), strict=True):
+            outputs = [results[index] for index in range(2)]
+    for one, other in zip(outputs, local_match(*case), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)

@@ -52,8 +52,8 @@ def test_explicit_backward_is_autograd_of_the_reference(settings):
     query, memory = (value.requires_grad_() for value in tensors())
     output = reference.sparse_memory_attention(Arguments(query, memory, *settings))
     grad = torch.randn_like(output)
-    found = reference.sparse_memory_attention_backward(grad, Arguments(query, memory, *settings), [True, True])
-    for mine, other in zip(found, torch.autograd.grad(output, (query, memory), grad), strict=True):
+    gradients = reference.sparse_memory_attention_backward(grad, Arguments(query, memory, *settings), [True, True])
+    for mine, other in zip(gradients, torch.autograd.grad(output, (query, memory), grad), strict=True):
         torch.testing.assert_close(mine, other)
 
 
@@ -105,13 +105,13 @@ def test_half_precision_errs_no_more_than_twice_as_much_as_pytorch(dtype):
     """flash-attention's rule: twice the error of the same formula in the same precision."""
     query, memory = tensors((64,), items=50, channels=32, dtype=dtype)
     exact = loop(query.double(), memory.double(), 0.002, 0.1, True)
-    found = sparse_memory_attention(query, memory, 0.002, 0.1, True)
-    assert found.dtype == dtype
+    output = sparse_memory_attention(query, memory, 0.002, 0.1, True)
+    assert output.dtype == dtype
     normal = torch.nn.functional.normalize
     weights = (normal(query, dim=1) @ normal(memory, dim=1).t() / 0.1).softmax(1)
     weights = torch.where(weights > 0.002, weights, 0)
     plain = (weights / weights.sum(1, keepdim=True)) @ memory
-    assert (found.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
+    assert (output.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bkd_fast.ops import (
-    backend,
-    cosine_anomaly_map,
-    distillation_loss,
-    local_match,
-    modulated_deform_conv2d,
-    modulated_deform_gather,
-    sparse_memory_attention,
-)
+from bkd_fast.ops import backend, local_match
 from bkd_fast.ops.backend import available
 
 pytestmark = pytest.mark.skipif(available("native") is not None, reason=str(available("native")))
@@ -39,80 +31,54 @@ def tier(request, monkeypatch):
     return request.param
 
 
-def random(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+CASES = {
+    **cases.CASES,
+    # rows of the gradient are whole pages apart
+    "conv: many outputs": lambda: cases.conv(channels=70, outputs=1024, size=(5, 5)),
+    "gather: tails": lambda: cases.gather(channels=77, shared=True),
+    "attention: listed weights": lambda: cases.attention(50, 90, 300, 0.02, 0.05),
+}
 
 
-def conv(dtype=torch.float32, batch=2, channels=(19, 13), size=(7, 9), layout=torch.channels_last):
-    input = random(batch, channels[0], *size, dtype=dtype).contiguous(memory_format=layout)
-    weight = random(channels[1], channels[0], 3, 3, dtype=dtype, seed=1) / 10
-    offset, mask = random(batch, 18, *size, dtype=dtype, seed=2), random(batch, 9, *size, dtype=dtype, seed=3)
-    tensors = [input, offset, weight, mask, random(channels[1], dtype=dtype, seed=4)]
-    return lambda i, o, w, m, b: modulated_deform_conv2d(i, o, w, b, padding=1, mask=m), tensors
+def native(case):
+    """The output and all gradients in float32."""
+    return cases.results(case, "native", torch.float32)
 
 
-def gather(dtype=torch.float32, batch=2, shared=False):
-    projected = random(1 if shared else batch, 9 * 77, 6, 5, dtype=dtype)
-    offset, mask = random(batch, 18, 6, 5, dtype=dtype, seed=2), random(batch, 9, 6, 5, dtype=dtype, seed=3)
-    return modulated_deform_gather, [projected, offset, mask]
+def check_float64(case):
+    """Assert that the compiled kernels agree with the reference."""
+    for actual, expected in zip(*(cases.results(case, name, torch.float64) for name in ("native", "reference")),
+                                strict=True):  # fmt: skip
+        torch.testing.assert_close(actual, expected)
 
 
-def attention(dtype=torch.float32, rows=37, items=21, threshold=0.02, temperature=0.3, channels=19):
-    tensors = [random(rows, channels, dtype=dtype), random(items, channels, dtype=dtype, seed=1)]
-    return lambda q, m: sparse_memory_attention(q, m, threshold, temperature, True), tensors
+def same_bits(runs):
+    return all(torch.equal(one, other) for run in runs[1:] for one, other in zip(runs[0], run, strict=True))
 
 
-LEVELS = ((2, 19, 9, 7), (2, 40, 5, 5), (2, 3, 1, 2))
+def for_thread_counts(call):
+    """Return the results of a call with 1, 2 and 5 threads."""
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            runs.append(call())
+    finally:
+        torch.set_num_threads(threads)
+    return runs
 
 
-def anomaly(dtype=torch.float32, size=(37, 21)):
-    tensors = [random(*shape, dtype=dtype, seed=seed) for seed in range(3) for shape in LEVELS]
-    return lambda *levels: cosine_anomaly_map(
-        levels[:3], levels[3:], size, sigma=2.0, value_share=0.2, weights=range(1, 7)
-    ), tensors
-
-
-def loss(dtype=torch.float32, direction="flat"):
-    tensors = [random(*shape, dtype=dtype, seed=seed) for seed in range(2) for shape in LEVELS]
-    return lambda *levels: distillation_loss(levels[:3], levels[3:], direction=direction), tensors
-
-
-CALLS = {
-    "conv": conv, "conv, channels first": lambda dtype=torch.float32: conv(dtype, layout=torch.contiguous_format),
-    # rows of the gradient that lie whole pages apart
-    "conv, many outputs": lambda dtype=torch.float32: conv(dtype, channels=(70, 1024), size=(5, 5)),
-    "gather": gather, "shared gather": lambda dtype=torch.float32: gather(dtype, shared=True),
-    "attention": attention,
-    # few weights stay: products one by one
-    "attention, sparse": lambda dtype=torch.float32: attention(dtype, 50, 90, 0.02, 0.05, 300),
-    "anomaly": anomaly, "small anomaly map": lambda dtype=torch.float32: anomaly(dtype, (4, 3)),
-    "flat loss": loss, "pixel loss": lambda dtype=torch.float32: loss(dtype, "pixel"),
-}  # fmt: skip
-
-
-def results(call, tensors, name):
-    """The output and all gradients."""
-    leaves = [tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_() for tensor in tensors]
-    with backend(name):
-        output = call(*leaves)
-        grad = random(*output.shape, dtype=output.dtype, seed=9)
-        return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
-
-
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_instruction_set_agrees_with_the_reference(tier, name, dtype):
-    """Sizes leave tails behind every vector width; float32 may err twice (gradients three times) what PyTorch errs."""
-    call, tensors = CALLS[name](dtype)
-    exact = results(call, [tensor.double() for tensor in tensors], "reference")
-    plain = results(call, tensors, "reference")
-    for index, (found, other, truth) in enumerate(zip(results(call, tensors, "native"), plain, exact, strict=True)):
-        if dtype == torch.float64:
-            torch.testing.assert_close(found, truth)
-            continue
-        allowed = (3 if index else 2) * (other - truth).abs().max().item()
-        rounding = 4e-6 * max(1.0, truth.abs().max().item())  # where PyTorch happens to err very little
-        assert (found - truth).abs().max().item() <= allowed + rounding
+    """Sizes leave tails behind every vector width."""
+    case = CASES[name]()
+    if dtype == torch.float64:
+        check_float64(case)
+    else:
+        exact, plain = (cases.results(case, "reference", kind) for kind in (torch.float64, dtype))
+        cases.check(native(case), plain, exact, cases.ROUNDING[dtype])
 
 
 @settings(max_examples=25, deadline=None)
@@ -121,10 +87,7 @@ def test_every_instruction_set_agrees_with_the_reference(tier, name, dtype):
     width=st.integers(1, 20), last=st.booleans(),
 )  # fmt: skip
 def test_convolutions_of_any_size_agree(batch, inputs, outputs, height, width, last):
-    layout = torch.channels_last if last else torch.contiguous_format
-    call, tensors = conv(torch.float64, batch, (inputs, outputs), (height, width), layout)
-    for found, expected in zip(results(call, tensors, "native"), results(call, tensors, "reference"), strict=True):
-        torch.testing.assert_close(found, expected)
+    check_float64(cases.conv(batch, inputs, outputs, (height, width), last=last))
 
 
 @settings(max_examples=25, deadline=None)
@@ -134,9 +97,7 @@ def test_convolutions_of_any_size_agree(batch, inputs, outputs, height, width, l
 )  # fmt: skip
 def test_memories_of_any_size_agree(rows, items, channels, threshold, temperature):
     """From weights that are all kept, through few, to none."""
-    call, tensors = attention(torch.float64, rows, items, threshold, temperature, channels)
-    for found, expected in zip(results(call, tensors, "native"), results(call, tensors, "reference"), strict=True):
-        torch.testing.assert_close(found, expected)
+    check_float64(cases.attention(rows, items, channels, threshold, temperature))
 
 
 @pytest.mark.parametrize("name", cases.MATCHES)
@@ -149,10 +110,10 @@ def test_every_instruction_set_matches_as_the_reference_does(tier, name, dtype):
 def test_every_instruction_set_matches_in_float64(tier):
     case = cases.match()
     case = case._replace(query=case.query.double(), support=case.support.double())
-    for found, expected in zip(
+    for actual, expected in zip(
         *(cases.matched(case, name, torch.float64) for name in ("native", "reference")), strict=True
     ):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -177,83 +138,62 @@ def test_matches_of_any_size_agree(batch, channels, height, width, radius, shots
 
 
 def test_matches_are_the_same_for_any_number_of_threads():
-    case, threads = cases.match(size=(23, 70)), torch.get_num_threads()
-    try:
-        runs = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            runs.append(cases.matched(case, "native"))
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
+    case = cases.match(size=(23, 70))
+    assert same_bits(for_thread_counts(lambda: cases.matched(case, "native")))
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CASES)
 def test_the_same_bits_for_any_number_of_threads(name):
-    call, tensors = CALLS[name]()
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            runs.append(results(call, tensors, "native"))
-    finally:
-        torch.set_num_threads(threads)
-    # Between the gradient of a map and that of its distances there are matrix products of PyTorch's own.
+    case = CASES[name]()
+    # PyTorch's matrix products come between the gradients of a map and of its distances.
     compared = 1 if "anomaly" in name else None
-    for run in runs[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(runs[0][:compared], run[:compared], strict=True))
+    assert same_bits(for_thread_counts(lambda: native(case)[:compared]))
 
 
 def test_python_threads_do_not_disturb_each_other():
-    call, tensors = conv(batch=3)
-    expected = results(call, tensors, "native")
-    found = {}
+    case = cases.conv(batch=3)
+    expected = native(case)
+    by_thread = {}
 
     def work(index):
-        found[index] = [results(call, tensors, "native") for _ in range(5)]
+        by_thread[index] = [native(case) for _ in range(5)]
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    for runs in found.values():
-        for run in runs:
-            assert all(torch.equal(one, other) for one, other in zip(run, expected, strict=True))
-    assert len(found) == 4
+    assert len(by_thread) == 4
+    assert all(same_bits([expected, *runs]) for runs in by_thread.values())
 
 
 def _in_child(queue):
     torch.set_num_threads(1)  # as DataLoader's workers do
-    call, tensors = conv()
-    queue.put([value.numpy() for value in results(call, tensors, "native")])
+    queue.put([value.numpy() for value in native(cases.conv())])
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_computes_the_same():
-    call, tensors = conv()
-    expected = results(call, tensors, "native")
+    expected = native(cases.conv())
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_in_child, args=(queue,))
     child.start()
-    found = queue.get(timeout=60)
+    values = queue.get(timeout=60)
     child.join()
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(values, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(one), other)
 
 
 def test_an_instruction_set_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("BKD_FAST_SIMD", "mmx")
-    call, tensors = conv()
+    call, tensors = cases.conv()
     with backend("native"), pytest.raises(RuntimeError, match="BKD_FAST_SIMD is 'mmx', expected one of portable"):
         call(*tensors)
 
 
 def test_nan_in_a_memory_shows():
-    call, (query, memory) = attention()
+    call, (query, memory) = cases.attention()
     memory[3, 2] = float("nan")
     with backend("native"):
         assert call(query, memory).isnan().all()

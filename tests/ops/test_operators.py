@@ -90,10 +90,10 @@ def test_gradients_are_derivatives(name):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_backends_agree_with_the_reference(name, layout):
     arguments = sample(name, torch.float64, layout=layout)
-    found = overload(name)(*arguments)
+    result = overload(name)(*arguments)
     with backend("reference"):
         expected = overload(name)(*arguments)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENT)
@@ -250,9 +250,9 @@ def test_offsets_that_are_not_numbers_give_results_that_are_none():
     wrong = offset.detach().clone()
     wrong[0, 7, 2, 3] = float("nan")
     wrong.requires_grad_()
-    found = modulated_deform_conv2d(x, wrong, weight, padding=1)
+    output = modulated_deform_conv2d(x, wrong, weight, padding=1)
     expected = clean.detach().clone()
     expected[0, :, 2, 3] = float("nan")
-    torch.testing.assert_close(found, expected, equal_nan=True)
-    found.nansum().backward()
+    torch.testing.assert_close(output, expected, equal_nan=True)
+    output.nansum().backward()
     assert wrong.grad.shape == offset.shape

@@ -55,8 +55,8 @@ def test_autocast_mixes_bfloat16_features_and_float32_positions(name):
     # The first argument arrives as a convolution under autocast would have made it.
     mixed = (inputs[0].detach().bfloat16().requires_grad_(), *inputs[1:])
     with torch.autocast("cpu", torch.bfloat16):
-        found = function(*mixed)
-    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
-    found.float().sum().backward()
+        output = function(*mixed)
+    torch.testing.assert_close(output.float(), exact, rtol=0.05, atol=0.05)
+    output.float().sum().backward()
     assert mixed[0].grad.dtype == torch.bfloat16
     assert inputs[1].grad.dtype == torch.float32

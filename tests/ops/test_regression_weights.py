@@ -20,17 +20,17 @@ def test_weights_are_those_of_least_squares(ridge, count, wide):
     """Also where the neighbours are more than their dimensions, so that without a ridge nothing is unique."""
     generator = torch.Generator().manual_seed(0)
     query, neighbors = torch.randn(4, wide, generator=generator), torch.randn(4, count, wide, generator=generator)
-    found = regression_weights(query, neighbors, ridge)
-    torch.testing.assert_close(found.double(), exact(query, neighbors, ridge), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found.sum(1), torch.ones(4))
+    weights = regression_weights(query, neighbors, ridge)
+    torch.testing.assert_close(weights.double(), exact(query, neighbors, ridge), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(weights.sum(1), torch.ones(4))
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e4])
 def test_the_size_of_features_does_not_matter(size):
     generator = torch.Generator().manual_seed(0)
     query, neighbors = torch.randn(4, 30, generator=generator), torch.randn(4, 5, 30, generator=generator)
-    found = regression_weights(size * query, size * neighbors)
-    torch.testing.assert_close(found, regression_weights(query, neighbors), rtol=1e-3, atol=1e-5)
+    weights = regression_weights(size * query, size * neighbors)
+    torch.testing.assert_close(weights, regression_weights(query, neighbors), rtol=1e-3, atol=1e-5)
 
 
 def test_other_weights_are_no_better():

@@ -62,8 +62,8 @@ def conv(
     ]
 
     def call(i: Tensor, w: Tensor, o: Tensor, m: Tensor, b: Tensor) -> Tensor:
-        found = modulated_deform_conv2d(i, o, w, b if bias else None, stride, padding, dilation, m if mask else None)
-        return found if bias and mask else found + 0 * (b.sum() + m.sum())
+        output = modulated_deform_conv2d(i, o, w, b if bias else None, stride, padding, dilation, m if mask else None)
+        return output if bias and mask else output + 0 * (b.sum() + m.sum())
 
     return call, tensors
 
@@ -220,23 +220,23 @@ def window(case: Match) -> Tensor:
     query, support, shots, radius = case
     height, width = query.shape[2:]
     side = range(-radius, radius + 1)
-    found = torch.full((len(side) ** 2, *shots.shape, height, width), torch.inf, dtype=torch.float64)
+    distances = torch.full((len(side) ** 2, *shots.shape, height, width), torch.inf, dtype=torch.float64)
     for index, (dy, dx) in enumerate((dy, dx) for dy in side for dx in side):
         rows, columns = slice(max(0, -dy), max(0, height - dy)), slice(max(0, -dx), max(0, width - dx))
         below, right = slice(max(0, dy), max(0, height + dy)), slice(max(0, dx), max(0, width + dx))
         own, other = query.double()[:, None, :, rows, columns], support.double()[shots][..., below, right]
-        found[index, ..., rows, columns] = (own - other).square().mean(2)
-    return found
+        distances[index, ..., rows, columns] = (own - other).square().mean(2)
+    return distances
 
 
-def check_match(found: Sequence[Tensor], case: Match, dtype: torch.dtype) -> None:
+def check_match(results: Sequence[Tensor], case: Match, dtype: torch.dtype) -> None:
     """Raises AssertionError where a distance errs more than :func:`check` allows, or is not that of the displacement.
 
     Where numbers are whole, everything is as the reference has it.
     """
     case = case._replace(support=case.support.to(dtype))
     plain = matched(case, "reference", dtype)
-    distance, displacement = (value.cpu() for value in found)
+    distance, displacement = (value.cpu() for value in results)
     if (case.query == case.query.round()).logical_or(case.query.isnan()).all():
         assert torch.equal(displacement, plain[1])
         torch.testing.assert_close(distance, plain[0], equal_nan=True)
@@ -251,17 +251,17 @@ def check_match(found: Sequence[Tensor], case: Match, dtype: torch.dtype) -> Non
 
 def recorded(call: Callable[..., Tensor], tensors: list[Tensor], name: str) -> list[tuple[Any, tuple[Any, ...]]]:
     """The package's operators that a call comes down to on a backend, with their arguments."""
-    found = []
+    calls = []
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
             if function.namespace == "bkd_fast":
-                found.append((function, arguments))
+                calls.append((function, arguments))
             return function(*arguments, **(keywords or {}))
 
     with backend(name), Recorder():
         call(*tensors)
-    return found
+    return calls
 
 
 def rounded(case: Case, dtype: torch.dtype) -> Case:
@@ -269,9 +269,9 @@ def rounded(case: Case, dtype: torch.dtype) -> Case:
     return case[0], [tensor.to(dtype).float() for tensor in case[1]]
 
 
-def check(found: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor], rounding: float) -> None:
+def check(actual: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor], rounding: float) -> None:
     """Raises AssertionError where a result errs more than the rule allows."""
-    for index, (own, other, truth) in enumerate(zip(found, plain, exact, strict=True)):
+    for index, (own, other, truth) in enumerate(zip(actual, plain, exact, strict=True)):
         allowed = (3 if index else 2) * (other.double() - truth).abs().max().item()
         allowed += rounding * max(truth.abs().max().item(), 1e-3)
         error = (own.cpu().double() - truth).abs().max().item()

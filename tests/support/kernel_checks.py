@@ -33,9 +33,9 @@ def logits_of_a_small_temperature_overflow_nothing(chosen):
     """Cosines over it are beyond what the exponential of a float32 can be."""
     call, tensors = cases.attention(temperature=0.002)
     with backend(chosen):
-        found = call(*tensors)
+        output = call(*tensors)
     with backend("reference"):
-        torch.testing.assert_close(found, call(*tensors), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(output, call(*tensors), rtol=1e-3, atol=1e-5)
 
 
 def offsets_and_masks_of_another_type_keep_their_precision(chosen):
@@ -45,10 +45,10 @@ def offsets_and_masks_of_another_type_keep_their_precision(chosen):
     mixed = [halves[0], halves[1], tensors[2], tensors[3], halves[4]]
     exact = [tensor.double() for tensor in mixed]
     with backend(chosen):
-        found = call(*mixed)
+        output = call(*mixed)
     with backend("reference"):
         plain, truth = call(*mixed), call(*exact)
-    cases.check([found], [plain], [truth], cases.ROUNDING[torch.float16])
+    cases.check([output], [plain], [truth], cases.ROUNDING[torch.float16])
 
 
 def a_shot_that_is_no_image_is_not_read(chosen, device="cpu"):
@@ -72,9 +72,9 @@ def not_a_number_stays_where_it_is_read(chosen):
     input[0, 0, 2, 2] = float("nan")
     others[1].zero_()
     with backend(chosen):
-        found = call(input, *others)
-    assert found[0, :, 2, 2].isnan().all()
-    assert found.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
+        output = call(input, *others)
+    assert output[0, :, 2, 2].isnan().all()
+    assert output.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
 
 
 def what_lies_outside_is_zero_whatever_the_border_holds(chosen, name, value):
@@ -104,8 +104,8 @@ def a_gradient_of_the_output_beyond_the_image_goes_nowhere(chosen):
         output = call(*tensors)
         grad = torch.zeros_like(output)
         grad[..., 0, 0] = float("inf")
-        (found,) = torch.autograd.grad(output, image, grad)
-    assert torch.equal(found, torch.zeros_like(found))
+        (gradient,) = torch.autograd.grad(output, image, grad)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 def offsets_that_are_not_numbers_show_in_exact_sums(chosen):
@@ -132,7 +132,7 @@ def levels_of_different_types_are_compared_in_float32(chosen):
     call, tensors = cases.anomaly()
     mixed = [tensor.half() if index < 3 else tensor for index, tensor in enumerate(tensors)]
     with backend(chosen):
-        found = call(*mixed)
+        output = call(*mixed)
     with backend("reference"):
         expected = call(*[tensor.float() for tensor in mixed])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(output, expected)

@@ -1,4 +1,4 @@
-"""``--update``: the kernels of now become the budget. ``--table``: print registers and blocks a multiprocessor."""
+"""Check the budget. ``--update``: accept the present resources. ``--table``: print registers and occupancy."""
 
 import sys
 
@@ -11,6 +11,6 @@ if "--update" in sys.argv[1:]:
     write_budget(kernels)
 if "--table" in sys.argv[1:]:
     print(table(kernels))
-found = faults(kernels)
-print("\n".join(found) or f"{len(kernels)} kernels, all within their budget")
-sys.exit(bool(found))
+messages = faults(kernels)
+print("\n".join(messages) or f"{len(kernels)} kernels, all within their budget")
+sys.exit(bool(messages))

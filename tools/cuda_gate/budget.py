@@ -1,4 +1,4 @@
-"""What the kernels may need: budget.csv, and the instructions that they must have: instructions.csv."""
+"""The resources that kernels may use (budget.csv) and the instructions that they must contain (instructions.csv)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIELDS = ("kernel", "architecture", "registers", "shared", "stack")
 
 
 def read_budget() -> dict[tuple[str, str], tuple[int, int, int]]:
-    """Registers, shared memory and stack by kernel and architecture."""
+    """Return registers, shared memory and stack by kernel and architecture."""
     with open(HERE / "budget.csv", newline="", encoding="utf-8") as file:
         return {
             (row["kernel"], row["architecture"]): (int(row["registers"]), int(row["shared"]), int(row["stack"]))
@@ -22,7 +22,7 @@ def read_budget() -> dict[tuple[str, str], tuple[int, int, int]]:
 
 
 def write_budget(kernels: Sequence[Kernel]) -> None:
-    """What they need now becomes what they may need."""
+    """Make the present resources the budget."""
     with open(HERE / "budget.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(FIELDS)
@@ -31,39 +31,39 @@ def write_budget(kernels: Sequence[Kernel]) -> None:
 
 
 def read_instructions() -> list[tuple[str, str, int]]:
-    """Kernels (by how their name begins), an instruction, and the architecture from which on they must have it."""
+    """Return prefixes of kernel names, an instruction, and the first architecture that must have it."""
     with open(HERE / "instructions.csv", newline="", encoding="utf-8") as file:
         return [(row["kernel"], row["instruction"], int(row["from"])) for row in csv.DictReader(file)]
 
 
 def faults(kernels: Sequence[Kernel]) -> list[str]:
-    """Return what is not as it should be on the architectures of ``kernels``."""
+    """Return what exceeds the budget or is missing on the architectures of ``kernels``."""
     compiled = {kernel.architecture for kernel in kernels}
     allowed = {key: limits for key, limits in read_budget().items() if key[1] in compiled}
-    found = []
+    messages = []
     for kernel in kernels:
         label = f"{kernel.name} on {kernel.architecture}"
         limits = allowed.get((kernel.name, kernel.architecture))
         if kernel.spills:
-            found.append(f"{label} spills {kernel.spills} bytes")
+            messages.append(f"{label} spills {kernel.spills} bytes")
         if limits is None:
-            found.append(f"{label} has no budget")
+            messages.append(f"{label} has no budget")
             continue
         needs = (kernel.registers, kernel.shared, kernel.stack)
         for what, need, limit in zip(
             ("registers", "bytes of shared memory", "bytes of stack"), needs, limits, strict=True
         ):
             if need > limit:
-                found.append(f"{label} needs {need} {what}, allowed are {limit}")
+                messages.append(f"{label} needs {need} {what}, allowed are {limit}")
     for name, architecture in sorted(set(allowed) - {(kernel.name, kernel.architecture) for kernel in kernels}):
-        found.append(f"{name} on {architecture} has a budget and does not exist")
+        messages.append(f"{name} on {architecture} has a budget and does not exist")
     for name, instruction, first in read_instructions():
         own = [kernel for kernel in kernels if kernel.name.startswith(name) and int(kernel.architecture) >= first]
         if not any(kernel.name.startswith(name) for kernel in kernels):
-            found.append(f"no kernel begins with {name}")
-        found += [
+            messages.append(f"no kernel begins with {name}")
+        messages += [
             f"{kernel.name} on {kernel.architecture} has no {instruction}"
             for kernel in own
             if instruction not in kernel.instructions
         ]
-    return found
+    return messages

@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels for every architecture and reads what the compiler says of them."""
+"""Compile the CUDA kernels for every architecture and read their resources from the compiler's output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CACHE = ROOT / "build" / "cuda_gate"
 
 
 class Kernel(NamedTuple):
-    """What one kernel needs on one architecture; sizes in bytes."""
+    """Resources of a kernel on one architecture; sizes in bytes."""
 
     name: str
     architecture: str
@@ -31,15 +31,17 @@ class Kernel(NamedTuple):
     stack: int
     spills: int
     threads: int
-    instructions: tuple[str, ...]  # those of SEEN that it contains
+    instructions: tuple[str, ...]  # of SEEN
 
 
-# Products on tensor cores, loads of their fragments, asynchronous copies, additions in global memory.
+# Threads of a block where they are not 256; tests/cuda_on_cpu compares them with the launches.
+THREADS = {"select_matches": 128}
+# Tensor-core products, fragment loads, asynchronous copies, atomic additions.
 SEEN = ("HMMA", "LDSM", "LDGSTS", "RED")
 
 
 def why_not() -> str | None:
-    """Why nothing can be compiled here, or None."""
+    """Return why nothing can be compiled here, or None."""
     from bkd_fast.extension.toolkit import ToolkitError, find_toolkit
 
     try:
@@ -58,7 +60,7 @@ def compiled(architectures: Sequence[str] = ARCHITECTURES) -> list[Kernel]:
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     jobs = [(source, architecture) for source in sources for architecture in architectures]
     with ThreadPoolExecutor(2) as pool:
-        return [kernel for found in pool.map(_compile, jobs) for kernel in found]
+        return [kernel for kernels in pool.map(_compile, jobs) for kernel in kernels]
 
 
 def _compile(job: tuple[Path, str]) -> list[Kernel]:
@@ -84,15 +86,15 @@ def _compile(job: tuple[Path, str]) -> list[Kernel]:
 
 
 def _read(log: str, code: str, architecture: str) -> list[Kernel]:
-    """From ptxas -v and the disassembly."""
+    """Parse the log of ptxas -v and the disassembly."""
     bodies = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", code, re.DOTALL))
     kernels = []
     for part in log.split("Compiling entry function ")[1:]:
         symbol = part.split("'")[1]
 
         def number(pattern: str, text: str = part) -> int:
-            found = re.search(pattern, text)
-            return int(found[1]) if found else 0
+            match = re.search(pattern, text)
+            return int(match[1]) if match else 0
 
         body = bodies[symbol]
         kernels.append(
@@ -103,7 +105,7 @@ def _read(log: str, code: str, architecture: str) -> list[Kernel]:
                 number(r"(\d+) bytes smem"),
                 number(r"(\d+) bytes stack frame"),
                 number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
-                256,  # of every launch, as a test in tests/cuda_on_cpu sees
+                THREADS.get(short_name(symbol).split("<")[0], 256),
                 tuple(one for one in SEEN if re.search(rf"\b{one}\b", body)),
             )
         )
@@ -111,7 +113,7 @@ def _read(log: str, code: str, architecture: str) -> list[Kernel]:
 
 
 def short_name(symbol: str) -> str:
-    """``deform_conv<half, tensor, 128, 128>`` for a mangled kernel."""
+    """Return a mangled kernel's name in the tables, such as ``deform_conv<half, yes, 128, 128>``."""
     name = subprocess.run([shutil.which("c++filt") or "c++filt", symbol], capture_output=True, text=True).stdout.strip()
     name = re.sub(r"^void |bkd::|\(anonymous namespace\)::|\(bkd::.*$|\(long\)|\(int\)|\(bool\)", "", name)
     name = re.sub(r"_kernel\b", "", name).split("(")[0]
@@ -132,5 +134,5 @@ def _digest(source: Path) -> str:
 def _tool(name: str) -> str | None:
     import triton
 
-    brought = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return str(brought) if brought.exists() else shutil.which(name)
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return str(bundled) if bundled.exists() else shutil.which(name)

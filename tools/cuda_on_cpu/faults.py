@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """A text that occurs once in a file of csrc/cuda, what is put in its place, and the tests that may catch it."""
+    """A text that occurs once in a file of csrc/cuda, its replacement, and the tests that may catch it."""
 
     name: str
     file: str
@@ -94,7 +94,7 @@ FAULTS = (
         "if (d.channel <= d.last) return false;",
         CONV,
     ),
-    Fault("conv: reads of the wrong tap", "deform_conv.cu", "d.reads ^= 1;", "", CONV),
+    Fault("conv: neighbours of the wrong tap", "deform_conv.cu", "d.table ^= 1;", "", CONV),
     Fault(
         "conv: last pixel is left out",
         "deform_conv.cu",
@@ -131,39 +131,39 @@ FAULTS = (
         "reference and (conv or dilation)",
     ),
     Fault(
-        "sampling: images begin a pixel late",
+        "sampling: images start one pixel late",
         "sampling.cuh",
         "const int image = index / s.pixels(), pixel = index - image * s.pixels();",
         "const int image = (index + 1) / s.pixels(), pixel = index - index / s.pixels() * s.pixels();",
         CONV,
     ),
     Fault(
-        "sampling: the border is read for what lies outside",
+        "sampling: the border is read for outside pixels",
         "sampling.cuh",
         "return pixel < 0 ? kOutside : base + pixel;",
         "return base + (pixel < 0 ? 0 : pixel);",
         "outside_is_zero or beyond_the_image",
     ),
     Fault(
-        "sampling: what lies outside is read",
+        "sampling: outside pixels are read",
         "sampling.cuh",
         "if (index[i] != kOutside) value[i] = load<Pack<T>>(input + int64_t{index[i]} * channels + channel);",
         "value[i] = load<Pack<T>>(input + int64_t{index[i] == kOutside ? 0 : index[i]} * channels + channel);",
         "outside_is_zero",
     ),
     Fault(
-        "backward: gradients of what lies outside go to the first pixel",
+        "backward: gradients of outside pixels go to the first pixel",
         "scatter.cuh",
-        "    if (spot.pixel[i] == kOutside) continue;  // the same for the whole warp\n"
-        "    const int64_t at = int64_t{spot.pixel[i]} * line + channel;",
-        "    const int64_t at = int64_t{spot.pixel[i] == kOutside ? 0 : spot.pixel[i]} * line + channel;",
+        "    if (sample.pixel[i] == kOutside) continue;  // uniform across the warp\n"
+        "    const int64_t at = int64_t{sample.pixel[i]} * line + channel;",
+        "    const int64_t at = int64_t{sample.pixel[i] == kOutside ? 0 : sample.pixel[i]} * line + channel;",
         "outside_is_zero or beyond_the_image",
     ),
     Fault(
         "backward: no barrier before columns are read",
         "deform_conv_backward.cu",
-        "    });\n    __syncthreads();\n#pragma unroll\n    for (int i = 0; i < kOwn; ++i) {",
-        "    });\n#pragma unroll\n    for (int i = 0; i < kOwn; ++i) {",
+        "    });\n    __syncthreads();\n#pragma unroll\n    for (int i = 0; i < kPixelsPerWarp; ++i) {",
+        "    });\n#pragma unroll\n    for (int i = 0; i < kPixelsPerWarp; ++i) {",
         CONV,
     ),
     Fault(
@@ -176,11 +176,11 @@ FAULTS = (
     Fault(
         "backward: mask is left out",
         "scatter.cuh",
-        "const float weight = spot.weight[i] * spot.mask;",
-        "const float weight = spot.weight[i];",
+        "const float weight = sample.weight[i] * sample.mask;",
+        "const float weight = sample.weight[i];",
         CONV,
     ),
-    Fault("backward: offset's gradient without the mask", "scatter.cuh", "by_y * spot.mask);", "by_y);", CONV),
+    Fault("backward: offset's gradient without the mask", "scatter.cuh", "grad_y * sample.mask);", "grad_y);", CONV),
     Fault(
         "backward: second channel is added to the first",
         "scatter.cuh",
@@ -196,10 +196,10 @@ FAULTS = (
         CONV,
     ),
     Fault(
-        "weights: reads are overwritten too early",
+        "weights: neighbours are overwritten too early",
         "deform_conv_weight.cu",
-        "if (step + 2 < end) work_out(step + 2);",
-        "if (step + 2 < end) work_out(step + 3 < end ? step + 3 : step + 2);",
+        "if (step + 2 < end) compute(step + 2);",
+        "if (step + 2 < end) compute(step + 3 < end ? step + 3 : step + 2);",
         CONV,
     ),
     Fault(
@@ -229,13 +229,13 @@ FAULTS = (
     Fault(
         "gather: gradient of a shared image by batch",
         "scatter.cuh",
-        "const uint32_t base = shared_input ? 0 : place.image",
-        "const uint32_t base = place.image",
+        "const uint32_t base = shared_input ? 0 : out.image",
+        "const uint32_t base = out.image",
         GATHER,
     ),
     # memory attention
     Fault(
-        "attention: no largest logit is taken out",
+        "attention: the max logit is not subtracted",
         "memory_attention.cu",
         "expf(logit - largest)",
         "expf(logit - 0 * largest)",
@@ -258,8 +258,8 @@ FAULTS = (
     Fault(
         "attention: a list is one too long",
         "memory_attention.cu",
-        "if (count > p.most) for_each",
-        "if (count > p.most + 1) for_each",
+        "if (count > p.max_kept) for_each",
+        "if (count > p.max_kept + 1) for_each",
         ATTENTION,
     ),
     Fault(
@@ -277,7 +277,7 @@ FAULTS = (
         ATTENTION,
     ),
     Fault(
-        "attention: dense rows spoil the others",
+        "attention: dense rows overwrite the others",
         "memory_attention.cu",
         "if (channel >= p.channels || !dense(first_row + row)) return;",
         "if (channel >= p.channels || first_row + row >= p.rows) return;",
@@ -291,7 +291,7 @@ FAULTS = (
         ATTENTION,
     ),
     Fault(
-        "attention: sums are not scaled to the new largest",
+        "attention: sums are not rescaled to the new max",
         "memory_attention.cu",
         "(sum == 0 ? 0 : sum * expf(largest - both))",
         "sum",
@@ -300,30 +300,30 @@ FAULTS = (
     Fault(
         "attention: gradient without the softmax's own",
         "memory_attention.cu",
-        "(by_weight(item, own) - inner)",
-        "(by_weight(item, own))",
+        "(grad_weight(item, own) - inner)",
+        "(grad_weight(item, own))",
         ATTENTION,
     ),
     # levels
     Fault(
-        "levels: one sharer is left out",
+        "levels: one thread of a pixel is left out",
         "pairs.cuh",
-        "for (int i = 0; i < kSharers; ++i) total",
-        "for (int i = 0; i < kSharers - 1; ++i) total",
+        "for (int i = 0; i < kThreadsPerPixel; ++i) total",
+        "for (int i = 0; i < kThreadsPerPixel - 1; ++i) total",
         f"{ANOMALY} or {LOSS}",
     ),
     Fault(
         "levels: no barrier before sums are read",
         "pairs.cuh",
-        "      store_shared(&partial[sharer][own], x);\n      __syncthreads();\n",
-        "      store_shared(&partial[sharer][own], x);\n",
+        "      store_shared(&partial[slice][own], x);\n      __syncthreads();\n",
+        "      store_shared(&partial[slice][own], x);\n",
         f"{ANOMALY} or {LOSS}",
     ),
     Fault(
         "levels: teacher's gradient of the last branch only",
         "pairs.cu",
-        "by_teacher[i] += slope",
-        "by_teacher[i] = slope",
+        "grad_teacher[i] += slope",
+        "grad_teacher[i] = slope",
         ANOMALY,
     ),
     Fault("anomaly: borders are not mirrored", "anomaly_map.cu", "2 * length - 1 - within", "length - 1", ANOMALY),
@@ -336,7 +336,7 @@ FAULTS = (
         ANOMALY,
     ),
     Fault(
-        "loss: last numbers of an image are left out",
+        "loss: last elements of an image are left out",
         "distillation_loss.cu",
         "end = chunks * (blockIdx.x + 1) / p.splits;",
         "end = chunks / p.splits * (blockIdx.x + 1);",
@@ -350,35 +350,35 @@ FAULTS = (
         LOSS,
     ),
     # matching
-    Fault("match: the longer move of equal distances", "local_match.cu", "other < rank", "other > rank", MATCH),
+    Fault("match: the longer offset of equal distances", "local_match.cu", "other < rank", "other > rank", MATCH),
     Fault(
-        "match: moves beyond the right border",
+        "match: offsets beyond the right border",
         "local_match.cu",
-        "&& x + dx + move < p.width;",
-        "&& x + dx + move <= p.width;",
+        "&& x + dx + offset < p.width;",
+        "&& x + dx + offset <= p.width;",
         MATCH,
     ),
-    Fault("match: moves beyond the window", "local_match.cu", "row && dx + move <= p.radius &&", "row &&", MATCH),
-    Fault("match: a number loses to NaN", "local_match.cu", "sums[move] == sums[move] && ", "", MATCH),
+    Fault("match: offsets beyond the window", "local_match.cu", "row && dx + offset <= p.radius &&", "row &&", MATCH),
+    Fault("match: NaN beats a number", "local_match.cu", "sums[offset] == sums[offset] && ", "", MATCH),
     Fault(
         "match: a shot that is no image",
         "local_match.cu",
-        "const bool known = mine && shot >= 0 && shot < p.images;",
-        "const bool known = mine;",
+        "const bool known = active && shot >= 0 && shot < p.images;",
+        "const bool known = active;",
         MATCH,
     ),
     Fault(
         "match: a lane is left out",
         "local_match.cu",
-        "step = sharers / 2; step > 0;",
-        "step = sharers / 2; step > 1;",
+        "step = lanes_per_pixel / 2; step > 0;",
+        "step = lanes_per_pixel / 2; step > 1;",
         MATCH,
     ),
     Fault(
-        "match: channels that fill chunks count",
+        "match: padded channels count",
         "local_match.cu",
-        "least / static_cast<float>(p.own)",
-        "least / static_cast<float>(p.channels)",
+        "best / static_cast<float>(p.unpadded_channels)",
+        "best / static_cast<float>(p.channels)",
         MATCH,
     ),
 )

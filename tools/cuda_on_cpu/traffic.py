@@ -69,7 +69,7 @@ def count(call: Callable[[], object]) -> Count:
         sum(site["bytes"] for site in memories["global"]),
         sum(site["units"] for site in memories["global"]),
         sum(site["units"] for site in memories["shared"]),
-        sum(site["least"] for site in memories["shared"]),
+        sum(site["min"] for site in memories["shared"]),
     )
 
 

@@ -1,4 +1,4 @@
-// CUDA's words for kernels that a C++ compiler compiles and the CPU runs (fibers.h): what csrc/cuda uses, no more.
+// The subset of CUDA C++ that csrc/cuda uses, for a C++ compiler; fibers.h runs the threads on the CPU.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 #include "traffic.h"
 
 #ifndef BKD_ARCH
-#define BKD_ARCH 800  // the device that is played
+#define BKD_ARCH 800  // emulated compute capability
 #endif
 
 #define __global__
@@ -69,23 +69,23 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
 
 namespace emulated {
 
-inline constexpr size_t kShared = 227 * 1024;  // the most that a block can have
+inline constexpr size_t kShared = 227 * 1024;  // max per block
 inline dim3 block_index, block_size, grid_size;
-// As long as the block was given, so that AddressSanitizer sees its end.
-inline std::vector<unsigned char> dynamic_room;
-// Shared memory of a fixed size: one place a type, since blocks run one after another.
-inline std::vector<std::pair<void*, size_t>> fixed_rooms;
+// Sized by the launch, so that AddressSanitizer catches overruns.
+inline std::vector<unsigned char> dynamic_buffer;
+// Static shared memory: one buffer per type, since blocks run one after another.
+inline std::vector<std::pair<void*, size_t>> static_buffers;
 template <class T>
 T& shared() {
-  struct Room {
+  struct Buffer {
     alignas(128) unsigned char bytes[sizeof(T)];
-    Room() {
+    Buffer() {
       std::memset(bytes, 0xff, sizeof(T));
-      fixed_rooms.emplace_back(bytes, sizeof(T));
+      static_buffers.emplace_back(bytes, sizeof(T));
     }
   };
-  static Room room;
-  return *reinterpret_cast<T*>(room.bytes);
+  static Buffer buffer;
+  return *reinterpret_cast<T*>(buffer.bytes);
 }
 
 struct Pending {
@@ -93,12 +93,12 @@ struct Pending {
   const void* source;  // null: zeros
   int bytes, group;
 };
-// cp.async: nothing has arrived before the wait.
+// cp.async in flight; data arrives only at the wait.
 struct Copies {
   std::vector<Pending> pending;
   int group = 0;
 };
-inline std::vector<Copies> copies(kMostThreads);
+inline std::vector<Copies> copies(kMaxThreads);
 
 struct ThreadIndex {
   operator dim3() const { return {static_cast<unsigned>(thread_number()), 0, 0}; }
@@ -108,7 +108,7 @@ struct ThreadIndex {
 };
 inline const ThreadIndex thread_index;
 
-// Threads and dynamic shared memory of every kernel that was started, for tests that compare them with tables.
+// Block size and dynamic shared memory of every launched kernel, for tests.
 inline std::map<std::string, std::pair<int, size_t>> launched;
 
 template <class... P, class... A>
@@ -121,15 +121,15 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, int threads, size
   grid_size = grid;
   block_size = {static_cast<unsigned>(threads), 1, 1};
   const std::function<void()> body = [&] { kernel(arguments...); };
-  dynamic_room.resize(shared);
-  dynamic_room.shrink_to_fit();
+  dynamic_buffer.resize(shared);
+  dynamic_buffer.shrink_to_fit();
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         block_index = {x, y, z};
-        // Not a number, in every type: what was never written shows.
-        std::fill(dynamic_room.begin(), dynamic_room.end(), 0xff);
-        for (auto& [room, bytes] : fixed_rooms) std::memset(room, 0xff, bytes);
+        // NaN in every type, to expose reads of uninitialized shared memory.
+        std::fill(dynamic_buffer.begin(), dynamic_buffer.end(), 0xff);
+        for (auto& [buffer, bytes] : static_buffers) std::memset(buffer, 0xff, bytes);
         for (Copies& own : copies) own = {};
         run_block(threads, body);
         traffic::end_block();
@@ -148,13 +148,13 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, int threads, size
 inline void __syncthreads(EMULATED_HERE) { emulated::wait_for_block(file, line); }
 inline void __syncwarp(EMULATED_HERE) { emulated::wait_for_warp("", 1, file, line); }
 
-// Values of other lanes. Only whole warps: that is all that the kernels use.
+// Warp shuffles, with a full mask only: kernels use no other.
 template <class T>
 T emulated_lane(uint32_t mask, T value, int source, const char* file, int line) {
-  if (mask != 0xffffffffu) throw std::runtime_error("a warp is exchanged with whole or not at all");
+  if (mask != 0xffffffffu) throw std::runtime_error("warp functions need a full mask");
   const std::byte* shown = emulated::wait_for_warp(&value, sizeof(T), file, line);
   T result;
-  std::memcpy(&result, shown + source * emulated::kDeposit, sizeof(T));
+  std::memcpy(&result, shown + source * emulated::kLaneBytes, sizeof(T));
   return result;
 }
 template <class T>
@@ -171,13 +171,13 @@ T __shfl_down_sync(uint32_t mask, T value, int by, EMULATED_HERE) {
   return emulated_lane(mask, value, lane + by < 32 ? lane + by : lane, file, line);
 }
 inline uint32_t __ballot_sync(uint32_t mask, bool value, EMULATED_HERE) {
-  if (mask != 0xffffffffu) throw std::runtime_error("a warp is exchanged with whole or not at all");
+  if (mask != 0xffffffffu) throw std::runtime_error("warp functions need a full mask");
   const std::byte* shown = emulated::wait_for_warp(&value, 1, file, line);
-  uint32_t found = 0;
+  uint32_t bits = 0;
   for (int lane = 0; lane < 32; ++lane) {
-    found |= static_cast<uint32_t>(std::to_integer<int>(shown[lane * emulated::kDeposit])) << lane;
+    bits |= static_cast<uint32_t>(std::to_integer<int>(shown[lane * emulated::kLaneBytes])) << lane;
   }
-  return found;
+  return bits;
 }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 inline int __any_sync(uint32_t mask, bool value, EMULATED_HERE) { return __ballot_sync(mask, value, file, line) != 0; }

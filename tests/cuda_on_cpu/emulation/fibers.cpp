@@ -21,7 +21,7 @@
 #error "fibers are switched by a few instructions of x86-64; another machine needs its own"
 #endif
 
-// Keeps the registers that a called function must keep on the stack, and goes on with another stack.
+// Push the callee-saved registers and switch to another stack.
 extern "C" void emulated_switch(void** from, void* to);
 asm(R"(
 .text
@@ -60,17 +60,17 @@ struct Fiber {
   State state = State::kEnded;
   const char* file = "";
   int line = 0;
-  unsigned meetings = 0;  // of its warp so far: two places are used in turn
+  unsigned meetings = 0;  // exchanges of its warp so far; two buffers alternate
 };
 
 struct Warp {
   int arrived = 0;
-  std::array<std::array<std::byte, kWarp * kDeposit>, 2> shown;
+  std::array<std::array<std::byte, kWarp * kLaneBytes>, 2> shown;
 };
 
 struct Block {
-  std::vector<Fiber> fibers{kMostThreads};
-  std::array<Warp, kMostThreads / kWarp> warps;
+  std::vector<Fiber> fibers{kMaxThreads};
+  std::array<Warp, kMaxThreads / kWarp> warps;
   int threads = 0, running = -1, alive = 0, at_block = 0;
   const std::function<void()>* body = nullptr;
   void* top = nullptr;  // of the scheduler's stack
@@ -122,14 +122,14 @@ void start() {
 
 void prepare(Fiber& fiber) {
   if (!fiber.stack) {
-    void* room = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (room == MAP_FAILED) throw std::bad_alloc();
-    fiber.stack = static_cast<std::byte*>(room);
+    void* buffer = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (buffer == MAP_FAILED) throw std::bad_alloc();
+    fiber.stack = static_cast<std::byte*>(buffer);
   }
 #if defined(__SANITIZE_ADDRESS__)
-  ASAN_UNPOISON_MEMORY_REGION(fiber.stack, kStack);  // what an unfinished run has left
+  ASAN_UNPOISON_MEMORY_REGION(fiber.stack, kStack);  // left by an unfinished run
 #endif
-  // Six registers and where to return to; the stack is aligned as at the entry of a function.
+  // Six registers and the return address; the stack is aligned as at function entry.
   auto* top = reinterpret_cast<void**>(fiber.stack + kStack) - 1;
   *--top = reinterpret_cast<void*>(&start);
   top -= 6;
@@ -157,10 +157,10 @@ void prepare(Fiber& fiber) {
   throw std::runtime_error(text.str());
 }
 
-// Lets the block go on from a barrier that all have reached.
+// Release the barrier if all threads have reached it.
 bool release_block() {
   if (!block.at_block || block.at_block != block.alive) return false;
-  // Threads that have ended never come to the barrier: on a device that is undefined.
+  // Some threads have exited: undefined on a device.
   if (block.alive != block.threads) report("divergent barrier");
   for (int number = 1; number < block.threads; ++number) {
     if (block.fibers[number].line != block.fibers[0].line) report("divergent barrier");
@@ -180,7 +180,7 @@ void set_order(Order order, uint64_t seed) {
 int thread_number() { return block.running; }
 
 void run_block(int threads, const std::function<void()>& body) {
-  if (threads < 1 || threads > kMostThreads || threads % kWarp) {
+  if (threads < 1 || threads > kMaxThreads || threads % kWarp) {
     throw std::runtime_error("a block has 32 to 1024 threads, in whole warps");
   }
   block.threads = block.alive = threads;
@@ -194,14 +194,14 @@ void run_block(int threads, const std::function<void()>& body) {
   for (int number = 0; number < threads; ++number) prepare(block.fibers[number]);
   while (block.alive) {
     if (block.order == Order::kRandom) std::shuffle(turns.begin(), turns.end(), block.random);
-    bool moved = false;
+    bool progress = false;
     for (int number : turns) {
       if (block.fibers[number].state != State::kReady) continue;
       to_fiber(number);
-      moved = true;
+      progress = true;
       if (block.error) std::rethrow_exception(block.error);
     }
-    if (!moved && !release_block()) report("threads wait for ever");
+    if (!progress && !release_block()) report("deadlock");
   }
 }
 
@@ -219,21 +219,21 @@ const std::byte* wait_for_warp(const void* shown, size_t bytes, const char* file
   const int first = block.running - static_cast<int>(lane);
   Fiber& fiber = block.fibers[block.running];
   Warp& warp = block.warps[block.running / kWarp];
-  auto& place = warp.shown[fiber.meetings++ % 2];
-  std::memcpy(place.data() + lane * kDeposit, shown, bytes);
+  auto& slot = warp.shown[fiber.meetings++ % 2];
+  std::memcpy(slot.data() + lane * kLaneBytes, shown, bytes);
   fiber.file = file;
   fiber.line = line;
   if (++warp.arrived < kWarp) {
     fiber.state = State::kAtWarp;
     to_scheduler(false);
-    return place.data();
+    return slot.data();
   }
   warp.arrived = 0;
   for (int other = first; other < first + kWarp; ++other) {
     if (block.fibers[other].line != line) report("divergent warp");
     block.fibers[other].state = State::kReady;
   }
-  return place.data();
+  return slot.data();
 }
 
 }  // namespace emulated

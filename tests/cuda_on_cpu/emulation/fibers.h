@@ -1,4 +1,4 @@
-// The threads of a block as fibers: each runs until it waits for others, so that one CPU thread runs a whole block.
+// The threads of a block as fibers: each runs until it waits, so that one CPU thread runs a whole block.
 #pragma once
 
 #include <cstddef>
@@ -8,26 +8,26 @@
 namespace emulated {
 
 constexpr int kWarp = 32;
-constexpr int kMostThreads = 1024;
-constexpr int kDeposit = 64;  // bytes that a lane shows to its warp
+constexpr int kMaxThreads = 1024;
+constexpr int kLaneBytes = 64;  // max bytes that a lane exchanges
 
 enum class Order { kForward, kReversed, kRandom };
 
-// In which order the threads of a block take their turns; the seed is for kRandom.
+// Set the scheduling order of the threads of a block; the seed is for kRandom.
 void set_order(Order order, uint64_t seed);
 
-// Runs `body` once for each of `threads`; returns when all have ended.
-// Throws std::runtime_error where threads wait for each other for ever, or at different places.
+// Run `body` once per thread.
+// Throws std::runtime_error on deadlock and on divergent barriers.
 void run_block(int threads, const std::function<void()>& body);
 
-// The number of the running thread in its block.
+// threadIdx.x of the running thread.
 int thread_number();
 
-// Waits until every thread of the block has come to the same line.
+// Block barrier; all threads must wait at the same line.
 void wait_for_block(const char* file, int line);
 
-// Shows `bytes` to the warp, waits until all 32 lanes have come to the same line, and gives what they showed: lane l's
-// at result + l * kDeposit. It stays until the warp has met twice more.
+// Exchange `bytes` with the warp; all 32 lanes must wait at the same line. Return the lanes' bytes, lane l's at
+// result + l * kLaneBytes; valid until the second next exchange.
 const std::byte* wait_for_warp(const void* shown, size_t bytes, const char* file, int line);
 
 }  // namespace emulated

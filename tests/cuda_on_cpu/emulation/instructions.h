@@ -1,26 +1,26 @@
-// Twins of the instructions that csrc/cuda/instructions.cuh writes in PTX: ldmatrix, mma.sync and cp.async, lane by
-// lane as the PTX manual lays their fragments out.
+// Emulation of the PTX in csrc/cuda/instructions.cuh: ldmatrix, mma.sync and cp.async, with the fragment layouts of the
+// PTX manual.
 #pragma once
 
 #include "cuda_on_cpu.h"
 
 namespace emulated {
 
-// One row of eight 16-bit numbers from each lane's address; four matrices of eight rows.
-// Lane l gets words l % 4 of rows l / 4; transposed: numbers 2 (l % 4) and the next of column l / 4.
+// Each lane passes the address of a row of eight 16-bit elements; four matrices of eight rows.
+// Lane l gets word l % 4 of row l / 4; transposed: elements 2 (l % 4) and the next of column l / 4.
 inline void load_matrices(uint32_t (&result)[4], const void* row, bool transposed, EMULATED_HERE) {
   if (reinterpret_cast<uintptr_t>(row) % 16) throw std::runtime_error("ldmatrix: a row is not aligned to 16 bytes");
   traffic::shared(row, 16, traffic::Kind::kMatrix, file, line);
   const std::byte* shown = wait_for_warp(row, 16, file, line);
   const int lane = thread_number() % kWarp;
   for (int matrix = 0; matrix < 4; ++matrix) {
-    const std::byte* rows = shown + matrix * 8 * kDeposit;
+    const std::byte* rows = shown + matrix * 8 * kLaneBytes;
     if (transposed) {
       uint16_t pair[2];
-      for (int i = 0; i < 2; ++i) std::memcpy(&pair[i], rows + (lane % 4 * 2 + i) * kDeposit + lane / 4 * 2, 2);
+      for (int i = 0; i < 2; ++i) std::memcpy(&pair[i], rows + (lane % 4 * 2 + i) * kLaneBytes + lane / 4 * 2, 2);
       std::memcpy(&result[matrix], pair, 4);
     } else {
-      std::memcpy(&result[matrix], rows + lane / 4 * kDeposit + lane % 4 * 4, 4);
+      std::memcpy(&result[matrix], rows + lane / 4 * kLaneBytes + lane % 4 * 4, 4);
     }
   }
 }
@@ -39,7 +39,7 @@ inline float number<__nv_bfloat16>(const std::byte* bits) {
   std::memcpy(&x, bits, 2);
   return __bfloat162float(x);
 }
-// TF32: a float of which the tensor cores read ten bits of fraction.
+// TF32: tensor cores read ten mantissa bits of a float.
 template <>
 inline float number<float>(const std::byte* bits) {
   uint32_t x;
@@ -53,7 +53,7 @@ inline float number<float>(const std::byte* bits) {
 inline float rounded_to_tf32(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7f800000u) != 0x7f800000u) bits = (bits + 0x1000u) & ~0x1fffu;  // half a unit is rounded away from zero
+  if ((bits & 0x7f800000u) != 0x7f800000u) bits = (bits + 0x1000u) & ~0x1fffu;  // ties away from zero
   std::memcpy(&x, &bits, 4);
   return x;
 }
@@ -67,14 +67,14 @@ void multiply(float (&c)[4], const uint32_t* a, const uint32_t* b, EMULATED_HERE
   std::memcpy(own + 4, b, kSteps * 4);
   const std::byte* shown = wait_for_warp(own, sizeof(own), file, line);
   const int lane = thread_number() % kWarp;
-  constexpr int kEach = 4 / sizeof(T);  // numbers in a register
+  constexpr int kEach = 4 / sizeof(T);  // elements per register
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4, column = lane % 4 * 2 + i % 2, below = i / 2;
     float sum = c[i];
     for (int step = 0; step < kSteps; ++step) {
       for (int word = 0; word < 4; ++word) {
-        const std::byte* left = shown + (row * 4 + word) * kDeposit + (step * 2 + below) * 4;
-        const std::byte* right = shown + (column * 4 + word) * kDeposit + (4 + step) * 4;
+        const std::byte* left = shown + (row * 4 + word) * kLaneBytes + (step * 2 + below) * 4;
+        const std::byte* right = shown + (column * 4 + word) * kLaneBytes + (4 + step) * 4;
         for (int k = 0; k < kEach; ++k) {
           sum += number<T>(left + k * sizeof(T)) * number<T>(right + k * sizeof(T));
         }
@@ -84,7 +84,7 @@ void multiply(float (&c)[4], const uint32_t* a, const uint32_t* b, EMULATED_HERE
   }
 }
 
-// 16 bytes (or zeros) that arrive at the wait; until then their place holds NaN.
+// cp.async of 16 bytes (or zeros); until the wait the target holds NaN.
 inline void copy_async(void* target, const void* source, bool valid, EMULATED_HERE) {
   if (reinterpret_cast<uintptr_t>(target) % 16 || (valid && reinterpret_cast<uintptr_t>(source) % 16)) {
     throw std::runtime_error("cp.async: an address is not aligned to 16 bytes");
@@ -96,10 +96,10 @@ inline void copy_async(void* target, const void* source, bool valid, EMULATED_HE
   own.pending.push_back({target, valid ? source : nullptr, 16, own.group});
 }
 inline void commit_copies() { ++copies[thread_number()].group; }
-// All but the last `kept` groups have arrived.
-inline void wait_copies(int kept) {
+// Complete all but the last `pending_groups` groups.
+inline void wait_copies(int pending_groups) {
   Copies& own = copies[thread_number()];
-  auto arrives = [&](const Pending& copy) { return copy.group < own.group - kept; };
+  auto arrives = [&](const Pending& copy) { return copy.group < own.group - pending_groups; };
   for (const Pending& copy : own.pending) {
     if (!arrives(copy)) continue;
     if (copy.source) {

@@ -1,5 +1,4 @@
-// Kernels by which the tests see that the emulation catches what a device would not forgive, and that tiles are
-// multiplied right.
+// Kernels that test the emulation itself: it must catch undefined behaviour and multiply tiles correctly.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -11,10 +10,10 @@
 namespace bkd {
 namespace {
 
-using Numbers = float[64];
+using Values = float[64];
 
 __global__ void mirror_kernel(float* x, bool barrier) {
-  BKD_SHARED(Numbers, shared);
+  BKD_SHARED(Values, shared);
   shared[threadIdx.x] = x[threadIdx.x];
   if (barrier) __syncthreads();
   x[threadIdx.x] = shared[63 - threadIdx.x];
@@ -39,18 +38,18 @@ __global__ void half_a_warp_kernel(float* x) {
 }
 
 __global__ void copy_kernel(float* x, bool wait) {
-  unsigned char* room = dynamic_shared();
+  unsigned char* buffer = dynamic_shared();
   const int at = threadIdx.x * 16;
-  copy_async(room + at, x + threadIdx.x * 4, threadIdx.x % 2 == 0);
+  copy_async(buffer + at, x + threadIdx.x * 4, threadIdx.x % 2 == 0);
   commit_copies();
-  copy_async(room + 1024 + at, x + threadIdx.x * 4, true);
+  copy_async(buffer + 1024 + at, x + threadIdx.x * 4, true);
   commit_copies();
   if (wait) wait_for_copies<1>();
   __syncthreads();
   for (int i = 0; i < 4; ++i) {
-    const float first = *reinterpret_cast<float*>(room + at + 4 * i),
-                second = *reinterpret_cast<float*>(room + 1024 + at + 4 * i);
-    x[threadIdx.x * 4 + i] = second == second ? -1 : first;  // what was not waited for must not be there
+    const float first = *reinterpret_cast<float*>(buffer + at + 4 * i),
+                second = *reinterpret_cast<float*>(buffer + 1024 + at + 4 * i);
+    x[threadIdx.x * 4 + i] = second == second ? -1 : first;  // data must not arrive before its wait
   }
 }
 
@@ -65,21 +64,21 @@ __global__ void warp_kernel(float* x) {
 }
 
 void run(std::string name, const Tensor& x) {
-  float* numbers = data<float>(x);
+  float* values = data<float>(x);
   const Device device{nullptr, 1};
-  if (name == "mirror") return launch("mirror", &mirror_kernel, 1, 1, 1, 64, 0, device, numbers, true);
-  if (name == "no barrier") return launch("mirror", &mirror_kernel, 1, 1, 1, 64, 0, device, numbers, false);
-  if (name == "divergent") return launch("divergent", &divergent_kernel, 1, 1, 1, 64, 0, device, numbers);
-  if (name == "early end") return launch("early end", &early_end_kernel, 1, 1, 1, 64, 0, device, numbers);
-  if (name == "half a warp") return launch("half a warp", &half_a_warp_kernel, 1, 1, 1, 32, 0, device, numbers);
-  if (name == "copy") return launch("copy", &copy_kernel, 1, 1, 1, 64, 2048, device, numbers, true);
-  if (name == "no wait") return launch("copy", &copy_kernel, 1, 1, 1, 64, 2048, device, numbers, false);
-  if (name == "warp") return launch("warp", &warp_kernel, 1, 1, 1, 64, 0, device, numbers);
-  if (name == "too many") return launch("mirror", &mirror_kernel, int64_t{1} << 31, 1, 1, 64, 0, device, numbers, true);
+  if (name == "mirror") return launch("mirror", &mirror_kernel, 1, 1, 1, 64, 0, device, values, true);
+  if (name == "no barrier") return launch("mirror", &mirror_kernel, 1, 1, 1, 64, 0, device, values, false);
+  if (name == "divergent") return launch("divergent", &divergent_kernel, 1, 1, 1, 64, 0, device, values);
+  if (name == "early end") return launch("early end", &early_end_kernel, 1, 1, 1, 64, 0, device, values);
+  if (name == "half a warp") return launch("half a warp", &half_a_warp_kernel, 1, 1, 1, 32, 0, device, values);
+  if (name == "copy") return launch("copy", &copy_kernel, 1, 1, 1, 64, 2048, device, values, true);
+  if (name == "no wait") return launch("copy", &copy_kernel, 1, 1, 1, 64, 2048, device, values, false);
+  if (name == "warp") return launch("warp", &warp_kernel, 1, 1, 1, 64, 0, device, values);
+  if (name == "too many") return launch("mirror", &mirror_kernel, int64_t{1} << 31, 1, 1, 64, 0, device, values, true);
   throw std::runtime_error("no such kernel");
 }
 
-// c (64, 64) = a b, for a (64, depth) or, by depth, (depth, 64); b alike: (64, depth) or (depth, 64).
+// c (64, 64) = a b; a and b are (64, depth) if stored by rows, else (depth, 64).
 template <class T, bool kTensor, bool kARows, bool kBRows>
 __global__ void product_kernel(const T* a, const T* b, float* c, int depth) {
   using A = Tile<T, 64, kARows>;
@@ -88,8 +87,8 @@ __global__ void product_kernel(const T* a, const T* b, float* c, int depth) {
     unsigned char a[A::kBytes], b[B::kBytes];
   };
   BKD_SHARED(Shared, shared);
-  Sums<64, 64> sums;
-  sums.clear();
+  AccumulatorFragment<64, 64> acc;
+  acc.clear();
   for (int first = 0; first < depth; first += kDepth<T>) {
     __syncthreads();
     for (int i = threadIdx.x; i < 64 * kDepth<T> / kVector<T>; i += kThreads) {
@@ -103,9 +102,9 @@ __global__ void product_kernel(const T* a, const T* b, float* c, int depth) {
       copy(shared.b, b, kBRows, &B::chunk);
     }
     __syncthreads();
-    multiply_tiles<T, kTensor, A, B>(sums, shared.a, shared.b);
+    multiply_tiles<T, kTensor, A, B>(acc, shared.a, shared.b);
   }
-  sums.pairs([&](int row, int column, float x, float y) {
+  acc.pairs([&](int row, int column, float x, float y) {
     c[row * 64 + column] = x;
     c[row * 64 + column + 1] = y;
   });
@@ -113,7 +112,7 @@ __global__ void product_kernel(const T* a, const T* b, float* c, int depth) {
 
 void product(const Tensor& a, const Tensor& b, bool a_rows, bool b_rows, bool tensor, const Tensor& c) {
   const int depth = static_cast<int>(a.numel() / 64);
-  by_type(type_of(a), [&](auto zero) {
+  dispatch(type_of(a), [&](auto zero) {
     using T = decltype(zero);
     auto with = [&](auto kernel) {
       launch("product", kernel, 1, 1, 1, kThreads, 0, Device{nullptr, 1}, static_cast<const T*>(data(a)),

@@ -26,15 +26,15 @@ struct Site {
   }
 };
 struct Totals {
-  long long bytes = 0, requests = 0, units = 0, least = 0;
+  long long bytes = 0, requests = 0, units = 0, min = 0;
 };
 using Request = std::array<uintptr_t, kWarp>;  // a lane's address; 0 = none
 
 bool counting = false;
 std::map<Site, Totals> totals;
-// Of the running block: the n-th access of each lane of a warp at a place is one request.
+// Of the running block: the n-th accesses of a warp's lanes at one site form a request.
 std::map<Site, std::map<int, std::vector<Request>>> requests;
-std::map<std::pair<Site, int>, int> turns;  // of a thread at a place
+std::map<std::pair<Site, int>, int> turns;  // accesses of a thread at a site
 
 void note(const void* address, const Site& site) {
   const int number = thread_number();
@@ -44,7 +44,7 @@ void note(const void* address, const Site& site) {
   warp[turn][number % kWarp] = reinterpret_cast<uintptr_t>(address);
 }
 
-// Passes over 32 banks of 4 bytes: lanes go together as far as 128 bytes reach, and a bank gives one word a pass.
+// Passes over 32 banks of 4 bytes: up to 128 bytes of lanes at a time, one word per bank and pass.
 int passes(const Request& request, int bytes) {
   int total = 0;
   const int together = std::max(1, 128 / std::max(bytes, 4));
@@ -57,14 +57,14 @@ int passes(const Request& request, int bytes) {
         words[word % 32].insert(word);
       }
     }
-    size_t most = 0;
-    for (const auto& bank : words) most = std::max(most, bank.size());
-    total += static_cast<int>(most);
+    size_t max = 0;
+    for (const auto& bank : words) max = std::max(max, bank.size());
+    total += static_cast<int>(max);
   }
   return total;
 }
 
-int least_passes(const Request& request, int bytes) {
+int min_passes(const Request& request, int bytes) {
   int total = 0;
   const int together = std::max(1, 128 / std::max(bytes, 4));
   for (int first = 0; first < kWarp; first += together) {
@@ -108,8 +108,8 @@ void end_block() {
         }
         ++sum.requests;
         sum.units += site.shared ? passes(request, site.bytes) : static_cast<int>(sectors.size());
-        sum.least +=
-            site.shared ? least_passes(request, site.bytes) : static_cast<int>((words.size() * site.bytes + 31) / 32);
+        sum.min +=
+            site.shared ? min_passes(request, site.bytes) : static_cast<int>((words.size() * site.bytes + 31) / 32);
       }
     }
   }
@@ -124,10 +124,10 @@ std::string report() {
   bool first = true;
   for (const auto& [site, sum] : totals) {
     const size_t slash = site.file.rfind('/');
-    text << (first ? "" : ", ") << "{\"place\": \"" << site.file.substr(slash + 1) << ':' << site.line
+    text << (first ? "" : ", ") << "{\"site\": \"" << site.file.substr(slash + 1) << ':' << site.line
          << "\", \"kind\": \"" << names[static_cast<int>(site.kind)] << "\", \"memory\": \""
          << (site.shared ? "shared" : "global") << "\", \"size\": " << site.bytes << ", \"bytes\": " << sum.bytes
-         << ", \"requests\": " << sum.requests << ", \"units\": " << sum.units << ", \"least\": " << sum.least << '}';
+         << ", \"requests\": " << sum.requests << ", \"units\": " << sum.units << ", \"min\": " << sum.min << '}';
     first = false;
   }
   text << ']';

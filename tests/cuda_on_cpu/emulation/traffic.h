@@ -1,5 +1,5 @@
-// Counts what kernels move: bytes and 32-byte sectors of global memory, and conflicts between banks of shared memory,
-// for each place in the source. Off unless asked for.
+// Count memory traffic by source line: bytes and 32-byte sectors of global memory, bank conflicts of shared memory. Off
+// by default.
 #pragma once
 
 #include <cstddef>
@@ -9,10 +9,10 @@ namespace emulated::traffic {
 
 enum class Kind { kLoad, kStore, kMatrix, kAtomic };
 
-void count(bool on);   // starts anew, or stops
-std::string report();  // a JSON list: place, kind, memory, bytes, requests, sectors or passes, least possible
+void count(bool on);   // reset and start, or stop
+std::string report();  // JSON: site, kind, memory, bytes, requests, units (sectors or passes), their minimum
 void global(const void* address, int bytes, Kind kind, const char* file, int line);
 void shared(const void* address, int bytes, Kind kind, const char* file, int line);
-void end_block();  // accesses of a block are compared within its warps
+void end_block();  // group a block's accesses by warp
 
 }  // namespace emulated::traffic
