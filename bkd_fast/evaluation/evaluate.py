@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def evaluate(
         report, metrics["categories"][name] = _evaluate_category(
             name, detector, tests[name], folders[name], run, scale, progress
         )
-        reports.append(report)
+        reports.append(replace(report, run=folders[name]))
         rows += [
             (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision)
             for image in report.images
@@ -172,6 +173,7 @@ def _evaluate_category(
         metrics=metrics[BOTH],
         branches=metrics,
         threshold=detector.threshold,
+        normal=detector.calibration.normal,
         images=records,
         roc=pixels[BOTH].roc(),
         pro=pixels[BOTH].pro(),

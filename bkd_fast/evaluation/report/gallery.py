@@ -99,14 +99,14 @@ class Gallery:
             encoded = base64.b64encode(thumbnail(image.overlay, width)).decode()
         except OSError as error:
             raise BKDError(f"the overlay {image.overlay} of image {image.name} cannot be read ({error})") from error
-        link = _link(image.overlay, self.folder)
+        link = link_to(image.overlay, self.folder)
         if len(encoded) > self.budget:
             return Card(image, link)
         self.budget -= len(encoded)
         return Card(image, link, encoded)
 
 
-def _link(path: Path, folder: Path) -> str:
+def link_to(path: Path, folder: Path) -> str:
     """Return ``path`` as a link from a page in ``folder``: relative, so that the run folder can be moved."""
     try:
         return quote(Path(os.path.relpath(path, folder)).as_posix())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from bkd_fast.evaluation.metrics import (
     mean_of,
     percent,
 )
+from bkd_fast.evaluation.report.explorer import BINS, explorer
 from bkd_fast.evaluation.report.gallery import Gallery, by_outcome
 from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
 from bkd_fast.evaluation.report.plots import FRAME, Axis, Chart, Series, histogram, line_chart
@@ -52,7 +55,9 @@ def write_report(
     Raises:
         BKDError: an overlay cannot be read.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here: `predict` draws panels without it
+    # Here: `predict` draws panels without them.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -62,6 +67,8 @@ def write_report(
         lstrip_blocks=True,
     )
     jinja.filters.update(percent=percent, duration=_duration, px="{:.1f}".format)
+    jinja.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    script = (Path(__file__).parent / "explorer.js").read_text(encoding="utf-8")
     gallery = Gallery(Path(path).parent, len(categories))
     sections: list[dict[str, Any]] = [
         {
@@ -72,6 +79,7 @@ def write_report(
             "charts": [*_score_charts(category), *_pixel_charts(category), *_loss_chart(category)],
             "groups": gallery.groups(category.images),
             "inside": gallery.inside(category.inside),
+            "explorer": explorer(category, Path(path).parent),
         }
         for category in categories
     ]
@@ -99,6 +107,9 @@ def write_report(
         config=_flat(config),
         environment=_flat(environment),
         absent=ABSENT,
+        bins=BINS,
+        script=Markup(script),  # noqa: S704 (a file of this package, without any value of the run)
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     with atomic_write(path) as file:
         file.write(page + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bkd_fast.decisions import NormalScores
 from bkd_fast.errors import BKDError
 
 Metrics = Mapping[str, float | None]
@@ -53,9 +54,11 @@ class CategoryReport:
         train_count: number of training images.
         inside: some of the images; their ``overlay`` is from :func:`~bkd_fast.evaluation.report.render_inside`.
         notes: remarks for the reader, such as that masks are missing.
+        normal: scores of normal images that the threshold comes from; None: unknown.
+        run: the folder to calibrate, as the user gave it; None: the page shows no command.
 
     Raises:
-        BKDError: the threshold is not finite.
+        BKDError: the threshold or a score is not finite.
     """
 
     name: str
@@ -70,7 +73,12 @@ class CategoryReport:
     train_count: int | None = None
     inside: Sequence[ImageRecord] = ()
     notes: Sequence[str] = ()
+    normal: NormalScores | None = None
+    run: Path | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.threshold):
-            raise BKDError(f"the threshold of {self.name} is {self.threshold}: expected a finite number")
+        values = [("threshold", self.threshold), *((f"score of {image.name}", image.score) for image in self.images)]
+        values += [("normal score", score) for score in (self.normal.scores if self.normal else ())]
+        for name, value in values:
+            if not math.isfinite(value):
+                raise BKDError(f"the {name} of {self.name} is {value}: expected a finite number")
