@@ -51,6 +51,7 @@ class Explorer {
     this.find(".viewer").prepend(this.link);
     this.listen();
     box.hidden = false;
+    this.find(".was").style.left = `${100 * this.shareOf(this.data.threshold)}%`;
     this.move(this.data.threshold);
   }
 
@@ -242,6 +243,7 @@ class Explorer {
     do index += by;
     while (index >= 0 && index < this.rows.length && this.rows[index].hidden);
     if (index >= 0 && index < this.rows.length) this.select(index);
+    this.find(".pair").scrollIntoView({ block: "nearest" });
   }
 
   select(index) {

@@ -52,7 +52,7 @@ def explorer(category: CategoryReport, folder: Path) -> Explorer | None:
         label: [float(image.score) for image in category.images if bool(image.label) == label] for label in (0, 1)
     }
     normal = [] if category.normal is None else sorted(float(score) for score in category.normal.scores)
-    source = "" if category.normal is None else category.normal.source
+    source = "" if category.normal is None else f"set the threshold: {category.normal.source}"
     axis = Axis.around(np.array([*scores[0], *scores[1], *normal, category.threshold]), "score")
     groups = [(source, "validation", normal), ("good", "good", scores[0]), ("defective", "bad", scores[1])]
     images = sorted(category.images, key=lambda image: -image.score)

@@ -108,7 +108,7 @@ def write_report(
         environment=_flat(environment),
         absent=ABSENT,
         bins=BINS,
-        script=Markup(script),  # noqa: S704 (a file of this package, without any value of the run)
+        script=Markup(script),  # a file of this package, without any value of the run
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     with atomic_write(path) as file:

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_the_data_hold_every_score_exactly(tmp_path):
 def test_each_strip_holds_each_of_its_images(tmp_path, scores):
     made = explorer(category(images(scores, scores[::-1], 0.5), [*scores, *scores], threshold=scores[0]), tmp_path)
     assert [(strip.name, strip.style) for strip in made.strips] == [
-        ("leave-one-out", "validation"),
+        ("set the threshold: leave-one-out", "validation"),
         ("good", "good"),
         ("defective", "bad"),
     ]
@@ -232,7 +233,7 @@ def test_pictures_and_rows_change_their_outcome(tmp_path):
       rows: [...document.querySelectorAll(".list tbody tr")].map((row) =>
         [row.firstChild.textContent, row.dataset.outcome, row.lastChild.textContent]),
       groups: [...document.querySelectorAll(".group")].map((group) =>
-        [group.querySelector("h4").textContent, ...[...group.querySelectorAll(".name")].map((name) => name.textContent)]),
+        [...group.querySelectorAll("h4, .name")].map((text) => text.textContent)),
       words: [...document.querySelectorAll(".groups .card")].map((card) =>
         [card.querySelector(".compared").textContent, card.querySelector(".right, .wrong").className]),
     });
@@ -293,6 +294,42 @@ def test_keys_go_through_the_images_and_pointers_move_the_line(tmp_path):
     value = [axis["low"] + share * (axis["high"] - axis["low"]) for share in (0.25, 0.75)]
     assert got[12:15] == [pytest.approx(value[0], abs=1e-3), "250", "slider"]
     assert got[15:] == [pytest.approx(value[1], abs=1e-3), f"{got[15]:.4g}: false alarms 0, misses 1"]
+
+
+def test_an_overlay_without_a_thumbnail_is_read_from_the_folder(tmp_path):
+    scores = np.linspace(0.1, 0.4, 60).tolist()
+    for image in (records := images(scores, [], 0.5)):
+        write_overlay(tmp_path / image.name, np.zeros((6, 9, 3), np.uint8))
+    made = category([replace(image, overlay=tmp_path / image.name) for image in records], [0.5])
+    page = write(tmp_path, made)
+    (tmp_path / records[57].name).unlink()
+    got = browse(
+        tmp_path,
+        page,
+        """
+        const image = $(".viewer img"), shown = [];
+        const next = () => { press("j"); if (image.src.startsWith("data:")) next(); };
+        image.addEventListener("load", () => {
+          if (image.src.startsWith("data:")) return;
+          shown.push(decodeURI(image.src).split("/").pop(), image.naturalWidth, $(".viewer a").hidden);
+          next();
+        });
+        image.addEventListener("error", () => setTimeout(() => {
+          shown.push($(".viewer .empty").textContent, $(".viewer a").hidden);
+          report(shown);
+        }));
+        next();
+        """,
+    )
+    assert got == ["058.png", 9, False, "The picture is not beside this page.", True]
+
+
+def test_without_a_browser_that_runs_scripts_nothing_is_different(tmp_path):
+    page = write(tmp_path, sample())
+    assert page.count('<div class="explorer" hidden>') == 1
+    page = re.sub(r'<div class="explorer" hidden>.*?</script>\s*</div>', "", page, flags=re.DOTALL)
+    for kept in ("Image scores", "Missed defects", "Good images", "predicted <b", "threshold 0.5"):
+        assert kept in page
 
 
 def test_hostile_names_are_text_in_the_browser(tmp_path):
