@@ -2,10 +2,20 @@
 // Moves a category's threshold on the page. Nothing is stored, sent or loaded, but for the overlays beside the page.
 // Text enters the page as text (textContent), never as HTML: the names of files are anything.
 
-const OUTCOMES = { missed: "Missed defects", alarm: "False alarms", found: "Found defects", good: "Good images" };
-const WORDS = { missed: "missed", alarm: "false alarm", found: "found", good: "good" };
-const outcomeOf = (label, score, threshold) =>
-  score > threshold ? (label ? "found" : "alarm") : label ? "missed" : "good";
+const OUTCOMES = {
+  missed: "Missed defects",
+  alarm: "False alarms",
+  found: "Found defects",
+  good: "Good images",
+  anomalous: "Anomalous images", // these two without ground truth
+  normal: "Normal images",
+};
+const WORDS = { missed: "missed", alarm: "false alarm", found: "found", good: "good", anomalous: "anomalous", normal: "normal" };
+const outcomeOf = (label, score, threshold) => {
+  const anomalous = score > threshold;
+  if (label === null) return anomalous ? "anomalous" : "normal";
+  return anomalous ? (label ? "found" : "alarm") : label ? "missed" : "good";
+};
 const short = (value) => String(Number(value.toPrecision(4)));
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
 
@@ -33,7 +43,7 @@ class Explorer {
     this.cards = [...this.section.querySelectorAll(".card")].map((card) => ({
       card,
       score: Number(card.dataset.score),
-      label: Number(card.dataset.label),
+      label: card.dataset.label === undefined ? null : Number(card.dataset.label),
       grouped: Boolean(card.closest(".groups")),
     }));
     for (const { card, grouped } of this.cards) {
@@ -114,13 +124,20 @@ class Explorer {
     if (document.activeElement !== this.exact || this.exact.valueAsNumber !== threshold) {
       this.exact.value = threshold;
     }
-    this.totals = { missed: 0, alarm: 0, found: 0, good: 0 };
+    this.totals = Object.fromEntries(Object.keys(OUTCOMES).map((outcome) => [outcome, 0]));
     this.outcomes = this.data.score.map((score, index) => outcomeOf(this.data.label[index], score, threshold));
     for (const outcome of this.outcomes) this.totals[outcome]++;
-    const { missed, alarm, found, good } = this.totals;
-    this.count("alarms", alarm, alarm + good);
-    this.count("misses", missed, missed + found);
-    this.slider.setAttribute("aria-valuetext", `${short(threshold)}: false alarms ${alarm}, misses ${missed}`);
+    const { missed, alarm, found, good, anomalous, normal } = this.totals;
+    let text;
+    if (this.find('[data-count="anomalous"]')) {
+      this.count("anomalous", anomalous, anomalous + normal);
+      text = `anomalous ${anomalous}`;
+    } else {
+      this.count("alarms", alarm, alarm + good);
+      this.count("misses", missed, missed + found);
+      text = `false alarms ${alarm}, misses ${missed}`;
+    }
+    this.slider.setAttribute("aria-valuetext", `${short(threshold)}: ${text}`);
     this.calibrate();
     this.label();
     this.group();
@@ -174,9 +191,11 @@ class Explorer {
     for (const { card, score, label } of this.cards) {
       const anomalous = score > this.threshold;
       card.querySelector(".compared").textContent = `${anomalous ? ">" : "≤"} ${short(this.threshold)}`;
-      const word = card.querySelector(".right, .wrong");
+      const word = card.querySelector(".predicted-is");
       word.textContent = anomalous ? "anomalous" : "normal";
-      word.className = anomalous === Boolean(label) ? "right" : "wrong";
+      if (label === null) continue;
+      word.classList.toggle("right", anomalous === Boolean(label));
+      word.classList.toggle("wrong", anomalous !== Boolean(label));
     }
   }
 
@@ -207,10 +226,12 @@ class Explorer {
   /** Make the table of images when it is opened for the first time. */
   list() {
     if (this.rows || !this.find(".browse").open) return;
-    const { name, truth, score } = this.data;
+    const { name, truth, label, score } = this.data;
     this.rows = name.map((text, index) => {
       const row = document.createElement("tr");
-      row.append(element("th", text), element("td", truth[index]), element("td", short(score[index])), element("td", ""));
+      const cells = [short(score[index]), ""].map((cell) => element("td", cell));
+      if (label[index] !== null) cells.unshift(element("td", truth[index]));
+      row.append(element("th", text), ...cells);
       row.addEventListener("click", () => this.select(index));
       return row;
     });

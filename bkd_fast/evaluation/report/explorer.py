@@ -45,16 +45,17 @@ class Explorer:
 
 
 def explorer(category: CategoryReport, folder: Path) -> Explorer | None:
-    """Return the explorer of one category on a page in ``folder``; None without test images."""
+    """Return the explorer of one category on a page in ``folder``; None without images."""
     if not category.images:
         return None
-    scores = {
-        label: [float(image.score) for image in category.images if bool(image.label) == label] for label in (0, 1)
-    }
+    scores: dict[int | None, list[float]] = {0: [], 1: [], None: []}  # by label
+    for image in category.images:
+        scores[image.label].append(float(image.score))
     normal = [] if category.normal is None else sorted(float(score) for score in category.normal.scores)
-    source = "" if category.normal is None else f"set the threshold: {category.normal.source}"
-    axis = Axis.around(np.array([*scores[0], *scores[1], *normal, category.threshold]), "score")
+    source = "" if category.normal is None else f"normal images, {category.normal.source}"
+    axis = Axis.around(np.array([*scores[0], *scores[1], *scores[None], *normal, category.threshold]), "score")
     groups = [(source, "validation", normal), ("good", "good", scores[0]), ("defective", "bad", scores[1])]
+    groups.append(("predicted", "third", scores[None]))
     images = sorted(category.images, key=lambda image: -image.score)
     data = {
         "threshold": float(category.threshold),
@@ -63,8 +64,8 @@ def explorer(category: CategoryReport, folder: Path) -> Explorer | None:
         "run": None if category.run is None else _argument(category.run),
         # One list a column: a data set has thousands of images.
         "name": [image.name for image in images],
-        "truth": [image.defect if image.label else "good" for image in images],
-        "label": [int(image.label) for image in images],
+        "truth": ["good" if image.label == 0 else image.defect for image in images],
+        "label": [None if image.label is None else int(image.label) for image in images],
         "score": [float(image.score) for image in images],
         "link": [None if image.overlay is None else link_to(image.overlay, folder) for image in images],
     }

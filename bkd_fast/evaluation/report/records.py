@@ -18,12 +18,12 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One test image.
+    """One image.
 
     Attributes:
         name: for the reader, such as ``hole/003.png``.
         defect: the kind of defect; ``good`` for a good image.
-        label: ground truth, 1 for a defective image.
+        label: ground truth, 1 for a defective image; None: unknown.
         score: anomaly score.
         decision: 1 if predicted anomalous.
         overlay: the PNG of :func:`~bkd_fast.evaluation.report.render_panel`, shown as a thumbnail; None: no picture.
@@ -31,7 +31,7 @@ class ImageRecord:
 
     name: str
     defect: str
-    label: int
+    label: int | None
     score: float
     decision: int
     overlay: Path | None = None
@@ -46,7 +46,7 @@ class CategoryReport:
         metrics: the :data:`bkd_fast.evaluation.metrics.METRIC_NAMES`, in 0..1 or None.
         branches: the same for ``both`` branches, and for ``forward`` and ``reverse`` if the model has both.
         threshold: images with a higher score are predicted anomalous.
-        images: every test image.
+        images: every test image; all or none of them with a label.
         roc: pixel ROC (false positive rate, true positive rate); None without masks.
         pro: (false positive rate up to 0.3, mean overlap per region); None without masks.
         log: one row per epoch: ``epoch``, ``total`` (or ``loss``), ``forward``, ``reverse``, ``validation_loss``.

@@ -21,7 +21,7 @@ import pytest
 from bkd_fast.decisions import NormalScores, threshold_for
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import METRIC_NAMES
-from bkd_fast.evaluation.report import CategoryReport, ImageRecord, write_overlay, write_report
+from bkd_fast.evaluation.report import CategoryReport, ImageRecord, write_overlay, write_predictions, write_report
 from bkd_fast.evaluation.report.explorer import BINS, explorer
 
 NOTHING = dict.fromkeys(METRIC_NAMES)
@@ -83,7 +83,7 @@ def test_the_data_hold_every_score_exactly(tmp_path):
 def test_each_strip_holds_each_of_its_images(tmp_path, scores):
     made = explorer(category(images(scores, scores[::-1], 0.5), [*scores, *scores], threshold=scores[0]), tmp_path)
     assert [(strip.name, strip.style) for strip in made.strips] == [
-        ("set the threshold: leave-one-out", "validation"),
+        ("normal images, leave-one-out", "validation"),
         ("good", "good"),
         ("defective", "bad"),
     ]
@@ -135,6 +135,36 @@ def test_scores_must_be_finite():
         category(images([math.inf], [], 0.5))
     with pytest.raises(BKDError, match="normal score of parts is nan"):
         category([], [math.nan])
+
+
+def test_a_report_needs_labels(tmp_path):
+    with pytest.raises(BKDError, match="images of parts have no label"):
+        write(tmp_path, category([replace(image, label=None) for image in images([0.1], [0.9], 0.5)]))
+
+
+def predictions(folder: Path, records: list[ImageRecord], **options: Any) -> str:
+    path = folder / "report.html"
+    write_predictions(path, title="Predictions", images=records, threshold=0.5, **options)
+    return path.read_text(encoding="utf-8")
+
+
+def test_predictions_come_by_falling_score_without_ground_truth(tmp_path):
+    page = predictions(tmp_path, images([0.2, 0.7], [0.9, 0.4], 0.5), run=Path("runs/parts"))
+    data = data_of(page)
+    assert data["score"] == [0.9, 0.7, 0.4, 0.2]
+    assert data["label"] == [None] * 4
+    assert "4 images, 2 anomalous: score above 0.5." in page
+    assert re.findall(r'<b class="name">(.*?)</b>', page)[:2] == ["hole/000.png", "good/001.png"]
+    assert not re.search(
+        'data-label|"right|"wrong|False alarms|Ground truth', page.split("<script>")[0].split("</style>")[1]
+    )
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_a_hostile_name_stays_in_the_data_of_predictions(tmp_path, name):
+    page = predictions(tmp_path, [ImageRecord(name, "", None, 1.0, 1)])
+    assert data_of(page)["name"] == [name]
+    assert len(re.findall("<script", page)) == len(re.findall("</script>", page)) == 2
 
 
 def browse(folder: Path, page: str, steps: str, *, allowed: bool = True) -> Any:
@@ -235,7 +265,7 @@ def test_pictures_and_rows_change_their_outcome(tmp_path):
       groups: [...document.querySelectorAll(".group")].map((group) =>
         [...group.querySelectorAll("h4, .name")].map((text) => text.textContent)),
       words: [...document.querySelectorAll(".groups .card")].map((card) =>
-        [card.querySelector(".compared").textContent, card.querySelector(".right, .wrong").className]),
+        [card.querySelector(".compared").textContent, card.querySelector(".predicted-is").className.split(" ")[1]]),
     });
     """
     got = browse(
@@ -294,6 +324,25 @@ def test_keys_go_through_the_images_and_pointers_move_the_line(tmp_path):
     value = [axis["low"] + share * (axis["high"] - axis["low"]) for share in (0.25, 0.75)]
     assert got[12:15] == [pytest.approx(value[0], abs=1e-3), "250", "slider"]
     assert got[15:] == [pytest.approx(value[1], abs=1e-3), f"{got[15]:.4g}: false alarms 0, misses 1"]
+
+
+def test_predictions_follow_the_threshold(tmp_path):
+    records = images([0.2, 0.7], [0.9, 0.4], 0.5)
+    normal = NormalScores("validation", [0.1, 0.3, 0.5], [0.1])
+    got = browse(
+        tmp_path,
+        predictions(tmp_path, records, run=Path("runs/parts"), normal=normal),
+        """
+        const shown = [counts()]; set(0.3); shown.push(counts()); press("j");
+        $(".filter").value = "normal"; $(".filter").dispatchEvent(new Event("change"));
+        shown.push([...document.querySelectorAll(".list tbody tr:not([hidden])")].map((row) => row.textContent));
+        shown.push([...document.querySelectorAll(".group h4")].map((heading) => heading.textContent));
+        report(shown);
+        """,
+    )
+    assert got[0] == ["2 of 4", "50.0 %", "0 of 3", "0.0 %"]
+    assert got[1] == ["3 of 4", "75.0 %", "1 of 3", "33.3 %"]
+    assert got[2:] == [["good/000.png0.2normal"], ["Anomalous images 3 of 3", "Normal images 1 of 1"]]
 
 
 def test_an_overlay_without_a_thumbnail_is_read_from_the_folder(tmp_path):
