@@ -15,7 +15,7 @@ from bkd_fast.data import ImageError, image_files
 from bkd_fast.data.tiles import check_tiles
 from bkd_fast.errors import BKDError, check_float
 from bkd_fast.evaluation.pictures import heat_scale
-from bkd_fast.evaluation.report import render_panel, write_overlay
+from bkd_fast.evaluation.report import ImageRecord, render_panel, write_overlay, write_predictions
 from bkd_fast.files import atomic_path, atomic_write
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.streaming import pipeline
@@ -36,6 +36,7 @@ def predict(
     overlap: int = 0,
     threshold: float | None = None,
     skip_unreadable: bool = False,
+    report: bool = False,
     max_pixels: int | None = None,
     pages: str | None = None,
 ) -> str:
@@ -51,6 +52,7 @@ def predict(
         threshold: replaces the run's image threshold.
         skip_unreadable: leave out unreadable images, with a warning; otherwise the first one is an error, and the
             results before it are kept.
+        report: also write ``report.html``, the pictures by falling score; needs the extra ``train`` (jinja2).
         max_pixels, pages: see :meth:`bkd_fast.Detector.load`.
 
     Returns:
@@ -64,6 +66,8 @@ def predict(
         threshold = check_float("threshold", threshold)
     if tile is not None:
         check_tiles(tile, overlap)
+    if report:
+        import jinja2  # noqa: F401 (so that a missing package is an error before the first image)
     named = _names([Path(image) for image in images])
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
     predictor = detector.predictor(tile, overlap)
@@ -107,6 +111,27 @@ def predict(
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
                 writer.writerows(rows)
+    if report:
+        names = {str(path): name for name, path in named.items()}
+        write_predictions(
+            out / "report.html",
+            title=f"Predictions of {run}",
+            images=[
+                ImageRecord(
+                    name=str(row["file"]),
+                    defect="",
+                    label=None,
+                    score=float(str(row["score"])),
+                    decision=int(row["decision"] == "anomalous"),
+                    overlay=out / "heatmaps" / f"{names[str(row['file'])]}.jpg",
+                )
+                for row in rows
+            ],
+            threshold=detector.threshold,
+            normal=detector.calibration.normal,
+            run=Path(run),
+            heat_scale=scale,
+        )
     anomalous = sum(row["decision"] == "anomalous" for row in rows)
     return f"{len(rows)} images, {anomalous} anomalous: {out / 'scores.csv'}"
 

@@ -150,3 +150,16 @@ def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, cap
     again = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "low"), "--threshold=-1000"]
     assert main(again) == 0
     assert {row["decision"] for row in scores_of(tmp_path / "low")} == {"anomalous"}
+
+
+def test_predict_writes_a_report_of_what_it_predicted(run, tiny_data, tmp_path):
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(tiny_data / "test"), "--out", str(out), "--report"]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    data = json.loads(page.split('<script type="application/json">')[1].split("</script>")[0])
+    rows = sorted(scores_of(out), key=lambda row: -float(row["score"]))
+    assert data["name"] == [row["file"] for row in rows]
+    assert data["score"] == [float(row["score"]) for row in rows]
+    assert all((out / link).is_file() for link in data["link"])
+    assert data["threshold"] == float(rows[0]["threshold"])
+    assert data["normal"] == Detector.load(run).calibration.scores

@@ -26,11 +26,12 @@ function element(tag, text, name) {
   return made;
 }
 
-/** Return the shortest decimal from `rate` up to the middle of its step: `threshold_for` takes the same score for it. */
+/** Return a short decimal from `rate` up, so close that `threshold_for` takes the same score of `count` for it. */
 function written(rate, count) {
+  const most = Math.min(0.5 / (count + 1), 0.02 * rate);
   for (let digits = 1; ; digits++) {
     const rounded = Math.ceil(rate * 10 ** digits - 1e-7) / 10 ** digits;
-    if (rounded < 1 && rounded - rate < 0.5 / (count + 1)) return String(Number(rounded.toFixed(digits)));
+    if (rounded < 1 && rounded - rate < most) return rounded.toFixed(digits);
   }
 }
 
