@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile", type=int, nargs="+", metavar="N", help="predict in tiles: side, or height and width")
     parser.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring tiles share (default: 0)")
     parser.add_argument("--threshold", type=float, help="decide with this threshold instead of the run's")
+    parser.add_argument("--report", action="store_true", help="also write report.html: the pictures by falling score")
     add_reading(parser)
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be predicted")
     parser.add_argument("--no-pictures", action="store_true", help="write scores.csv alone")
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         overlap=arguments.overlap,
         threshold=arguments.threshold,
         skip_unreadable=arguments.skip_unreadable,
+        report=arguments.report,
         max_pixels=arguments.max_pixels,
         pages=arguments.pages,
         pictures=not arguments.no_pictures,

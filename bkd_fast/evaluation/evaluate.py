@@ -103,7 +103,7 @@ def evaluate(
                 report, metrics["categories"][name] = _evaluate_category(
                     name, detector, tests[name], manifests[name], read_log(folders[name] / LOG), made, scale, progress
                 )
-                reports.append(report)
+                reports.append(replace(report, run=folders[name]))
                 rows += [
                     (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision)
                     for image in report.images

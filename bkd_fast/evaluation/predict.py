@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bkd_fast.data.progress import progress_bar
 from bkd_fast.data.tiles import check_tiles
 from bkd_fast.errors import BKDError, check_float
 from bkd_fast.evaluation.pictures import heat_scale
-from bkd_fast.evaluation.report import render_panel, write_overlay
+from bkd_fast.evaluation.report import HeatScale, ImageRecord, render_panel, write_overlay, write_predictions
 from bkd_fast.files import MANIFEST, atomic_path, fitting, is_empty, locked, open_text
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.drift import DriftMonitor, watch
@@ -51,6 +52,7 @@ def predict(
     resume: bool = False,
     progress: bool | None = None,
     drift: bool = False,
+    report: bool = False,
 ) -> str:
     """Predict images; write ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
 
@@ -72,6 +74,7 @@ def predict(
         resume: leave out the images that ``out`` has a row for, and add the others.
         progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
         drift: follow the images, and warn once when they are no longer like the run's normal images.
+        report: also write ``report.html``, the pictures by falling score; needs the extra ``train`` (jinja2).
 
     Returns:
         One line for the user: the number of images, how many are anomalous, and where the scores are.
@@ -85,6 +88,10 @@ def predict(
         threshold = check_float("threshold", threshold)
     if tile is not None:
         check_tiles(tile, overlap)
+    if report:
+        import_module("jinja2")  # a missing package is an error before the first image
+        if not pictures:
+            raise BKDError("the report shows the pictures: leave out --report, or --no-pictures")
     if not (resume or is_empty(out)):
         raise BKDError(f"the output folder {out} is not empty: choose another --out, or resume with --resume")
     files = _files([Path(image) for image in images])
@@ -144,8 +151,35 @@ def predict(
                     raise outcome.error
                 bar.update()
         os.fsync(file.fileno())
+        if report:
+            _write_report(out, Path(run), detector, list(rows.values()), scale)
     anomalous = sum(row["decision"] == "anomalous" for row in rows.values())
     return f"{len(rows)} images, {anomalous} anomalous: {out / SCORES}"
+
+
+def _write_report(
+    out: Path, run: Path, detector: Detector, rows: Sequence[Mapping[str, str]], scale: HeatScale | None
+) -> None:
+    images = [
+        ImageRecord(
+            name=row["file"],
+            defect="",
+            label=None,
+            score=float(row["score"]),
+            decision=int(row["decision"] == "anomalous"),
+            overlay=fitting(out / "heatmaps" / f"{row['name']}.jpg"),
+        )
+        for row in rows
+    ]
+    write_predictions(
+        out / "report.html",
+        title=f"Predictions of {run}",
+        images=images,
+        threshold=detector.threshold,
+        normal=detector.calibration.normal,
+        run=run,
+        heat_scale=scale,
+    )
 
 
 @contextmanager

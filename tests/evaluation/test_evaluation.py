@@ -221,3 +221,16 @@ def test_images_of_one_name_have_a_row_and_an_overlay_each(run, make_category, t
     assert rows.keys() == {"hole/cam1/000.png", "hole/cam2/000.png"}
     assert len(set(rows.values())) == 2
     assert all((copied / "overlays/tile" / f"{name}.png").is_file() for name in rows)
+
+
+def test_predict_writes_a_report_of_what_it_predicted(run, tiny_data, tmp_path):
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(tiny_data / "test"), "--out", str(out), "--report"]) == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    data = json.loads(page.split('<script type="application/json">')[1].split("</script>")[0])
+    rows = sorted(scores_of(out), key=lambda row: -float(row["score"]))
+    assert data["name"] == [row["file"] for row in rows]
+    assert data["score"] == [float(row["score"]) for row in rows]
+    assert all((out / link).is_file() for link in data["link"])
+    assert data["threshold"] == float(rows[0]["threshold"])
+    assert data["normal"] == Detector.load(run).calibration.scores

@@ -4,7 +4,7 @@ from bkd_fast.evaluation.report.gallery import by_outcome
 from bkd_fast.evaluation.report.heat import HeatScale
 from bkd_fast.evaluation.report.inside import render_inside
 from bkd_fast.evaluation.report.overlays import render_panel, write_overlay
-from bkd_fast.evaluation.report.page import write_report
+from bkd_fast.evaluation.report.page import write_predictions, write_report
 from bkd_fast.evaluation.report.records import CategoryReport, ImageRecord
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "render_inside",
     "render_panel",
     "write_overlay",
+    "write_predictions",
     "write_report",
 ]

@@ -18,6 +18,8 @@ BUDGET = 5_500_000  # characters of base64 in one page
 EXPECTED = 48_000  # characters of one thumbnail, to share the budget between the categories
 MIN_IMAGES, MAX_IMAGES = 4, 24  # thumbnails of one category
 SHARES = {"Missed defects": 1 / 3, "False alarms": 1 / 3, "Found defects": 1 / 6, "Good images": 1 / 6}
+UNLABELLED = {"Anomalous images": 3 / 4, "Normal images": 1 / 4}
+WORST_FIRST = ("Missed defects", "False alarms", "Anomalous images")
 
 
 class Card(NamedTuple):
@@ -37,14 +39,21 @@ class Group(NamedTuple):
 
 
 def by_outcome(images: Sequence[ImageRecord]) -> dict[str, list[ImageRecord]]:
-    """Return the images under the four outcomes, by falling score; missed defects by rising score."""
-    outcomes: dict[str, list[ImageRecord]] = {name: [] for name in SHARES}
+    """Return the images under the four outcomes, by falling score; missed defects by rising score.
+
+    Images without ground truth are under two: anomalous and normal.
+    """
+    unlabelled = any(image.label is None for image in images)
+    outcomes: dict[str, list[ImageRecord]] = {name: [] for name in (UNLABELLED if unlabelled else SHARES)}
     for image in sorted(images, key=lambda image: -image.score):
-        if image.label:
+        if unlabelled:
+            outcomes["Anomalous images" if image.decision else "Normal images"].append(image)
+        elif image.label:
             outcomes["Found defects" if image.decision else "Missed defects"].append(image)
         else:
             outcomes["False alarms" if image.decision else "Good images"].append(image)
-    outcomes["Missed defects"].reverse()
+    if not unlabelled:
+        outcomes["Missed defects"].reverse()
     return outcomes
 
 
@@ -55,9 +64,9 @@ def chosen(outcomes: dict[str, list[ImageRecord]], count: int) -> dict[str, list
     """
     picked, spare = {}, 0.0
     for name, group in outcomes.items():
-        share = SHARES[name] * count + spare
+        share = {**SHARES, **UNLABELLED}[name] * count + spare
         number = min(len(group), max(1, int(share + 1e-9)))
-        picked[name] = group[:number] if name in ("Missed defects", "False alarms") else _spread(group, number)
+        picked[name] = group[:number] if name in WORST_FIRST else _spread(group, number)
         spare = max(0.0, share - number)
     return picked
 
@@ -99,14 +108,14 @@ class Gallery:
             encoded = base64.b64encode(thumbnail(image.overlay, width)).decode()
         except OSError as error:
             raise BKDError(f"the overlay {image.overlay} of image {image.name} cannot be read ({error})") from error
-        link = _link(image.overlay, self.folder)
+        link = link_to(image.overlay, self.folder)
         if len(encoded) > self.budget:
             return Card(image, link)
         self.budget -= len(encoded)
         return Card(image, link, encoded)
 
 
-def _link(path: Path, folder: Path) -> str:
+def link_to(path: Path, folder: Path) -> str:
     """Return ``path`` as a link from a page in ``folder``: relative, so that the run folder can be moved."""
     try:
         return quote(os.fsencode(Path(os.path.relpath(path, folder)).as_posix()))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bkd_fast.decisions import NormalScores
+from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.metrics import (
     ABSENT,
     FPR_LIMIT,
@@ -18,10 +23,11 @@ from bkd_fast.evaluation.metrics import (
     mean_of,
     percent,
 )
+from bkd_fast.evaluation.report.explorer import BINS, explorer
 from bkd_fast.evaluation.report.gallery import Gallery, by_outcome
 from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
 from bkd_fast.evaluation.report.plots import FRAME, Axis, Chart, Series, histogram, line_chart
-from bkd_fast.evaluation.report.records import CategoryReport, Metrics
+from bkd_fast.evaluation.report.records import CategoryReport, ImageRecord, Metrics
 from bkd_fast.files import atomic_write
 
 DECISIONS = ("precision", "recall", "f1", "false_alarm_rate")
@@ -50,34 +56,25 @@ def write_report(
         heat_scale: the run's colour scale, shown as a legend.
 
     Raises:
-        BKDError: an overlay cannot be read.
+        BKDError: an overlay cannot be read, or an image has no label.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here: `predict` draws panels without it
-
-    jinja = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    jinja.filters.update(percent=percent, duration=_duration, px="{:.1f}".format)
     gallery = Gallery(Path(path).parent, len(categories))
     sections: list[dict[str, Any]] = [
         {
             "category": category,
-            "decisions": classification_metrics(
-                [image.label for image in category.images], [image.decision for image in category.images]
-            ),
+            "decisions": classification_metrics(_labels(category), [image.decision for image in category.images]),
             "charts": [*_score_charts(category), *_pixel_charts(category), *_loss_chart(category)],
             "groups": gallery.groups(category.images),
             "inside": gallery.inside(category.inside),
+            "explorer": explorer(category, Path(path).parent),
         }
         for category in categories
     ]
     decisions = {name: mean_of(section["decisions"][name] for section in sections) for name in DECISIONS}
     outcomes = by_outcome([image for category in categories for image in category.images])
-    page = jinja.get_template("template.html.jinja").render(
+    _render(
+        path,
+        "template.html.jinja",
         title=title,
         sections=sections,
         mean=mean,
@@ -94,20 +91,85 @@ def write_report(
         decision_names=DECISIONS,
         group_starts=("image_auroc", "pixel_auroc", "precision"),  # columns with a line to their left
         scale=heat_scale,
-        colours=["#" + bytes(colour.tolist()).hex() for colour in COLOURS[::15]],
         frame=FRAME,
         config=_flat(config),
         environment=_flat(environment),
         absent=ABSENT,
     )
+
+
+def write_predictions(
+    path: str | Path,
+    *,
+    title: str,
+    images: Sequence[ImageRecord],
+    threshold: float,
+    normal: NormalScores | None = None,
+    run: Path | None = None,
+    heat_scale: HeatScale | None = None,
+) -> None:
+    """Write the page of images without ground truth, from ``predictions.html.jinja``: by falling score.
+
+    Args:
+        images: in any order; their ``label`` is not shown.
+        threshold, normal, run: as in :class:`~bkd_fast.evaluation.report.CategoryReport`.
+        path, title, heat_scale: as in :func:`write_report`.
+
+    Raises:
+        BKDError: an overlay cannot be read, or the threshold or a score is not finite.
+    """
+    unlabelled = [replace(image, label=None) for image in images]
+    category = CategoryReport(title, {}, {}, threshold, unlabelled, normal=normal, run=run)
+    _render(
+        path,
+        "predictions.html.jinja",
+        title=title,
+        category=category,
+        anomalous=sum(image.decision for image in images),
+        cards=Gallery(Path(path).parent, 1).groups(unlabelled),
+        explorer=explorer(category, Path(path).parent),
+        scale=heat_scale,
+    )
+
+
+def _render(path: str | Path, template: str, **values: Any) -> None:
+    """Write the page of a template atomically."""
+    # Here: `predict` draws panels without them.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    jinja = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters.update(percent=percent, duration=_duration, px="{:.1f}".format)
+    jinja.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    script = (Path(__file__).parent / "explorer.js").read_text(encoding="utf-8")
+    page = jinja.get_template(template).render(
+        **values,
+        colours=["#" + bytes(colour.tolist()).hex() for colour in COLOURS[::15]],
+        bins=BINS,
+        script=Markup(script),  # a file of this package, without any value of the run
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
     with atomic_write(path) as file:
         file.write(page + "\n")
+
+
+def _labels(category: CategoryReport) -> list[int]:
+    labels = [image.label for image in category.images if image.label is not None]
+    if len(labels) < len(category.images):
+        raise BKDError(f"images of {category.name} have no label: expected 0 or 1, or the page of write_predictions()")
+    return labels
 
 
 def _score_charts(category: CategoryReport) -> list[Chart]:
     if not category.images:
         return []
-    labels = np.array([image.label for image in category.images])
+    labels = np.array(_labels(category))
     scores = np.array([image.score for image in category.images], float)
     groups = [("good", "good", scores[labels == 0]), ("defective", "bad", scores[labels == 1])]
     charts = [histogram("Image scores", [group for group in groups if len(group[2])], category.threshold, "score")]

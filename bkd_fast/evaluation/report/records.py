@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bkd_fast.decisions import NormalScores
 from bkd_fast.errors import BKDError
 
 Metrics = Mapping[str, float | None]
@@ -17,12 +18,12 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One test image.
+    """One image.
 
     Attributes:
         name: for the reader, such as ``hole/003.png``.
         defect: the kind of defect; ``good`` for a good image.
-        label: ground truth, 1 for a defective image.
+        label: ground truth, 1 for a defective image; None: unknown.
         score: anomaly score.
         decision: 1 if predicted anomalous.
         overlay: the PNG of :func:`~bkd_fast.evaluation.report.render_panel`, shown as a thumbnail; None: no picture.
@@ -30,7 +31,7 @@ class ImageRecord:
 
     name: str
     defect: str
-    label: int
+    label: int | None
     score: float
     decision: int
     overlay: Path | None = None
@@ -45,7 +46,7 @@ class CategoryReport:
         metrics: the :data:`bkd_fast.evaluation.metrics.METRIC_NAMES`, in 0..1 or None.
         branches: the same for ``both`` branches, and for ``forward`` and ``reverse`` if the model has both.
         threshold: images with a higher score are predicted anomalous.
-        images: every test image.
+        images: every test image; all or none of them with a label.
         roc: pixel ROC (false positive rate, true positive rate); None without masks.
         pro: (false positive rate up to 0.3, mean overlap per region); None without masks.
         log: one row per epoch: ``epoch``, ``total`` (or ``loss``), ``forward``, ``reverse``, ``validation_loss``.
@@ -53,9 +54,11 @@ class CategoryReport:
         train_count: number of training images.
         inside: some of the images; their ``overlay`` is from :func:`~bkd_fast.evaluation.report.render_inside`.
         notes: remarks for the reader, such as that masks are missing.
+        normal: scores of normal images that the threshold comes from; None: unknown.
+        run: the folder to calibrate, as the user gave it; None: the page shows no command.
 
     Raises:
-        BKDError: the threshold is not finite.
+        BKDError: the threshold or a score is not finite.
     """
 
     name: str
@@ -70,7 +73,12 @@ class CategoryReport:
     train_count: int | None = None
     inside: Sequence[ImageRecord] = ()
     notes: Sequence[str] = ()
+    normal: NormalScores | None = None
+    run: Path | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.threshold):
-            raise BKDError(f"the threshold of {self.name} is {self.threshold}: expected a finite number")
+        values = [("threshold", self.threshold), *((f"score of {image.name}", image.score) for image in self.images)]
+        values += [("normal score", score) for score in (self.normal.scores if self.normal else ())]
+        for name, value in values:
+            if not math.isfinite(value):
+                raise BKDError(f"the {name} of {self.name} is {value}: expected a finite number")
