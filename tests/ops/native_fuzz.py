@@ -122,6 +122,10 @@ def selection() -> Arguments:
     return [0, distance, displacement, torch.zeros(2, 3).long(), torch.empty(2, 4, 6, 2, dtype=torch.int64)]
 
 
+def top_mean() -> Arguments:
+    return [0, torch.randn(3, 50), 4, torch.empty(3)]
+
+
 CALLS: dict[str, Callable[[], Arguments]] = {
     "deform_conv": conv(False),
     "deform_conv_backward": conv(True),
@@ -137,6 +141,7 @@ CALLS: dict[str, Callable[[], Arguments]] = {
     "local_match": match,
     "neighbor_regression": regression,
     "select_matches": selection,
+    "top_mean": top_mean,
     "scaled_copy": lambda: [0, torch.randn(3, 5, 7), 2.0, torch.empty(3, 5, 7)],
 }
 
