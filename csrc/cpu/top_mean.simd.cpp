@@ -1,5 +1,5 @@
-// The mean of the largest values of rows. One pass keeps the values above a threshold in a buffer; whenever the buffer is
-// full, only its `count` largest values stay, and the smallest of them is the new threshold.
+// The mean of the largest values of rows. One pass keeps the values above a threshold in a buffer; whenever the buffer
+// is full, only its `count` largest values stay, and the smallest of them is the new threshold.
 #include "top_mean.h"
 
 #include "simd.h"
@@ -41,7 +41,9 @@ T ranked(const T* values, int64_t size, int64_t rank) {
       histogram[i % 4][bits >> shift & 255] += (bits & known) == found;
     }
     int byte = 255;
-    const auto equal = [&] { return histogram[0][byte] + histogram[1][byte] + histogram[2][byte] + histogram[3][byte]; };
+    const auto equal = [&] {
+      return histogram[0][byte] + histogram[1][byte] + histogram[2][byte] + histogram[3][byte];
+    };
     for (; equal() < rank; --byte) rank -= equal();
     found |= Bits<T>(byte) << shift, known |= Bits<T>{255} << shift;
   }

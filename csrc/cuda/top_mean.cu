@@ -29,8 +29,8 @@ __device__ __forceinline__ float number(uint32_t bits) {
   return __int_as_float(static_cast<int>(bits & 0x80000000u ? bits ^ 0x80000000u : ~bits));
 }
 
-// Among the digits counted in the histogram, find that of the `rank`-th largest; its rank among its equals. Call it with
-// all threads.
+// Of the digits that the histogram counts, find that of the `rank`-th largest, and its rank among its equals. All
+// threads call it.
 __device__ __forceinline__ void find_digit(Shared& shared, int rank) {
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   int own[kEach], total = 0;
@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(kThreads) top_mean_kernel(const TopMean p) {
   if (warp > 0) return;
   sum = sum_lanes(shared.sum[lane]);
   // All that remain are equal to the smallest.
-  if (lane == 0) store(p.mean + blockIdx.x, (sum + static_cast<float>(rank) * number(found)) / static_cast<float>(p.count));
+  if (lane == 0)
+    store(p.mean + blockIdx.x, (sum + static_cast<float>(rank) * number(found)) / static_cast<float>(p.count));
 }
 
 }  // namespace
