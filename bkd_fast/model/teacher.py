@@ -51,6 +51,8 @@ class Teacher(nn.Module):
         for level, channels in enumerate(self.channels, start=1):
             self.register_buffer(f"mean_{level}", torch.zeros(1, channels, 1, 1))
             self.register_buffer(f"std_{level}", torch.ones(1, channels, 1, 1))
+            self.register_buffer(f"shift_{level}", torch.zeros(1, channels, 1, 1), persistent=False)
+        self.register_load_state_dict_post_hook(Teacher._set_shifts)
         self.requires_grad_(False)
         self.eval()
 
@@ -79,7 +81,8 @@ class Teacher(nn.Module):
 
     def standardized(self, features: Tensor, level: int) -> Tensor:
         """Return raw features (N, C, H, W) of level 1, 2 or 3 less their mean and over their std."""
-        return (features - self.get_buffer(f"mean_{level}")) / self.get_buffer(f"std_{level}")
+        # features / std - mean / std: one pass
+        return torch.addcdiv(self.get_buffer(f"shift_{level}"), features, self.get_buffer(f"std_{level}"))
 
     def set_statistics(self, level: int, mean: Tensor, std: Tensor) -> None:
         """Set what a level is standardised by, from the mean (C,) and the std (C,) of its features."""
@@ -87,6 +90,13 @@ class Teacher(nn.Module):
         usable = torch.where(std > 1e-6, std, torch.ones_like(std))
         self.get_buffer(f"mean_{level}").copy_(mean.view(1, -1, 1, 1))
         self.get_buffer(f"std_{level}").copy_(usable.view(1, -1, 1, 1))
+        self._set_shifts()
+
+    def _set_shifts(self, _: object = None) -> None:
+        """Compute what :meth:`standardized` adds; a hook that runs after a state dict is loaded."""
+        for level in range(1, len(self.channels) + 1):
+            mean, std = self.get_buffer(f"mean_{level}"), self.get_buffer(f"std_{level}")
+            self.get_buffer(f"shift_{level}").copy_(-mean / std)
 
     def _pooled(self, features: Tensor) -> Tensor:
         if self.patch_size == 1:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -106,6 +108,25 @@ def test_the_border_is_averaged_with_the_share_inside(border, size):
                 share = part.shape[2] * part.shape[3] / 9
                 expected[:, :, row, column] = part.mean((2, 3)) * share**border
         torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_levels_are_standardised_by_statistics_that_are_set_or_loaded():
+    torch.manual_seed(0)
+    teacher, images = Teacher(raw(name="resnet18")), torch.rand(2, 3, 64, 64)
+    assert all(torch.equal(*pair) for pair in zip(teacher(images), teacher.raw(images), strict=True))
+    for level, channels in enumerate(teacher.channels, start=1):
+        teacher.set_statistics(level, torch.randn(channels), torch.rand(channels) + 0.1)
+    stored = teacher.state_dict()
+    assert not [key for key in stored if "shift" in key]
+    copied = copy.deepcopy(Teacher(raw(name="resnet18")))
+    holder = torch.nn.ModuleList([copied])  # loaded as a part of a model
+    holder.load_state_dict({f"0.{key}": value for key, value in stored.items()})
+    for level, features in enumerate(teacher.raw(images), start=1):
+        expected = (features - stored[f"mean_{level}"]) / stored[f"std_{level}"]
+        for one in (teacher, copied):
+            torch.testing.assert_close(
+                one(images)[level - 1], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max())
+            )
 
 
 def test_unknown_model_is_named():
