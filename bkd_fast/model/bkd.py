@@ -21,6 +21,7 @@ from bkd_fast.model.support import Exclude, FixedSupport, Query, SampledViews, S
 from bkd_fast.model.teacher import Teacher, Weights, with_image_size
 from bkd_fast.model.views import joint_views, middle
 from bkd_fast.ops import cosine_anomaly_map, distillation_loss
+from bkd_fast.ops.top_mean import top_mean
 
 BRANCHES = ("forward", "reverse")
 SCORES = ("map", "image")  # what the image score combines
@@ -305,7 +306,7 @@ class BKD(nn.Module):
         """Return the mean of the ``top_fraction`` largest pixels of each map (N, H, W), or its maximum: (N,)."""
         flat = maps.flatten(1)
         count = max(1, round(self.config.anomaly_map.top_fraction * flat.shape[1]))
-        return flat.topk(count, dim=1, sorted=False).values.mean(dim=1)
+        return top_mean(flat, count)
 
     def image_score(self, maps: Tensor, image: Tensor | None = None) -> Tensor:
         """Return the scores (N,) of images from their maps (N, H, W) and the distances (N,) of the whole images.
@@ -319,16 +320,17 @@ class BKD(nn.Module):
         """See :meth:`image_score`, from :meth:`top_mean`."""
         if not self.config.anomaly_map.image_weight:
             return top
-        scores = [_in_stds(top, self.score_scale["map"])]
-        if image is not None:
-            scores.append(_in_stds(image, self.score_scale["image"]) + math.log(self.config.anomaly_map.image_weight))
-        return torch.stack(scores).logsumexp(0)
+        distances = top.unsqueeze(0) if image is None else torch.stack([top, image])
+        logarithms = distances.clamp_min(1e-12).log()
+        mean, std = self.score_scale["map"]
+        score = (logarithms[0] - mean) / std
+        if image is None:
+            return score
+        mean, std = self.score_scale["image"]
+        # rsub: log image_weight + (logarithm - mean) / std in one kernel less
+        weight = math.log(self.config.anomaly_map.image_weight)
+        return torch.logaddexp(score, torch.rsub(logarithms[1] - mean, weight, alpha=-1 / std))
 
     def branches(self) -> tuple[str, ...]:
         """The branches that this model has."""
         return tuple(name for name in BRANCHES if getattr(self.config, f"{name}_branch"))
-
-
-def _in_stds(distance: Tensor, scale: Sequence[float]) -> Tensor:
-    """The logarithm of a distance, less its mean over normal images and divided by its std."""
-    return (distance.clamp_min(1e-12).log() - scale[0]) / scale[1]

@@ -127,6 +127,10 @@ def nearest() -> Arguments:
     return [0, torch.randn(3, 7), torch.randn(5, 7), torch.rand(5), torch.randn(3, 5), 0.01, index]
 
 
+def top_mean() -> Arguments:
+    return [0, torch.randn(3, 50), 4, torch.empty(3)]
+
+
 CALLS: dict[str, Callable[[], Arguments]] = {
     "deform_conv": conv(False),
     "deform_conv_backward": conv(True),
@@ -143,6 +147,7 @@ CALLS: dict[str, Callable[[], Arguments]] = {
     "neighbor_regression": regression,
     "select_matches": selection,
     "nearest_rows": nearest,
+    "top_mean": top_mean,
     "scaled_copy": lambda: [0, torch.randn(3, 5, 7), 2.0, torch.empty(3, 5, 7)],
 }
 

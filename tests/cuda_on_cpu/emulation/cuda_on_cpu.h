@@ -206,5 +206,10 @@ inline int __float_as_int(float x) {
   std::memcpy(&bits, &x, 4);
   return bits;
 }
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
 using std::max;
 using std::min;
