@@ -122,6 +122,11 @@ def selection() -> Arguments:
     return [0, distance, displacement, torch.zeros(2, 3).long(), torch.empty(2, 4, 6, 2, dtype=torch.int64)]
 
 
+def activation() -> Arguments:
+    x, residual = (torch.randn(2, 5, 4, 6).contiguous(memory_format=LAST) for _ in range(2))
+    return [0, x, torch.randn(5), residual, 0.0, 6.0, torch.empty_like(x)]
+
+
 CALLS: dict[str, Callable[[], Arguments]] = {
     "deform_conv": conv(False),
     "deform_conv_backward": conv(True),
@@ -137,6 +142,7 @@ CALLS: dict[str, Callable[[], Arguments]] = {
     "local_match": match,
     "neighbor_regression": regression,
     "select_matches": selection,
+    "bias_activation": activation,
     "scaled_copy": lambda: [0, torch.randn(3, 5, 7), 2.0, torch.empty(3, 5, 7)],
 }
 
