@@ -2,14 +2,17 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import nn
 
+from bkd_fast.artifact import load_trained
 from bkd_fast.config import BKDConfig
 from bkd_fast.inference import fusing
+from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.fusing import FusedConvolution, fuse_teacher, fused
 from bkd_fast.inference.precision import InPrecision
 from bkd_fast.model.teacher import Teacher
@@ -173,6 +176,33 @@ def test_a_fused_network_that_differs_is_not_used(wrong, monkeypatch, caplog):
 
 
 def test_the_precision_of_convolutions_is_what_it_was():
-    before = torch.backends.cudnn.conv.fp32_precision
+    def settings():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision
+
+    before = settings()
     fused(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).eval(), torch.randn(1, 3, 4, 4))
-    assert torch.backends.cudnn.conv.fp32_precision == before
+    assert settings() == before
+
+
+def test_a_detector_predicts_as_it_did(any_run, tiny_data):
+    detector = Detector(load_trained(any_run), "cpu", pack=False)
+    files = sorted((tiny_data / "test").rglob("*.png"))
+    before = detector(files)
+    fuse_teacher(detector.model.teacher, detector.sample)
+    assert parts(detector.model.teacher)
+    for one, other in zip(detector(files), before, strict=True):
+        assert one.score == pytest.approx(other.score, rel=1e-4)
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_teachers_compute_what_they_did_on_cuda(name, dtype, caplog):
+    teacher, image = teacher_of(name).cuda(), torch.rand(2, 3, 96, 64, device="cuda")
+    if dtype != torch.float32:
+        teacher.network = InPrecision(teacher.network, dtype)
+    fuse_teacher(teacher, image, 1e-4 if dtype == torch.float32 else 2e-2)
+    assert not caplog.records
+    assert len(parts(teacher)) == TEACHERS[name][1]
