@@ -1,8 +1,9 @@
 """Count the kernels that one image launches on CUDA, without a device: python benchmarks/launches.py [--csv FILE].
 
-The model runs on fake CUDA tensors, which have shapes and no data. Every PyTorch operation that is not a view counts as
-one kernel, or as KERNELS says; the package's own CUDA operators count as OWN says. That is a lower bound: PyTorch
-launches several kernels for some operations. ``gpu.py --part 2`` counts what a device really runs.
+The model runs on fake CUDA tensors, which have shapes and no data, with its teacher's convolutions fused as a detector
+fuses them. Every PyTorch operation that is not a view counts as one kernel, or as KERNELS says; the package's own CUDA
+operators count as OWN says. That is a lower bound: PyTorch launches several kernels for some operations. ``gpu.py
+--part 2`` counts what a device really runs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bkd_fast.benchmark.model import TEACHERS
 from bkd_fast.benchmark.parts import PARTS, in_parts
 from bkd_fast.benchmark.results import write_lines
 from bkd_fast.config import BKDConfig
+from bkd_fast.inference.fusing import fuse_teacher
 from bkd_fast.model import BKD
 from bkd_fast.ops import cuda_common, native
 
@@ -39,6 +41,8 @@ OWN = {
     "memory_attention": lambda *_: 3,
 }
 NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
+# cuDNN's fused convolutions, a kernel each, and where their arguments after input and weight begin.
+FUSED = {"cudnn_convolution_relu": 2, "cudnn_convolution_add_relu": 4}
 STUBS = "bkd_fast_counted"
 COLUMNS = ("teacher", "part", "operation", "kernels")
 
@@ -71,6 +75,10 @@ class Counter(TorchDispatchMode):
                 return OPDEFS[f"bkd_fast::{operator._opname}"]._init_fn(*arguments, **options)
         if operator.namespace != "aten":
             return operator(*arguments, **options)
+        if operator._opname in FUSED:  # they have no fake kernels: results are as those of a plain convolution
+            self.add(operator._opname, 1)
+            bias, stride, padding, dilation, groups = arguments[FUSED[operator._opname] :]
+            return torch.ops.aten.convolution(*arguments[:2], bias, stride, padding, dilation, False, [0, 0], groups)
         with self:
             result = operator.decompose(*arguments, **options)
         if result is NotImplemented:
@@ -90,9 +98,10 @@ def kernels_of(name: str, arguments: Sequence[Any]) -> int:
 
 
 def count(label: str, images: int = 1) -> dict[tuple[str, str], int]:
-    """Return kernels by (part, operation) of ``BKD.predict``, the default model with a teacher of TEACHERS."""
+    """Return kernels by (part, operation) of a detector's network: the default model with a teacher of TEACHERS."""
     config = BKDConfig().with_changes({"teacher.name": TEACHERS[label], "teacher.weights": "none"})
     model, counter = BKD(config, weights=None).eval(), Counter()
+    fuse_teacher(model.teacher, torch.rand(1, 3, 64, 64))
     with ExitStack() as stack:
         stack.enter_context(patch.dict(native.DEVICES, cuda=native.CUDA))
         stack.enter_context(patch.object(cuda_common, "NAMESPACE", STUBS))
@@ -104,7 +113,9 @@ def count(label: str, images: int = 1) -> dict[tuple[str, str], int]:
         bank, image = (
             torch.rand(number, 3, *config.teacher.size, device="cuda") for number in (config.support.bank_size, images)
         )
-        support = model.make_support(model.support_levels(bank))
+        with counter:  # which knows what cuDNN's fused convolutions return
+            support = model.make_support(model.support_levels(bank))
+        counter.kernels.clear()
         stack.enter_context(in_parts(model, counter.part))
         with counter:
             model.predict(image, support)

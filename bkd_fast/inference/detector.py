@@ -19,6 +19,7 @@ from bkd_fast.decisions import normalized, p_value
 from bkd_fast.errors import BKDError, check_bool, check_float, check_int
 from bkd_fast.inference.compilation import CompiledModel, check_mode
 from bkd_fast.inference.cuda_graphs import GraphedModel
+from bkd_fast.inference.fusing import fuse_teacher
 from bkd_fast.inference.packing import can_pack, pack_convolutions, same
 from bkd_fast.inference.precision import InPrecision, check_precision
 from bkd_fast.inference.prediction import Prediction, Predictor, Preprocessed, RawPrediction, resize_map
@@ -80,7 +81,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
 
         Args:
             trained: what :func:`bkd_fast.artifact.load_trained` returns. Its model then belongs to the detector, which
-                folds batch normalisation, packs convolutions on a CPU, and records CUDA graphs on a GPU.
+                folds batch normalisation, packs convolutions on a CPU, and on a GPU fuses those of the teacher with
+                what follows them and records CUDA graphs.
             device, precision, compile, max_pixels, pages: see :meth:`load`.
             pack: False leaves the network as it is, for a model that is exported.
         """
@@ -116,6 +118,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         if compile is not None:
             self._take(CompiledModel(self.model, compile), f"compile={compile!r}", tolerance)
         elif pack and self.device.type == "cuda":
+            fuse_teacher(self.model.teacher, self.sample.to(self.device), tolerance)
             self._take(GraphedModel(self.model, self.device, GPU_BATCH), "the CUDA graph", tolerance)
         elif pack and self.device.type == "cpu" and can_pack():
             self._pack(self.sample, tolerance)

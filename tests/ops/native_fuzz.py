@@ -131,6 +131,11 @@ def top_mean() -> Arguments:
     return [0, torch.randn(3, 50), 4, torch.empty(3)]
 
 
+def activation() -> Arguments:
+    x, residual = (torch.randn(2, 5, 4, 6).contiguous(memory_format=LAST) for _ in range(2))
+    return [0, x, torch.randn(5), residual, 0.0, 6.0, torch.empty_like(x)]
+
+
 CALLS: dict[str, Callable[[], Arguments]] = {
     "deform_conv": conv(False),
     "deform_conv_backward": conv(True),
@@ -148,6 +153,7 @@ CALLS: dict[str, Callable[[], Arguments]] = {
     "select_matches": selection,
     "nearest_rows": nearest,
     "top_mean": top_mean,
+    "bias_activation": activation,
     "scaled_copy": lambda: [0, torch.randn(3, 5, 7), 2.0, torch.empty(3, 5, 7)],
 }
 

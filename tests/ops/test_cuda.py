@@ -1,5 +1,6 @@
 """What only a GPU shows of the CUDA and Triton kernels: streams, graphs, determinism, memory, compilers, agreement."""
 
+import activation_cases
 import cases
 import kernel_checks
 import pytest
@@ -44,6 +45,18 @@ def test_the_kernels_agree_with_the_reference(name, dtype, each_backend):
 def test_matching_agrees_with_the_reference(name, dtype, each_backend):
     case = cases.MATCHES[name]()
     cases.check_match(cases.matched(case, each_backend, dtype, "cuda"), case, dtype)
+
+
+@pytest.mark.parametrize("shape", activation_cases.SHAPES)
+@pytest.mark.parametrize("layout", activation_cases.LAYOUTS)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_bias_and_activation_equal_the_reference(shape, layout, dtype, each_backend):
+    activation_cases.check(shape, layout, each_backend, dtype, "cuda")
+
+
+def test_bias_and_activation_of_views_and_of_what_is_not_a_number(each_backend):
+    activation_cases.check_views(each_backend, "cuda")
+    activation_cases.check_not_a_number(each_backend, "cuda")
 
 
 @pytest.mark.parametrize("chosen", ["own", "reference"])

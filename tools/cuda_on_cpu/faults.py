@@ -35,6 +35,28 @@ FAULTS = (
         "first < p.count",
         "template",
     ),
+    # bias, shortcut and activation
+    Fault(
+        "bias: a channel's last number gets the next channel's",
+        "bias_activation.cu",
+        "if (++within == run) within = 0,",
+        "if (++within + 1 == run) within = 0,",
+        "bias_activation",
+    ),
+    Fault(
+        "activation: NaN becomes the least value",
+        "bias_activation.cu",
+        "value = value < p.low ? p.low : value;",
+        "value = value >= p.low ? value : p.low;",
+        "bias_activation",
+    ),
+    Fault(
+        "bias: rows of a slice are adjacent",
+        "bias_activation.cu",
+        "int64_t{row - image * height} * p.row_stride",
+        "int64_t{row - image * height} * p.row",
+        "bias_activation",
+    ),
     # tiles and instructions
     Fault(
         "fragment of a: rows 8 to 15 before the deeper half",
