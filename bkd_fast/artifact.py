@@ -379,9 +379,9 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
         if name not in files and not any(file.startswith(f"{name}/") for file in files):
             raise BKDError(f"{folder} is incomplete: its {MANIFEST} names no {name}. Restore it or train again.")
     for name, record in files.items():
-        path = folder / name
-        try:
-            found = [(folder / part).lstat() for part in (Path(name).parent, name)]
+        path, parent = folder / name, Path(name).parent
+        try:  # the run folder itself may be a link
+            found = [(folder / parent).lstat() if parent.parts else folder.stat(), path.lstat()]
         except OSError:
             raise BKDError(f"{folder} is incomplete: {name} is missing. Restore it or train again.") from None
         if not (stat.S_ISDIR(found[0].st_mode) and stat.S_ISREG(found[1].st_mode)):

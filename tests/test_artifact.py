@@ -204,3 +204,8 @@ def test_changing_any_byte_of_the_manifest_is_noticed(small_run, tmp_path):
     (run / MANIFEST).write_text(text.replace(threshold.group(1), "0.125"))
     with pytest.raises(BKDError, match="SHA-256 differs"):
         load_trained(run)
+
+
+def test_a_link_to_a_run_folder_is_the_run(tiny_run, tmp_path):
+    (tmp_path / "latest").symlink_to(tiny_run)
+    assert load_trained(tmp_path / "latest").calibration == load_trained(tiny_run).calibration

@@ -81,7 +81,10 @@ def test_an_output_folder_that_is_a_file(tiny_data, tiny_config, tmp_path):
         (["train", "{data}", "--out", "run", "--devices", "0"], "devices is 0: expected a value from 1"),
         (["train", "{data}", "--out", "run", "--cache-gb", "nan"], "cache_gb is nan"),
         (["train", "{data}", "--out", "run", "--cache-gb", "-1"], "cache_gb is -1.0: expected a value from 0"),
-        (["train", "{data}", "--out", "run", "--max-pixels", "100"], "6 of|10 of .*more pixels than is safe"),
+        (
+            ["train", "{data}", "--out", "run", "--weights", "none", "--max-pixels", "100"],
+            "6 of|10 of .*more pixels than is safe",
+        ),
         (["train", "{data}", "--out", "run", "--max-pixels", "0"], "data.max_pixels is 0"),
         (["evaluate", "{run}", "--device", "nonsense"], "device is 'nonsense': expected 'auto', 'cpu'"),
         (["calibrate", "{run}", "--device", "meta"], "no META device"),
