@@ -1,6 +1,6 @@
 "use strict";
-// Moves a category's threshold on the page. Nothing is stored, sent or loaded, but for the overlays beside the page.
-// Text enters the page as text (textContent), never as HTML: the names of files are anything.
+// Move a category's threshold on the page. Nothing is stored or sent, and only the overlays beside the page are loaded.
+// Text enters the page as text (textContent), never as HTML: file names may hold markup.
 
 const OUTCOMES = {
   missed: "Missed defects",
@@ -10,7 +10,7 @@ const OUTCOMES = {
   anomalous: "Anomalous images", // these two without ground truth
   normal: "Normal images",
 };
-const WORDS = { missed: "missed", alarm: "false alarm", found: "found", good: "good", anomalous: "anomalous", normal: "normal" };
+const WORDS = { ...Object.fromEntries(Object.keys(OUTCOMES).map((name) => [name, name])), alarm: "false alarm" };
 const outcomeOf = (label, score, threshold) => {
   const anomalous = score > threshold;
   if (label === null) return anomalous ? "anomalous" : "normal";
@@ -30,7 +30,7 @@ function element(tag, text, name) {
 function written(rate, count) {
   const most = Math.min(0.5 / (count + 1), 0.02 * rate);
   for (let digits = 1; ; digits++) {
-    const rounded = Math.ceil(rate * 10 ** digits - 1e-7) / 10 ** digits;
+    const rounded = Math.ceil(rate * 10 ** digits - 1e-9) / 10 ** digits;
     if (rounded < 1 && rounded - rate < most) return rounded.toFixed(digits);
   }
 }
