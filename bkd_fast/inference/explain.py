@@ -1,4 +1,4 @@
-"""Why a detector predicts what it does: what each view, branch and part makes of an image."""
+"""Why a detector predicts what it does: intermediate results of each view, branch and part."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bkd_fast.model.memory import SparseMemory
 
 @dataclass(frozen=True)
 class Explanation:
-    """What happens to one image inside a model; per view from fine to coarse, each at its own size (h, w).
+    """Intermediate results of one image, per view from fine to coarse, each at the size (h, w) of the view.
 
-    Views are what the branches compare, by their stride: with joint levels the one at stride 8 is all levels side
-    by side.
+    A view is what the branches compare, named by its stride; with joint levels the view at stride 8 concatenates all
+    levels.
 
     Attributes:
         distances: branch -> stride -> smoothed distance from the query at the network's size (H, W), in units of its
