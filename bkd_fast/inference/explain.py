@@ -1,4 +1,4 @@
-"""Why a detector predicts what it does: what each view, branch and part makes of an image."""
+"""Why a detector predicts what it does: intermediate results of each view, branch and part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ View = int | str
 
 @dataclass(frozen=True)
 class Explanation:
-    """What happens to one image inside a model; per view from fine to coarse, each at its own size (h, w).
+    """Intermediate results of one image, per view from fine to coarse, each at the size (h, w) of the view.
 
     Views are what the branches compare, each under its stride, or under the name of its layer where strides are equal.
     With joint levels the one at the stride of the middle level (8 by default) is all of them side by side.

@@ -1,7 +1,7 @@
-"""Frozen convolutions on the CPU: weights laid out once as oneDNN multiplies them, activations where results are made.
+"""Frozen convolutions on the CPU: weights packed once in oneDNN's layout, activations fused.
 
-PyTorch otherwise lays the weights out again in every call, which for one image takes as long as multiplying by them
-where an image is small and has many channels.
+PyTorch otherwise repacks the weights in every call. For one small image of many channels that takes as long as the
+convolution itself.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 
 class PackedConvolution(nn.Module):
-    """A convolution, or a transposed one, whose weights lie as oneDNN wants them for inputs of a size.
+    """A convolution, or a transposed one, with weights in oneDNN's layout for one input size.
 
-    Inputs of other sizes give the right results, perhaps more slowly. On the CPU, in the type of its weights; it cannot
-    be trained, saved, moved or exported.
+    Other input sizes give correct results, perhaps more slowly. It runs on the CPU in the dtype of its weights, and
+    cannot be trained, saved, moved or exported.
 
     Args:
-        convolution: whose weights and geometry it takes over; zero padding.
+        convolution: source of weights and geometry; zero padding.
         size: (N, C, H, W) of its input.
         activation: see ACTIVATIONS; None = none.
     """
@@ -54,25 +54,25 @@ class PackedConvolution(nn.Module):
 
 
 def can_pack() -> bool:
-    """Whether this torch was built with oneDNN's packed convolutions."""
+    """Return whether this torch was built with oneDNN's packed convolutions."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]], tolerance: float = 1e-4) -> int:
-    """Replaces the convolutions of a frozen network on the CPU, in place.
+    """Replace the convolutions of a frozen network on the CPU, in place.
 
-    An activation is taken into the convolution before it where, in a run, its input is the very tensor that the
-    convolution returned. Where that changes what the network computes (the tensor is also read elsewhere) none is.
+    An activation is fused into the convolution whose output it reads in a run. If that changes the network's results,
+    because another module reads the tensor too, no activation is fused.
 
     Args:
-        run: runs the network on an example, and returns what must stay the same.
-        tolerance: of that, relative to the largest value of each.
+        run: runs the network on an example and returns the outputs that must stay the same.
+        tolerance: relative to the largest value of each output.
 
     Returns:
-        How many convolutions were replaced.
+        The number of convolutions replaced.
 
     Raises:
-        RuntimeError: the packed network does not compute what it did; it must then not be used.
+        RuntimeError: the packed network gives other results; it must not be used.
     """
     sizes, followers, before = _observed(network, run)
     packed = {name: (network.get_submodule(name), size) for name, size in sizes.items()}
@@ -84,7 +84,7 @@ def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]], t
     for follower in activations:
         network.set_submodule(follower, nn.Identity())
     if not same(before, run(), tolerance):
-        log.info("activations are computed apart from convolutions: one reads what others read too")
+        log.info("activations are not fused: another module reads the same tensor")
         for follower, activation in activations.items():
             network.set_submodule(follower, activation)
         for name in followers:
@@ -99,13 +99,10 @@ def pack_convolutions(network: nn.Module, run: Callable[[], Sequence[Tensor]], t
 def _observed(
     network: nn.Module, run: Callable[[], Sequence[Tensor]]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str], Sequence[Tensor]]:
-    """Of the convolutions that can be packed: the input's size, and the activation that reads the output first.
-
-    Then what the run returned.
-    """
+    """Return the input size of each convolution that can be packed, the activation after it, and the run's outputs."""
     sizes: dict[str, tuple[int, ...]] = {}
     followers: dict[str, str] = {}
-    # By a result's id: its convolution, itself (so that no id is used twice), and how often it was changed in place.
+    # By output id: its convolution, the output (kept alive, so that ids are unique) and its version.
     produced: dict[int, tuple[str, Tensor, int]] = {}
     taken: list[Tensor] = []
     handles = []
@@ -131,13 +128,13 @@ def _observed(
     results = run()
     for handle in handles:
         handle.remove()
-    # An activation that several convolutions share, or that reads others too, stays where it is.
+    # Activations that several convolutions share are not fused.
     shared = [follower for follower in followers.values() if list(followers.values()).count(follower) > 1]
     return sizes, {name: follower for name, follower in followers.items() if follower not in shared}, results
 
 
 def same(expected: Sequence[Tensor], actual: Sequence[Tensor], tolerance: float) -> bool:
-    """Whether each is what is expected of it, within ``tolerance`` times the largest value; NaN never is."""
+    """Return whether all agree within ``tolerance`` times the largest value; NaN never agrees."""
     return all(
         bool((one - other).abs().max() <= tolerance * one.abs().max().clamp_min(1e-6))
         for one, other in zip(expected, actual, strict=True)

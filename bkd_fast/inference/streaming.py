@@ -1,4 +1,4 @@
-"""Stages that work at the same time on a stream of items, in order and with bounded memory."""
+"""Pipeline stages that run concurrently on a stream of items, in order and with bounded memory."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def pipeline(
 ) -> Iterator[Outcome[A, D]]:
     """Three stages: ``before`` and ``after`` in ``workers`` threads, ``together`` on batches in the caller's thread.
 
-    A batch is what the source has given, at least one item and at most ``batch``: a slow source is not waited for, and
-    a fast one fills the batches. At most ``3 batch`` items are taken from the source beyond what the caller has
+    A batch is what the source has given, 1 to ``batch`` items: a slow source is not waited for, a fast one fills
+    the batches. At most ``3 batch`` items are taken from the source beyond what the caller has
     received, however slow the caller is. Results come in the order of the items.
 
     Args:
-        items: taken from in a thread of its own; what it raises is raised after the results before it.
+        items: consumed in a separate thread; what it raises is raised after the results before it.
 
     Returns:
         An outcome for each item: an exception in ``before`` or ``after`` is that item's own, and the stream continues.
         One in ``together`` ends it.
     """
     source = _Source(items, batch)
-    with ThreadPoolExecutor(workers, thread_name_prefix="stream", initializer=_alone) as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="stream", initializer=_single_threaded) as pool:
         source.start(lambda item: pool.submit(before, item))
         finished: deque[tuple[A, Future[D] | Exception]] = deque()
         try:
@@ -62,7 +62,7 @@ def pipeline(
                         finished.append((item, value))
                     else:
                         finished.append((item, pool.submit(after, item, next(results))))
-                # The last stage is waited for where it is a batch behind, or where there is nothing else to do.
+                # Wait for the last stage if it is a batch behind, or if there is nothing else to do.
                 while finished and (len(finished) > batch or _ready(finished[0][1]) or source.idle()):
                     yield _received(source, finished)
             while finished:
@@ -72,8 +72,8 @@ def pipeline(
             source.stop()
 
 
-def _alone() -> None:
-    """One thread of computation a worker: more would take turns with the network's, which wait busily."""
+def _single_threaded() -> None:
+    """Limit a worker to one compute thread: more would compete with the network's, which spin while they wait."""
     torch.get_num_threads()  # which sets this thread's number, once
     threadpool_limits(1, user_api="openmp")
 
@@ -99,24 +99,24 @@ def _ready(state: Any) -> bool:
 
 
 class _Source(Generic[A]):
-    """Takes items from an iterable in a thread, no more than a bounded number ahead."""
+    """Take items from an iterable in a thread, a bounded number ahead."""
 
     def __init__(self, items: Iterable[A], batch: int) -> None:
         self.items, self.batch = items, batch
         self.waiting: queue.SimpleQueue[tuple[A, Future[Any]] | None] = queue.SimpleQueue()
-        self.room = threading.Semaphore(3 * batch)
+        self.budget = threading.Semaphore(3 * batch)
         self.stopped = threading.Event()
         self.error: BaseException | None = None
 
     def start(self, submit: Callable[[A], Future[Any]]) -> None:
-        """``submit`` starts the first stage of an item."""
+        """Start the thread; ``submit`` starts the first stage of an item."""
         self.thread = threading.Thread(target=self._take, args=(submit,), name="stream source", daemon=True)
         self.thread.start()
 
     def _take(self, submit: Callable[[A], Future[Any]]) -> None:
         try:
             for item in self.items:
-                self.room.acquire()
+                self.budget.acquire()
                 if self.stopped.is_set():
                     return
                 self.waiting.put((item, submit(item)))
@@ -126,7 +126,7 @@ class _Source(Generic[A]):
             self.waiting.put(None)
 
     def groups(self) -> Iterator[list[tuple[A, Future[Any]]]]:
-        """What is there, at least one item and at most a batch at a time; only the first is waited for."""
+        """Yield the available items, at least one and at most a batch; wait only for the first."""
         ended = False
         while not ended:
             group: list[tuple[A, Future[Any]]] = []
@@ -143,19 +143,19 @@ class _Source(Generic[A]):
                 yield group
 
     def idle(self) -> bool:
-        """Nothing has been taken that is not in a group yet."""
+        """Return whether no item waits for a group."""
         return self.waiting.empty()
 
     def release(self) -> None:
-        """The caller has received an item."""
-        self.room.release()
+        """Note that the caller has received an item."""
+        self.budget.release()
 
     def check(self) -> None:
-        """Raises what the iterable raised."""
+        """Raise what the iterable raised."""
         if self.error is not None:
             raise self.error
 
     def stop(self) -> None:
-        """Ends the thread, unless it waits for the iterable itself."""
+        """End the thread, unless it waits for the iterable."""
         self.stopped.set()
-        self.room.release()
+        self.budget.release()

@@ -77,18 +77,18 @@ class BkdModel(nn.Module):
 class _Seen:
     """Images of the data module by index, for :func:`bkd_fast.training.thresholds.measure_normals`."""
 
-    places: Sequence[int]
+    selected: Sequence[int]
     levels_of: Callable[[int], list[Tensor]]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.selected)
 
     @property
     def image_of(self) -> Sequence[int]:
-        return range(len(self.places))
+        return range(len(self.selected))
 
     def levels(self, indices: Sequence[int]) -> list[Tensor]:
-        rows = [self.levels_of(self.places[index]) for index in indices]
+        rows = [self.levels_of(self.selected[index]) for index in indices]
         return [torch.cat(level) for level in zip(*rows, strict=True)]
 
 

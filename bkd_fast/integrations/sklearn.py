@@ -24,7 +24,7 @@ from bkd_fast.training.train import train
 
 
 class BKDDetector(OutlierMixin, BaseEstimator):
-    """Learns from images of good parts and scores others, with scikit-learn's conventions for outlier detection.
+    """Learn from images of good parts and score others, with scikit-learn's conventions for outlier detection.
 
     ``X`` is a sequence of images everywhere: paths, PIL images, arrays ((H, W) grey or (H, W, 3) RGB of any type; see
     :class:`bkd_fast.config.DataConfig`), or one array (N, H, W) or (N, H, W, 3). ``score_samples`` is lower the more
@@ -67,7 +67,7 @@ class BKDDetector(OutlierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Sequence[ImageLike] | np.ndarray, y: ArrayLike | None = None) -> BKDDetector:
-        """Learns from normal images, at least two.
+        """Train on normal images, at least two.
 
         Args:
             X: see the class.
@@ -92,7 +92,7 @@ class BKDDetector(OutlierMixin, BaseEstimator):
             good = Path(folder) / "images"
             good.mkdir()
             for index, image in enumerate(images):
-                # Read and checked as any other input, and written without loss.
+                # Decoded and checked like any other input, and written losslessly.
                 Image.fromarray(Decoded(image, config.data).array()).save(good / f"{index:06}.png", compress_level=1)
             accelerator = "auto" if self.device == "auto" else check_device(self.device).type
             run = train(good, Path(folder) / "run", config, accelerator=accelerator, progress=False)
@@ -102,23 +102,23 @@ class BKDDetector(OutlierMixin, BaseEstimator):
         return self
 
     def score_samples(self, X: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
-        """(N,) float64, higher for images that look more normal: minus the detector's raw scores."""
+        """Return (N,) float64, higher for more normal images: minus the detector's raw scores."""
         return -np.array([prediction.score for prediction in self._predictions(X)], float)
 
     def decision_function(self, X: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
-        """(N,) float64, negative for images that are called anomalous."""
+        """Return (N,) float64, negative for anomalous images."""
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
-        """(N,) int: 1 for normal images, -1 for anomalous ones."""
+        """Return (N,) int: 1 for normal images, -1 for anomalous ones."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def anomaly_maps(self, X: Sequence[ImageLike] | np.ndarray) -> list[np.ndarray]:
-        """A map (H, W) float32 for each image, at its own size: raw, higher is more anomalous."""
+        """Return a raw map (H, W) float32 per image, at its size; higher is more anomalous."""
         return [prediction.anomaly_map for prediction in self._predictions(X)]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes a run folder, for :meth:`bkd_fast.Detector.load` and the command line; new or empty."""
+        """Write a run folder, for :meth:`bkd_fast.Detector.load` and the command line; new or empty."""
         self._check_fitted()
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
@@ -142,7 +142,7 @@ class BKDDetector(OutlierMixin, BaseEstimator):
             self.detector_ = Detector.load(folder, device=self.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The run's files stand for the detector: packed weights and prepared features are made again.
+        # Pickle the run's files; packed weights and prepared features are rebuilt.
         state = {name: value for name, value in super().__getstate__().items() if name != "detector_"}
         if hasattr(self, "detector_"):
             state["_detector"] = self.detector_.kept()

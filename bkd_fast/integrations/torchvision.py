@@ -1,4 +1,4 @@
-"""torchvision's deformable convolution, computed by bkd_fast's kernels: an explicit switch that can be turned back."""
+"""Run torchvision's deformable convolution on bkd_fast's kernels: an explicit patch that can be undone."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 from bkd_fast.ops import modulated_deform_conv2d
 
 _lock = threading.Lock()
-_active: Switch | None = None
+_active: TorchvisionPatch | None = None
 
 
-class Switch:
-    """What :func:`patch_torchvision` returns: ``undo()`` turns it back, and so does the end of a ``with`` block."""
+class TorchvisionPatch:
+    """Returned by :func:`patch_torchvision`: ``undo()``, or the end of a ``with`` block, reverts the patch."""
 
     def __init__(self) -> None:
-        # At the dispatcher, so that every caller is reached, however it imported torchvision's function or module. The
-        # autograd keys bring bkd_fast's gradients; the others are what inference mode calls.
+        # Patch the dispatcher: it reaches every caller, however torchvision was imported. The autograd keys bring
+        # bkd_fast's gradients; inference mode calls the others.
         self._library: torch.library.Library | None = torch.library.Library("torchvision", "IMPL")
         for key in ("AutogradCPU", "CPU", "AutogradCUDA", "CUDA"):
             self._library.impl("deform_conv2d", _deform_conv2d, key, allow_override=True)
 
     def undo(self) -> None:
-        """torchvision's own kernels again; a second call does nothing."""
+        """Restore torchvision's kernels; a second call does nothing."""
         global _active
         with _lock:
             if self._library is not None:
@@ -33,7 +33,7 @@ class Switch:
                 self._library = None
                 _active = None
 
-    def __enter__(self) -> Switch:
+    def __enter__(self) -> TorchvisionPatch:
         return self
 
     def __exit__(
@@ -42,17 +42,17 @@ class Switch:
         self.undo()
 
 
-def patch_torchvision() -> Switch:
-    """From now on torchvision's ``deform_conv2d`` and ``DeformConv2d`` run on :mod:`bkd_fast.ops`, with gradients.
+def patch_torchvision() -> TorchvisionPatch:
+    """Run torchvision's ``deform_conv2d`` and ``DeformConv2d`` on :mod:`bkd_fast.ops`, with gradients.
 
-    Every call in the process is meant, also from libraries that imported the function before. Nothing else of
-    torchvision changes.
+    This affects every call in the process, also by libraries that imported the function before, and nothing else of
+    torchvision.
 
     Returns:
-        The switch: ``switch.undo()`` turns it back, or use ``with patch_torchvision(): …``.
+        The patch: call ``undo()`` on it, or use ``with patch_torchvision(): …``.
 
     Raises:
-        RuntimeError: it is switched already.
+        RuntimeError: torchvision is patched already.
     """
     global _active
     import torchvision  # noqa: F401 (registers the operator)
@@ -60,7 +60,7 @@ def patch_torchvision() -> Switch:
     with _lock:
         if _active is not None:
             raise RuntimeError("torchvision is switched to bkd_fast already: undo() that switch first")
-        _active = Switch()
+        _active = TorchvisionPatch()
         return _active
 
 
@@ -80,7 +80,7 @@ def _deform_conv2d(
     offset_groups: int,
     use_mask: bool,
 ) -> Tensor:
-    """torchvision's operator, argument by argument; groups are read off the shapes."""
+    """Implement torchvision's operator; groups follow from the shapes."""
     return modulated_deform_conv2d(
         input,
         offset,

@@ -133,14 +133,11 @@ def _nearest(case, threshold):
 @pytest.mark.parametrize("name", ["conv", "conv: groups", "gather: shared", "gather"])
 def test_deterministic_sums_agree_and_do_not_depend_on_the_order(name, ieee):
     case = cases.CASES[name]()
-    torch.use_deterministic_algorithms(True)
-    try:
-        runs = []
-        for order in ("forward", "reversed", "random"):
-            torch.ops.cuda_on_cpu.order(order, 1)
+    runs = []
+    for order in ("forward", "reversed", "random"):
+        torch.ops.cuda_on_cpu.order(order, 1)
+        with cases.deterministic():
             runs.append(cases.results(case, "native", torch.float32))
-    finally:
-        torch.use_deterministic_algorithms(False)
     for run in runs[1:]:
         assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
     exact = cases.results(case, "reference", torch.float64)
@@ -151,12 +148,8 @@ def test_deterministic_sums_of_what_is_not_finite_are_not_numbers(ieee):
     call, tensors = cases.conv()
     tensors[0][0, 0, 0, 0] = float("inf")
     leaves = [tensor.requires_grad_() for tensor in tensors]
-    torch.use_deterministic_algorithms(True)
-    try:
-        with backend("native"):
-            (gradient,) = torch.autograd.grad(call(*leaves), leaves[0], torch.full((2, 13, 7, 9), float("inf")))
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with cases.deterministic(), backend("native"):
+        (gradient,) = torch.autograd.grad(call(*leaves), leaves[0], torch.full((2, 13, 7, 9), float("inf")))
     assert gradient.isnan().all()
 
 

@@ -135,11 +135,8 @@ def test_work_is_ordered_by_the_current_stream(name, each_backend):
 @pytest.mark.parametrize("name", cases.CASES)
 def test_the_same_bits_twice_where_they_are_asked_for(name, each_backend):
     case = cases.CASES[name]()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
+    with cases.deterministic(warn_only=True):
         first, second = (cases.results(case, each_backend, torch.float32, "cuda") for _ in range(2))
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 

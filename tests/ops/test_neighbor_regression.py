@@ -19,19 +19,14 @@ def test_float64_equals_the_definition(name):
     """(G / g + ridge I)^-1 1, solved by LAPACK."""
     query, bank, neighbors = (tensor.double() if tensor.is_floating_point() else tensor for tensor in
                               neighbor_cases.regression(name))  # fmt: skip
-    apart = bank[neighbors] - query.unsqueeze(1)
-    gram = apart @ apart.mT
-    scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    system = gram / scale + 0.7 * torch.eye(neighbors.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(system, torch.ones_like(system[:, :, :1])).squeeze(2)
-    weights = weights / weights.sum(1, keepdim=True)
+    weights = neighbor_cases.exact_weights(query, bank[neighbors], 0.7)
     expected = (weights.unsqueeze(2) * bank[neighbors]).sum(1)
     result = neighbor_regression(query, bank, neighbors, 0.7)
     assert result.dtype == torch.float64
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_a_neighbour_that_is_the_query_is_found_with_a_small_ridge():
+def test_with_a_small_ridge_a_neighbour_equal_to_the_query_is_returned():
     bank = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
     result = neighbor_regression(bank[[3]], bank, torch.tensor([[1, 3, 0]]), 1e-6)
     torch.testing.assert_close(result, bank[[3]], rtol=0, atol=1e-3)

@@ -1,17 +1,8 @@
+import neighbor_cases
 import pytest
 import torch
 
 from bkd_fast.ops.neighbor_regression.reference import regression_weights
-
-
-def exact(query: torch.Tensor, neighbors: torch.Tensor, ridge: float) -> torch.Tensor:
-    """The minimum of |q - sum w n|^2 + ridge |w|^2 scale over weights of sum one, in float64 by a solver."""
-    apart = (neighbors - query.unsqueeze(1)).double()
-    gram = apart @ apart.transpose(1, 2)
-    scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    gram = gram + ridge * scale * torch.eye(neighbors.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(gram, torch.ones(*neighbors.shape[:2], 1, dtype=torch.float64)).squeeze(2)
-    return weights / weights.sum(1, keepdim=True)
 
 
 @pytest.mark.parametrize("ridge", [0.01, 0.3, 10.0])
@@ -21,7 +12,9 @@ def test_weights_are_those_of_least_squares(ridge, count, wide):
     generator = torch.Generator().manual_seed(0)
     query, neighbors = torch.randn(4, wide, generator=generator), torch.randn(4, count, wide, generator=generator)
     weights = regression_weights(query, neighbors, ridge)
-    torch.testing.assert_close(weights.double(), exact(query, neighbors, ridge), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        weights.double(), neighbor_cases.exact_weights(query, neighbors, ridge), rtol=1e-3, atol=1e-4
+    )
     torch.testing.assert_close(weights.sum(1), torch.ones(4))
 
 

@@ -1,12 +1,13 @@
-"""Calls of every operator that reach every kernel, option and tail; and when a result is right.
+"""Calls that reach every kernel, option and tail of every operator, and the rule for a correct result.
 
 The rule is flash-attention's: the error against float64 is at most twice (gradients: three times) that of plain PyTorch
-in the same type, and a rounding more, where PyTorch happens to err very little.
+in the same type, plus one rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +26,20 @@ from bkd_fast.ops import (
 
 Case = tuple[Callable[..., Tensor], list[Tensor]]
 ROUNDING = {torch.float32: 4e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-TF32_ROUNDING = 2.0**-9  # twice that of one number
+TF32_ROUNDING = 2.0**-9  # of a product of two
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def deterministic(warn_only: bool = False) -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def conv(
@@ -45,7 +55,7 @@ def conv(
     mask: bool = True,
     bias: bool = True,
     last: bool = True,
-    moves_last: bool = False,
+    offsets_last: bool = False,
 ) -> Case:
     taps, padding = kernel[0] * kernel[1], (kernel[0] // 2, kernel[1] // 2)
     out = [(s + 2 * p - dilation * (k - 1) - 1) // stride + 1 for s, p, k in zip(size, padding, kernel, strict=True)]
@@ -56,8 +66,8 @@ def conv(
     tensors = [
         laid_out(random(batch, channels, *size), last),
         random(outputs, channels // groups, *kernel, seed=1) / 5,
-        laid_out(random(batch, 2 * offset_groups * taps, *out, seed=2), moves_last),
-        laid_out(random(batch, offset_groups * taps, *out, seed=3), moves_last),
+        laid_out(random(batch, 2 * offset_groups * taps, *out, seed=2), offsets_last),
+        laid_out(random(batch, offset_groups * taps, *out, seed=3), offsets_last),
         random(outputs, seed=4),
     ]
 
@@ -162,12 +172,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv: channels first": lambda: conv(last=False),
     "conv: groups": lambda: conv(channels=32, outputs=12, groups=2, offset_groups=4),
     "conv: more groups than offset groups": lambda: conv(
-        1, 48, 200, kernel=(1, 1), groups=4, offset_groups=2, moves_last=True
+        1, 48, 200, kernel=(1, 1), groups=4, offset_groups=2, offsets_last=True
     ),
     "conv: odd groups": lambda: conv(1, 30, 10, groups=2, offset_groups=3),
     "conv: depthwise": lambda: conv(1, 5, 5, groups=5, offset_groups=1),
     "conv: stride and dilation": lambda: conv(1, 24, 8, (13, 11), (3, 2), stride=2, dilation=3),
-    "conv: neither mask nor bias": lambda: conv(mask=False, bias=False, moves_last=True),
+    "conv: neither mask nor bias": lambda: conv(mask=False, bias=False, offsets_last=True),
     "conv: large tiles": lambda: conv(1, 40, 130, (32, 33), (1, 1)),
     "conv: many channels": lambda: conv(1, 200, 9, (3, 3)),
     "gather": gather,
@@ -216,7 +226,7 @@ def matched(case: Match, name: str, dtype: torch.dtype = torch.float32, device: 
 
 
 def window(case: Match) -> Tensor:
-    """The distances of all moves in row-major order, (moves, N, k, H, W), in float64; infinite outside the image."""
+    """Return the distances of all offsets, row-major, (offsets, N, k, H, W), in float64; infinite outside the image."""
     query, support, shots, radius = case
     height, width = query.shape[2:]
     side = range(-radius, radius + 1)
@@ -230,10 +240,7 @@ def window(case: Match) -> Tensor:
 
 
 def check_match(results: Sequence[Tensor], case: Match, dtype: torch.dtype) -> None:
-    """Raises AssertionError where a distance errs more than :func:`check` allows, or is not that of the displacement.
-
-    Where numbers are whole, everything is as the reference has it.
-    """
+    """Assert that distances pass :func:`check` and belong to their displacements; integers must equal the reference."""
     case = case._replace(support=case.support.to(dtype))
     plain = matched(case, "reference", dtype)
     distance, displacement = (value.cpu() for value in results)
@@ -250,7 +257,7 @@ def check_match(results: Sequence[Tensor], case: Match, dtype: torch.dtype) -> N
 
 
 def recorded(call: Callable[..., Tensor], tensors: list[Tensor], name: str) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The package's operators that a call comes down to on a backend, with their arguments."""
+    """Return the package's operators that a call dispatches to on a backend, with their arguments."""
     calls = []
 
     class Recorder(TorchDispatchMode):
@@ -265,12 +272,12 @@ def recorded(call: Callable[..., Tensor], tensors: list[Tensor], name: str) -> l
 
 
 def rounded(case: Case, dtype: torch.dtype) -> Case:
-    """The same call on numbers that ``dtype`` holds, so that only the arithmetic errs."""
+    """Return the call with inputs that ``dtype`` holds exactly, so that only the arithmetic rounds."""
     return case[0], [tensor.to(dtype).float() for tensor in case[1]]
 
 
 def check(actual: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor], rounding: float) -> None:
-    """Raises AssertionError where a result errs more than the rule allows."""
+    """Assert that no result errs more than the rule allows."""
     for index, (own, other, truth) in enumerate(zip(actual, plain, exact, strict=True)):
         allowed = (3 if index else 2) * (other.double() - truth).abs().max().item()
         allowed += rounding * max(truth.abs().max().item(), 1e-3)

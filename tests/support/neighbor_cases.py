@@ -1,4 +1,4 @@
-"""Problems for ``neighbor_regression`` and ``select_matches``, and what holds on every backend."""
+"""Cases of ``neighbor_regression`` and ``select_matches``, and checks that every backend must pass."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ def matches(name: str) -> tuple[Tensor, Tensor, Tensor, int]:
     distance[torch.rand(distance.shape, generator=generator) > 0.8] = torch.nan
     displacement = torch.randint(-2, 3, (queries, shots, 2, height, width), generator=generator).float()
     return distance, displacement, torch.randint(9, (queries, shots), generator=generator), count
+
+
+def exact_weights(query: Tensor, neighbors: Tensor, ridge: float) -> Tensor:
+    """Return (G / g + ridge I)^-1 1, scaled to sum 1, in float64 by LAPACK; neighbors (R, K, C)."""
+    difference = (neighbors - query.unsqueeze(1)).double()
+    gram = difference @ difference.mT
+    scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    system = gram / scale + ridge * torch.eye(neighbors.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(system, torch.ones_like(system[:, :, :1])).squeeze(2)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def check_regression(name: str, chosen: str, dtype: torch.dtype, device: str = "cpu") -> None:
