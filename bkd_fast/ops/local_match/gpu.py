@@ -15,7 +15,8 @@ def match_images(query: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
     A bank of support images in channels-last layout and whole chunks is not copied.
     """
     images = to_channels_last(whole_chunks(support, 1, support.shape[1]), support.dtype)
-    filled = F.pad(query.float(), [0, 0, 0, 0, 0, images.shape[1] - query.shape[1]])
+    missing = images.shape[1] - query.shape[1]
+    filled = F.pad(query.float(), [0, 0, 0, 0, 0, missing]) if missing else query.float()
     return to_channels_last(filled, torch.float32), images
 
 

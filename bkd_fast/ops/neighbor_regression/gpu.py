@@ -15,5 +15,6 @@ def regression_arguments(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     A contiguous bank of whole chunks is not copied.
     """
     bank = whole_chunks(a.bank, 1, a.bank.shape[1]).contiguous()
-    query = F.pad(a.query.float(), [0, bank.shape[1] - a.query.shape[1]]).contiguous()
+    missing = bank.shape[1] - a.query.shape[1]
+    query = (F.pad(a.query.float(), [0, missing]) if missing else a.query.float()).contiguous()
     return query, bank, floats(query.shape, query)
