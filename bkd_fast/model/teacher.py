@@ -13,6 +13,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.models import FeatureInfo
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from bkd_fast.config import TeacherConfig
@@ -218,6 +220,8 @@ def _build(config: TeacherConfig, weights: Weights | None) -> tuple[nn.Module, t
     # Rebuilt with only the levels in use, so that the deepest stage is neither computed nor saved.
     indices = tuple(level.number for level in levels)
     network = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices, **options)
+    if isinstance(network, (EfficientNetFeatures, MobileNetV3Features)):  # which timm leaves whole
+        network.blocks = network.blocks[: max(each["stage"] for each in network.feature_info.get_dicts(["stage"]))]
     if weights is not None:
         assign_weights(network, name, weights, options)
     network.eval().requires_grad_(False)
