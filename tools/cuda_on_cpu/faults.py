@@ -403,4 +403,28 @@ FAULTS = (
         "best / static_cast<float>(p.channels)",
         MATCH,
     ),
+    # neighbour regression and selection
+    Fault(
+        "regression: rows outside the bank are read",
+        "neighbor_regression.cu",
+        "return index >= 0 && index < p.bank_rows ? index * p.channels : -1;",
+        "return index % p.bank_rows * p.channels;",
+        "rows_that_do_not_exist",
+    ),
+    Fault(
+        "regression: no barrier before elimination",
+        "neighbor_regression.cu",
+        "if (thread == 0) system.pivot_row[count] = system.right[step];\n    __syncthreads();",
+        "if (thread == 0) system.pivot_row[count] = system.right[step];",
+        "regression",
+    ),
+    Fault(
+        "regression: weights are not normalized",
+        "neighbor_regression.cu",
+        "for (int i = 0; i < kFew; ++i) weight[i] /= sum;",
+        "for (int i = 0; i < kFew; ++i) weight[i] /= 1;",
+        "regression",
+    ),
+    Fault("selection: the last of equal shots", "select_matches.cu", "first < second;", "first > second;", "selection"),
+    Fault("selection: NaN is the nearest", "select_matches.cu", "return nan_b;", "return nan_a;", "selection"),
 )
