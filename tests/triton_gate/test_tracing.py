@@ -8,6 +8,7 @@ from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bkd_fast.ops import backend
+from bkd_fast.ops.top_mean import top_mean
 from tools.triton_gate import kernels as triton_kernels
 
 reason = triton_kernels.why_not()
@@ -76,6 +77,7 @@ CALLS = {
         [{"grad_student"}, {"grad_student"}],
     ),
     "match": (lambda q, s, n: ops.local_match(q, s, n, 1), [QUERIES, SUPPORT, SHOTS], [{"distance", "displacement"}]),
+    "top mean": (lambda v: top_mean(v, 3), [torch.ones(2, 9)], [{"mean"}]),
 }
 
 
