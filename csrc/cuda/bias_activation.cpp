@@ -45,8 +45,7 @@ void activate(const Tensor& x, const Tensor& bias, const std::optional<Tensor>& 
 }  // namespace bkd
 
 BKD_DEFINITIONS(m) {
-  m.def(
-      "bias_activation(Tensor x, Tensor bias, Tensor? residual, float low, float high, Tensor(a!) output) -> ()");
+  m.def("bias_activation(Tensor x, Tensor bias, Tensor? residual, float low, float high, Tensor(a!) output) -> ()");
 }
 
 BKD_KERNELS(m) { m.impl("bias_activation", TORCH_BOX(&bkd::activate)); }

@@ -93,7 +93,7 @@ void start(const BiasActivation& p, const Device& device) {
 }  // namespace
 
 void bias_activation(const BiasActivation& p, Type type, const Device& device) {
-  by_type(type, [&](auto zero) {
+  dispatch(type, [&](auto zero) {
     using T = decltype(zero);
     if (p.count <= 0x7fffffff) {
       start<T, uint32_t>(p, device);
