@@ -3,10 +3,12 @@
 import re
 from contextlib import contextmanager
 
+import activation_cases
 import cases
 import kernel_checks
 import neighbor_cases
 import pytest
+import top_mean_cases
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -229,6 +231,8 @@ def test_launches_are_as_the_compile_gate_has_them(dtype):
     for name in ("few neighbours", "many neighbours"):
         neighbor_cases.check_regression(name, "native", dtype)
     neighbor_cases.check_matches("some", "native")
+    top_mean_cases.check("some", "normal", "native")
+    activation_cases.check("odd channels", "contiguous", "native", dtype)
     scaled(torch.ones(9, dtype=dtype))
     launches = {line.split()[0]: line.split()[1:] for line in torch.ops.cuda_on_cpu.launches().splitlines()}
     assert set(KERNELS) <= set(launches)

@@ -35,7 +35,7 @@ class Kernel(NamedTuple):
 
 
 # Threads of a block where they are not 256; tests/cuda_on_cpu compares them with the launches.
-THREADS = {"select_matches": 128}
+THREADS = {"select_matches": 128, "top_mean": 1024}
 # Tensor-core products, fragment loads, asynchronous copies, atomic additions.
 SEEN = ("HMMA", "LDSM", "LDGSTS", "RED")
 

@@ -133,6 +133,7 @@ def _launches() -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
             cases.loss("pixel", True),
             cases.match(channels=64, size=(16, 16)),
             *_samples(),
+            *_samples_without_gradient(),
         ]
         for launch in _recorded(calls, dtype):
             yield name, *launch
@@ -156,11 +157,24 @@ def _samples() -> list[Any]:
     return [(ops.of_tensors(name, given), ops.tensors(given)) for name, given in arguments.items()]
 
 
+def _samples_without_gradient() -> list[Callable[[torch.dtype], Any]]:
+    import test_operators as ops
+
+    def call(name: str, dtype: torch.dtype) -> Any:
+        arguments = [
+            value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+            for value in ops.sample(name)
+        ]
+        return ops.overload(name)(*arguments)
+
+    return [functools.partial(call, name) for name in ops.NAMES if name not in ops.WITH_GRADIENT]
+
+
 def _recorded(calls: list[Any], dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """Launches of the calls and of their gradients; nothing is computed."""
     import cases
 
-    from bkd_fast.ops import triton_common
+    from bkd_fast.ops import backend, triton_common
 
     found = []
 
@@ -176,6 +190,10 @@ def _recorded(calls: list[Any], dtype: torch.dtype) -> list[tuple[Any, tuple[Any
         if hasattr(module, "wrap_triton"):
             module.wrap_triton = Recorder
     for call in calls:
+        if callable(call):
+            with backend("triton"):
+                call(dtype)
+            continue
         run = cases.matched if isinstance(call, cases.Match) else cases.results
         run(call, "triton", dtype)
     return found
