@@ -38,9 +38,12 @@ def test_too_few_images_give_the_largest_and_say_so():
     assert "You asked" not in sentence(threshold_for(normal.scores, 0.4), 0.4, normal)
 
 
-@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
-def test_a_rate_is_a_share(rate):
-    with pytest.raises(BKDError, match="between 0 and 1"):
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [(0.0, "between 0 and 1"), (1.0, "between 0 and 1"), (-0.1, "between 0 and 1"), (float("nan"), "a finite number")],
+)
+def test_a_rate_is_a_share(rate, message):
+    with pytest.raises(BKDError, match=f"the false-alarm rate is .* expected .*{message}"):
         threshold_for([1.0, 2.0], rate)
 
 

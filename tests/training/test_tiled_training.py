@@ -59,7 +59,7 @@ def test_thresholds_are_those_of_tiled_images(run, tiny_data):
         assert prediction.anomaly_map.shape == (72, 80)
         distance = np.abs(np.array(trained.calibration.scores) - prediction.score).min()
         assert distance < 2e-3 * max(1, abs(prediction.score))
-    explicit = detector(tiny_data / "train/good" / validation[0], tile=48, overlap=12)
+    explicit = detector(tiny_data / "train/good" / next(iter(validation)), tile=48, overlap=12)
     assert explicit.score == pytest.approx(own[0].score, rel=1e-5)
 
 
