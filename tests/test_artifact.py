@@ -168,7 +168,7 @@ def small_run(tiny_data, tiny_default, tmp_path_factory):
     return train(tiny_data, tmp_path_factory.mktemp("small") / "run", config, progress=False)
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_whatever_is_wrong_with_a_run_is_one_error_and_little_memory(count, small_run, tmp_path):
     """In a process of its own, whose peak memory is the loading's."""
     run = shutil.copytree(small_run, tmp_path / "run")
