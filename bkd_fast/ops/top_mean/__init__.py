@@ -50,7 +50,7 @@ def _check(a: Arguments) -> None:
         raise ValueError(
             f"{_NAME}: count is {a.largest!r}, expected an integer from 1 to {width}, the number of values in a row"
         )
-    check_index(_NAME, "values", a.values.shape[1:])
+    check_index(_NAME, "values", a.values.shape)
 
 
 def _results(a: Arguments) -> list[Result]:
