@@ -23,7 +23,7 @@ def planned(target, **variables):
         ("bkd_fast/ops/triton/pairs.py", {"tests/ops"}),
         ("csrc/cpu/pairs.cpp", {"tests/ops"}),
         ("bkd_fast/cli/train.py bkd_fast/benchmark/short.py", {"tests/test_cli.py", "tests/benchmarks"}),
-        ("bkd_fast/artifact.py tests/support/cases.py tests/cuda_on_cpu/conftest.py", set()),
+        ("bkd_fast/artifact.py tests/support/cases.py tests/cuda_on_cpu/conftest.py", {"tests/test_artifact.py"}),
         ("tests/model/test_bkd.py", {"tests/model"}),
     ],
 )

@@ -3,6 +3,11 @@
 import sys
 
 import torch
+from torch.utils._device import _device_constructors
+
+# torch keeps this set for good: made during a test it would hold the functions of that test, and torch.device("meta")
+# would no longer apply to torch.empty.
+_device_constructors()
 
 
 def poison(monkeypatch) -> None:
