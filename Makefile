@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
 
 test: $(VENV)/installed
-	@echo "make test: about 6 minutes on 2 idle cores (make proof, the rest: about 35)"
+	@echo "make test: about 9 minutes on 2 idle cores (make proof, the rest: about 35)"
 	$(MAKE) lint
 	$(TESTS) -m "not slow"
 	$(BIN)/pytest -m "not slow" tests/cuda_on_cpu tests/cuda_gate tests/triton_gate

@@ -329,7 +329,8 @@ class BKD(nn.Module):
         mean, std = self.score_scale["image"]
         # rsub: log image_weight + (logarithm - mean) / std in one kernel less
         weight = math.log(self.config.anomaly_map.image_weight)
-        return torch.logaddexp(score, torch.rsub(logarithms[1] - mean, weight, alpha=-1 / std))
+        # Not logaddexp: ONNX has no such operator, and what replaces it overflows beyond 88.
+        return torch.stack([score, torch.rsub(logarithms[1] - mean, weight, alpha=-1 / std)]).logsumexp(0)
 
     def branches(self) -> tuple[str, ...]:
         """The branches that this model has."""

@@ -143,7 +143,7 @@ def test_deterministic_sums_are_whole_numbers(monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
     assert [sums.buffer.dtype for sums in accumulators] == [torch.int64] * 2
-    assert accumulators[0].room.any()
+    assert accumulators[0].buffer.any()
     assert found[1].isnan().all()
 
 
