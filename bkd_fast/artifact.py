@@ -282,33 +282,43 @@ def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
             hint = "it was written by an earlier bkd_fast, which this one does not read; train again"
         raise BKDError(f"{folder} has no {MANIFEST}: {hint}")
     with _about(path):
-        if path.stat().st_size > MAX_MANIFEST:
-            raise BKDError(f"it has {path.stat().st_size} bytes, and a manifest has at most {MAX_MANIFEST}")
-        try:
-            given = json.loads(path.read_bytes(), parse_constant=_no_number)
-        except (ValueError, RecursionError) as error:
-            raise BKDError(f"it is not valid JSON ({error}): the run was altered or half-copied") from error
-        if not isinstance(given, dict):
-            raise BKDError("it is not a run's manifest")
-        kind, version = given.pop("format", None), given.get("bkd_fast")
-        if type(kind) is not int or kind != FORMAT:
-            raise BKDError(
-                f"it has run format {_shown(kind)}, and this bkd_fast reads format {FORMAT}: train again, or install "
-                f"the bkd_fast that wrote it ({_shown(version)})"
-            )
-        if given.pop("sha256", None) != _digest({"format": kind, **given}):
-            raise BKDError("it was altered since the run was saved (its SHA-256 differs): restore it or train again")
+        given = read_content(path)
         if "categories" in given:
             return _categories(folder, given)
         given = _mapping("the manifest", given, set(Manifest.__dataclass_fields__))
         if not isinstance(given["bkd_fast"], str):
-            raise BKDError(f"bkd_fast is {_shown(version)}: expected a version")
+            raise BKDError(f"bkd_fast is {_shown(given['bkd_fast'])}: expected a version")
         return Manifest(
             given["bkd_fast"],
             Calibration.parse(given["calibration"]),
             DataSource.parse(given["source"]),
             _file_records(given["files"]),
         )
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """Return what :func:`write_manifest` wrote, less its format and checksum, which are checked.
+
+    Raises:
+        BKDError: too large, not JSON, of another format, or altered since.
+    """
+    if path.stat().st_size > MAX_MANIFEST:
+        raise BKDError(f"it has {path.stat().st_size} bytes, and a manifest has at most {MAX_MANIFEST}")
+    try:
+        given = json.loads(path.read_bytes(), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise BKDError(f"it is not valid JSON ({error}): the run was altered or half-copied") from error
+    if not isinstance(given, dict):
+        raise BKDError("it is not a run's manifest")
+    kind, version = given.pop("format", None), given.get("bkd_fast")
+    if type(kind) is not int or kind != FORMAT:
+        raise BKDError(
+            f"it has run format {_shown(kind)}, and this bkd_fast reads format {FORMAT}: train again, or install "
+            f"the bkd_fast that wrote it ({_shown(version)})"
+        )
+    if given.pop("sha256", None) != _digest({"format": kind, **given}):
+        raise BKDError("it was altered since the run was saved (its SHA-256 differs): restore it or train again")
+    return given
 
 
 def read_category(folder: str | Path) -> Manifest:

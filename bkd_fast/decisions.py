@@ -89,6 +89,11 @@ def normalized(score: float, threshold: float, spread: float) -> float:
     return 1 / (1 + math.exp(-min(max(distance, -500.0), 500.0)))
 
 
+def images_for(rate: float) -> int:
+    """Return how many good images a threshold for a rate of false alarms takes at least."""
+    return math.ceil(round(1 / rate - 1, 9))
+
+
 def sentence(threshold: Threshold, asked: float, normal: NormalScores) -> str:
     """Return what a user is told: the rate to expect, from how many images, and how sure it is."""
     count = len(normal.scores)
@@ -96,7 +101,7 @@ def sentence(threshold: Threshold, asked: float, normal: NormalScores) -> str:
         f"Expect {_percent(threshold.rate)} false alarms on good images like these {count} "
         f"({normal.source}; 95 % sure of at most {_percent(threshold.upper)})."
     )
-    needed = math.ceil(round(1 / asked - 1, 9))
+    needed = images_for(asked)
     if count < needed:
         text += (
             f" You asked for {_percent(asked)}: that takes {needed} good images. Train with more of them, or run "

@@ -6,7 +6,7 @@ Whatever comes from a command line, a file or a keyword passes through one of th
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -89,3 +89,9 @@ def _in_range(name: str, value: Any, low: float | None, high: float | None) -> A
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def few(values: Sequence[object], separator: str = ", ", count: int = 5) -> str:
+    """Return the first ``count`` values as text, and how many more there are."""
+    shown = separator.join(map(str, values[:count]))
+    return shown + (f"{separator}and {len(values) - count} more" if len(values) > count else "")

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from bkd_fast.config import DataConfig
 from bkd_fast.data.image import DEFAULT, SUFFIXES, load_image, load_mask, to_tensor
 from bkd_fast.data.tiles import Tile, overlap_of, places
-from bkd_fast.errors import BKDError, ImageError
+from bkd_fast.errors import BKDError, ImageError, few
 from bkd_fast.files import checksum, is_component, is_output
 
 log = logging.getLogger("bkd_fast")
@@ -231,7 +231,7 @@ def check_samples(
     broken = [problem for problem in problems if problem is not None]
     if broken and not skip_unreadable:
         raise ImageError(
-            f"{len(broken)} of {len(samples)} images cannot be used: {_few(broken, '; ')}. Mend them, or "
+            f"{len(broken)} of {len(samples)} images cannot be used: {few(broken, '; ')}. Mend them, or "
             "--skip-unreadable"
         )
     for problem in broken:
@@ -241,7 +241,7 @@ def check_samples(
         if odd:
             log.warning(
                 "%d mask(s) mark %s as defective: %s. A pixel is defective where a colour is above zero, transparent "
-                "or not", len(odd), what, _few(odd),
+                "or not", len(odd), what, few(odd),
             )  # fmt: skip
     return [sample for sample, problem in zip(samples, problems, strict=True) if problem is None]
 
@@ -305,7 +305,7 @@ def _category(name: str, folder: Path, used: Mapping[str, FileRecord]) -> Catego
         truth = folder / "ground_truth" / kind.name
         test += _with_masks(samples, kind, truth) if kind.name != GOOD and truth.is_dir() else samples
     if same := _copies([sample for sample in test if not sample.label], used):
-        log.warning("%d good test images of %s are copies of training images: %s", len(same), name, _few(same))
+        log.warning("%d good test images of %s are copies of training images: %s", len(same), name, few(same))
     return Category(name, tuple(train), tuple(test))
 
 
@@ -349,7 +349,7 @@ def _plain(
         if same := set(_copies(test, used)):
             log.warning(
                 "%d images in %s are copies of images that the run was trained on, and no test images: %s",
-                len(same), root, _few(sorted(same)),
+                len(same), root, few(sorted(same)),
             )  # fmt: skip
             test = [sample for sample in test if sample.name not in same]
     return Category(name, tuple(train), (*test, *bad), plain=True)
@@ -368,7 +368,7 @@ def _check_good(root: Path, apart: Sequence[Path]) -> None:
     ]
     if others:
         raise BKDError(
-            f"{root} has images in {GOOD} and in {_few([path.name for path in others])}, and a plain folder is trained "
+            f"{root} has images in {GOOD} and in {few([path.name for path in others])}, and a plain folder is trained "
             f"on as a whole: pass {good}, and defective images with --anomalous"
         )
 
@@ -412,19 +412,19 @@ def _with_masks(samples: Sequence[Sample], images: Path, folder: Path) -> list[S
         candidates = [*single.get(stem, []), *several.get(stem, [])[:1]]
         if len(candidates) > 1 or len(by_stem[stem]) > 1:
             raise BKDError(
-                f"it is ambiguous which mask belongs to which image: {_few(candidates)} for "
-                f"{_few([sample.path for sample in by_stem[stem]])}"
+                f"it is ambiguous which mask belongs to which image: {few(candidates)} for "
+                f"{few([sample.path for sample in by_stem[stem]])}"
             )
     missing = [sample.name for stem, own in by_stem.items() if stem not in single | several for sample in own]
     if unmatched and len(missing) == len(samples):
         raise BKDError(
-            f"no mask in {folder} has the name of an image in {images}: there are {_few(unmatched, count=3)}, expected "
-            f"{_few([f'{_stem(name)}_mask.png' for name in missing], count=3)}, or a folder {_stem(missing[0])}"
+            f"no mask in {folder} has the name of an image in {images}: there are {few(unmatched, count=3)}, expected "
+            f"{few([f'{_stem(name)}_mask.png' for name in missing], count=3)}, or a folder {_stem(missing[0])}"
         )
     if missing and len(missing) < len(samples):
-        log.warning("%d of %d images in %s have no mask: %s", len(missing), len(samples), images, _few(missing))
+        log.warning("%d of %d images in %s have no mask: %s", len(missing), len(samples), images, few(missing))
     if unmatched:
-        log.warning("%d masks in %s belong to no image: %s", len(unmatched), folder, _few(unmatched))
+        log.warning("%d masks in %s belong to no image: %s", len(unmatched), folder, few(unmatched))
     found = {**single, **several}
     return [replace(sample, masks=tuple(found.get(_stem(sample.name), ()))) for sample in samples]
 
@@ -442,11 +442,6 @@ def _copies(samples: Sequence[Sample], used: Mapping[str, FileRecord]) -> list[s
     sizes = {record.size for record in used.values()}
     sums = {record.sha256 for record in used.values()}
     return [sample.name for sample in samples if sample.path.stat().st_size in sizes and checksum(sample.path) in sums]
-
-
-def _few(values: Sequence[object], separator: str = ", ", count: int = 5) -> str:
-    shown = separator.join(map(str, values[:count]))
-    return shown + (f"{separator}and {len(values) - count} more" if len(values) > count else "")
 
 
 def _unknown(root: Path, name: str, known: list[str]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import math
 import shutil
 import time
 from collections import Counter
@@ -20,8 +18,10 @@ from PIL import Image
 
 from bkd_fast.config import BKDConfig, DataConfig, RetrievedSupport
 from bkd_fast.data import Category, ImageDataset, find_categories, infer_white, load_image, split_normals, to_tensor
-from bkd_fast.errors import BKDError, ImageError
+from bkd_fast.decisions import images_for
+from bkd_fast.errors import BKDError, ImageError, few
 from bkd_fast.evaluation.environment import describe
+from bkd_fast.files import checksum
 from bkd_fast.model import BKD
 from bkd_fast.model.teacher import with_image_size
 from bkd_fast.training.sampler import Schedule
@@ -183,7 +183,7 @@ def _category(category: Category, config: BKDConfig, model: BKD | None) -> Itera
     broken = [one for one in seen if isinstance(one, ImageError)]
     pictures = [one for one in seen if isinstance(one, Picture)]
     if broken:
-        yield line("stop", f"{len(broken)} images cannot be read: {_some([str(error) for error in broken])}")
+        yield line("stop", f"{len(broken)} images cannot be read: {few([str(error) for error in broken], count=NAMED)}")
     if not pictures:
         return
     formats = ", ".join(f"{count} {name}" for name, count in Counter(one.format for one in pictures).most_common())
@@ -196,7 +196,7 @@ def _category(category: Category, config: BKDConfig, model: BKD | None) -> Itera
         odd, usual = _odd(pictures, of)
         if odd:
             shown = f"{usual[0]} x {usual[1]}" if isinstance(usual, tuple) else usual
-            yield line("warning", f"{len(odd)} of another {what} than {shown}: {_some(odd)}")
+            yield line("warning", f"{len(odd)} of another {what} than {shown}: {few(odd, count=NAMED)}")
     yield from _copies(pictures, line)
     yield from _enough(len(pictures), config, model, line)
     if model is not None:
@@ -210,7 +210,7 @@ def _look(path: Path, reading: DataConfig) -> Picture | ImageError:
         return error
     with Image.open(path) as opened:
         mode, kind = opened.mode, opened.format or path.suffix
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = checksum(path)
     return Picture(path, image.shape[:2], mode, kind, digest, to_tensor(image, THUMBNAIL).flatten())
 
 
@@ -227,13 +227,13 @@ def _copies(pictures: Sequence[Picture], line: Callable[..., Finding]) -> Iterat
     copies = [one for one in pictures if first.setdefault(one.digest, one.path) is not one.path]
     if copies:
         names = [f"{one.path.name} = {first[one.digest].name}" for one in copies]
-        yield line("warning", f"{len(copies)} duplicates: {_some(names)}")
+        yield line("warning", f"{len(copies)} duplicates: {few(names, count=NAMED)}")
     different = [one for one in pictures if first[one.digest] is one.path][:COMPARED]
     same = near_duplicates(torch.stack([one.thumbnail for one in different]))
     pairs = [(int(row), int(column)) for row, column in same.triu(1).nonzero()]
     if pairs:
         names = [f"{different[row].path.name} ~ {different[column].path.name}" for row, column in pairs]
-        yield line("warning", f"{len(pairs)} pairs of near duplicates, of one part each?: {_some(names)}")
+        yield line("warning", f"{len(pairs)} pairs of near duplicates, of one part each?: {few(names, count=NAMED)}")
 
 
 def _enough(count: int, config: BKDConfig, model: BKD | None, line: Callable[..., Finding]) -> Iterator[Finding]:
@@ -242,7 +242,7 @@ def _enough(count: int, config: BKDConfig, model: BKD | None, line: Callable[...
     scored = count
     if model is not None and not can_leave_out(model):  # thresholds come from the validation images alone
         scored = max(1, round(config.training.validation_share * count))
-    needed = math.ceil(round(1 / asked - 1, 9))
+    needed = images_for(asked)
     text = f"{scored} scores of good images for thresholds; {100 * asked:g} % false alarms take {needed}"
     if scored >= needed:
         yield line("ok", text)
@@ -277,7 +277,3 @@ def _start(
     yield line(
         "ok", f"the teacher takes about {items * each:.0f} s for {items} {what} on {device.type}, matching more{more}"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

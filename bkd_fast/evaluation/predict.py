@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bkd_fast.artifact import write_manifest
+from bkd_fast.artifact import read_content, write_manifest
 from bkd_fast.data import ImageError, image_files
 from bkd_fast.data.progress import progress_bar
 from bkd_fast.data.tiles import check_tiles
 from bkd_fast.errors import BKDError, check_float
 from bkd_fast.evaluation.pictures import heat_scale
 from bkd_fast.evaluation.report import HeatScale, ImageRecord, render_panel, write_overlay, write_predictions
-from bkd_fast.files import MANIFEST, atomic_path, fitting, is_empty, locked, open_text
+from bkd_fast.files import MANIFEST, atomic_path, checksum, fitting, is_empty, locked, open_text
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.drift import DriftMonitor, watch
 from bkd_fast.inference.streaming import pipeline
@@ -101,7 +99,7 @@ def predict(
     if threshold is not None:
         detector.threshold = threshold
     settings = {
-        "run": hashlib.sha256((Path(run) / MANIFEST).read_bytes()).hexdigest(),
+        "run": checksum(Path(run) / MANIFEST),
         "precision": precision,
         "tile": list(tile) if isinstance(tile, tuple) else tile,
         "overlap": overlap,
@@ -219,12 +217,12 @@ def _rows(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[tupl
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict) or value.get("kind") != "predictions":
+        content = read_content(path)
+    except (OSError, BKDError):
+        content = {}
+    if content.get("kind") != "predictions":
         raise BKDError(f"{path.parent} holds no predictions to resume: choose another --out")
-    return value
+    return content
 
 
 def _files(arguments: Sequence[Path]) -> dict[Path, str]:

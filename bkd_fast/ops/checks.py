@@ -80,18 +80,32 @@ def check_index(function: str, name: str, sizes: Sequence[int]) -> None:
         raise ValueError(f"{function}: {name} is {shown}, which kernels cannot index: expected at most {MAX_INDEX}")
 
 
-def check_shots(function: str, shots: Tensor, images: int) -> None:
-    """Check indices of support images.
+def check_index_tensor(function: str, name: str, indices: Tensor, like: str, other: Tensor) -> None:
+    """Check for int64 on the device of another argument, ``like``.
 
     Raises:
-        IndexError: one that is not from 0 to ``images`` - 1.
+        TypeError: another dtype. ValueError: another device.
     """
-    if not shots.numel():
+    if indices.dtype != torch.int64:
+        raise TypeError(f"{function}: {name} is {indices.dtype}, expected int64")
+    if indices.device != other.device:
+        raise ValueError(
+            f"{function}: {name} is on {indices.device} and {like} on {other.device}; move both to one device"
+        )
+
+
+def check_indices(function: str, name: str, indices: Tensor, count: int, of: str) -> None:
+    """Check indices of ``count`` things, which ``of`` names.
+
+    Raises:
+        IndexError: one that is not from 0 to ``count`` - 1.
+    """
+    if not indices.numel():
         return
-    low, high = (int(value) for value in shots.aminmax())
-    if low < 0 or high >= images:
+    low, high = (int(value) for value in indices.aminmax())
+    if low < 0 or high >= count:
         wrong = low if low < 0 else high
-        raise IndexError(f"{function}: shots has {wrong}, expected 0 to {images - 1}, the images of support")
+        raise IndexError(f"{function}: {name} has {wrong}, expected 0 to {count - 1}, {of}")
 
 
 def pair(function: str, name: str, value: int | Sequence[int], min: int) -> list[int]:

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.registration import memory_format
+from bkd_fast.ops.registration import memory_format, wide
 
 SIMD = "BKD_FAST_SIMD"
 
@@ -43,11 +43,6 @@ def tier() -> int:
     if chosen not in simd_tiers():
         raise RuntimeError(f"{SIMD} is {chosen!r}, expected one of {', '.join(simd_tiers())} on this machine")
     return simd_tiers().index(chosen)
-
-
-def wide(tensor: Tensor) -> torch.dtype:
-    """Return the dtype in which a tensor is computed: float64 or float32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def dense(tensor: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:

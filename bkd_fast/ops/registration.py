@@ -175,6 +175,11 @@ def register(
     return getattr(torch.ops.bkd_fast, name).default
 
 
+def wide(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which a tensor is computed: float64 or float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def memory_format(tensor: Tensor) -> torch.memory_format:
     """Return channels_last for a tensor with that layout, otherwise contiguous."""
     if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):

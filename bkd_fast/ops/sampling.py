@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bkd_fast.ops.registration import wide
+
 COLUMN_BYTES = 64 * 2**20  # samples that are held at a time
 
 
@@ -45,11 +47,11 @@ def neighbours(
     height, width = size
     tap = torch.arange(taps, device=offset.device) % (kernel_size[0] * kernel_size[1])
     offsets = offset.unflatten(1, (taps, 2)).permute(0, 3, 4, 1, 2)
-    wide = offsets.float() if offsets.dtype in (torch.float16, torch.bfloat16) else offsets
+    offsets = offsets.to(wide(offsets))
     y = torch.arange(rows, device=offset.device).view(-1, 1, 1) * stride[0] - padding[0]
     x = torch.arange(columns, device=offset.device).view(1, -1, 1) * stride[1] - padding[1]
-    y = wide[..., 0] + (y + tap // kernel_size[1] * dilation[0])
-    x = wide[..., 1] + (x + tap % kernel_size[1] * dilation[1])
+    y = offsets[..., 0] + (y + tap // kernel_size[1] * dilation[0])
+    x = offsets[..., 1] + (x + tap % kernel_size[1] * dilation[1])
     # Positions this far out have no neighbour inside; clamping keeps the integer conversion defined.
     y, x = y.clamp(-2, height + 1), x.clamp(-2, width + 1)
     top, left = y.detach().floor(), x.detach().floor()
@@ -59,7 +61,7 @@ def neighbours(
             row, column = top + below, left + beside
             # A NaN position is not outside: its weight stays NaN.
             outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)
-            inside = (~outside).to(wide.dtype)
+            inside = (~outside).to(offsets.dtype)
             vertical = down if below else 1 - down
             horizontal = right if beside else 1 - right
             # Clamped as integers: a NaN position gives a NaN weight, and must not give an index outside.
@@ -171,5 +173,4 @@ def _rows(table: Tensor, offset: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Return the table as rows (B H W S, C), and the row of pixel 0 that each image and tap reads, (N, 1, 1, T)."""
     batch, height, width, parts, _ = table.shape
     image = torch.arange(offset.shape[0], device=offset.device) * (height * width * parts if batch > 1 else 0)
-    wide = table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
-    return wide.flatten(0, 3), image.view(-1, 1, 1, 1) + grid.slots
+    return table.to(wide(table)).flatten(0, 3), image.view(-1, 1, 1, 1) + grid.slots

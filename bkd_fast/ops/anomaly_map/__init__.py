@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from bkd_fast.ops.checks import check_index, check_levels, check_types, named_levels, pair
-from bkd_fast.ops.registration import Result, register
+from bkd_fast.ops.registration import Result, register, wide
 
 __all__ = ["cosine_anomaly_map"]
 
@@ -98,7 +97,7 @@ def _check(a: Arguments) -> None:
 
 
 def _results(a: Arguments) -> list[Result]:
-    dtype = torch.float64 if a.teacher[0].dtype == torch.float64 else torch.float32
+    dtype = wide(a.teacher[0])
     return [Result((a.teacher[0].shape[0], *a.size), dtype)]
 
 

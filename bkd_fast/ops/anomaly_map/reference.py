@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bkd_fast.ops.anomaly_map import Arguments
+from bkd_fast.ops.registration import wide
 
 EPSILON = 1e-8  # smallest product of norms in a cosine
 MIN_DISTANCE = 1e-6  # that is raised to a power: below it a cosine in float32 is rounding, of either sign
@@ -98,7 +99,7 @@ def _fuse(levels: Sequence[Tensor], fusion: str) -> Tensor:
 
 def _distance(teacher: Tensor, student: Tensor, share: float) -> Tensor:
     """(N, H, W): (1 - share) (1 - cos) + share * mean squared difference, in float32 at least."""
-    t, s = _wide(teacher), _wide(student)
+    t, s = teacher.to(wide(teacher)), student.to(wide(student))
     norms = (t.square().sum(1) * s.square().sum(1)).sqrt().clamp_min(EPSILON)
     return (1 - share) * (1 - (t * s).sum(1) / norms) + share * (t - s).square().mean(1)
 
@@ -106,7 +107,7 @@ def _distance(teacher: Tensor, student: Tensor, share: float) -> Tensor:
 def _distance_backward(
     grad: Tensor, teacher: Tensor, student: Tensor, share: float, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    t, s, grad = _wide(teacher), _wide(student), grad.unsqueeze(1)
+    t, s, grad = teacher.to(wide(teacher)), student.to(wide(student)), grad.unsqueeze(1)
     dot, tt, ss = (t * s).sum(1, True), t.square().sum(1, True), s.square().sum(1, True)
     norms = (tt * ss).sqrt()
     slope = -(1 - share) * grad / norms.clamp_min(EPSILON)
@@ -156,7 +157,3 @@ def _smoothing_matrix(length: int, sigma: float, like: Tensor) -> Tensor:
     folded = torch.minimum(folded, 2 * length - 1 - folded)
     matrix = torch.zeros(length, length, dtype=like.dtype, device=like.device)
     return matrix.scatter_add(1, folded, (kernel / kernel.sum()).expand(length, -1))
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

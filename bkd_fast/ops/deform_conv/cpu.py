@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.cpu_common import dense, empty, kernels, optional, tier, to_channels_last, wide, zeros_channels_last
+from bkd_fast.ops.cpu_common import dense, empty, kernels, optional, tier, to_channels_last, zeros_channels_last
 from bkd_fast.ops.deform_conv import Arguments
-from bkd_fast.ops.registration import memory_format
+from bkd_fast.ops.registration import memory_format, wide
 
 IMAGE_BYTES = 3 * 2**20  # of input that is converted to channels-last at a time, for each thread
 

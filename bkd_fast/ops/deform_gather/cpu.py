@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.cpu_common import dense, empty, kernels, optional, tier, to_channels_last, wide, zeros_channels_last
+from bkd_fast.ops.cpu_common import dense, empty, kernels, optional, tier, to_channels_last, zeros_channels_last
 from bkd_fast.ops.deform_gather import Arguments
+from bkd_fast.ops.registration import wide
 
 
 def modulated_deform_gather(a: Arguments) -> Tensor:

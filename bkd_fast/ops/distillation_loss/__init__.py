@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from bkd_fast.ops.checks import check_levels, check_types, named_levels
-from bkd_fast.ops.registration import Result, register
+from bkd_fast.ops.registration import Result, register, wide
 
 __all__ = ["distillation_loss"]
 
@@ -63,7 +62,7 @@ def _check(a: Arguments) -> None:
 
 def _results(a: Arguments) -> list[Result]:
     """The loss, and the statistics that its gradient needs (described by the reference)."""
-    dtype = torch.float64 if a.teacher[0].dtype == torch.float64 else torch.float32
+    dtype = wide(a.teacher[0])
     if a.direction == "flat":
         count = sum(level.shape[0] for level in a.teacher)
     else:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.distillation_loss import Arguments
+from bkd_fast.ops.registration import wide
 
 EPSILON = 1e-8  # smallest product of norms in a cosine
 
@@ -18,7 +19,7 @@ def distillation_loss(a: Arguments) -> tuple[Tensor, Tensor]:
     They are the dot product, the teacher's squared norm and the student's, (3, vectors) for each level. A vector is an
     image for ``flat``, a position for ``pixel``.
     """
-    dtype = _sum_dtype(a.teacher[0])
+    dtype = wide(a.teacher[0])
     total = torch.zeros((), dtype=dtype, device=a.teacher[0].device)
     statistics = []
     for t, s in zip(a.teacher, a.student, strict=True):
@@ -33,7 +34,7 @@ def distillation_loss(a: Arguments) -> tuple[Tensor, Tensor]:
 
 def distillation_loss_backward(grad: Tensor, statistics: Tensor, a: Arguments, needs: Sequence[bool]) -> list[Tensor]:
     """Return the gradients with respect to all tensors; empty where ``needs`` is False."""
-    dtype = _sum_dtype(a.teacher[0])
+    dtype = wide(a.teacher[0])
     grad_teacher: list[Tensor] = []
     grad_student: list[Tensor] = []
     start = 0
@@ -57,7 +58,3 @@ def distillation_loss_backward(grad: Tensor, statistics: Tensor, a: Arguments, n
             along = torch.where(regular, dot / square.clamp_min(EPSILON**2), torch.zeros_like(dot))
             kept.append((slope * (other - along * own) + sign * value).to(like.dtype))
     return grad_teacher + grad_student
-
-
-def _sum_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from bkd_fast.ops.checks import check_index, check_shape, check_tensors, check_types
-from bkd_fast.ops.registration import Result, register
+from bkd_fast.ops.checks import check_index, check_index_tensor, check_shape, check_tensors, check_types
+from bkd_fast.ops.registration import Result, register, wide
 
 __all__ = ["local_match"]
 
@@ -68,20 +67,15 @@ def _check(a: Arguments) -> None:
     if 0 in a.query.shape[1:]:
         raise ValueError(f"{_NAME}: query has shape {tuple(a.query.shape)}, expected no size 0 but the batch")
     check_shape(_NAME, "support", a.support, ("P", *a.query.shape[1:]))
-    if a.shots.dtype != torch.int64:
-        raise TypeError(f"{_NAME}: shots is {a.shots.dtype}, expected int64")
+    check_index_tensor(_NAME, "shots", a.shots, "query", a.query)
     check_shape(_NAME, "shots", a.shots, (a.query.shape[0], "k"))
-    if a.shots.device != a.query.device:
-        raise ValueError(
-            f"{_NAME}: shots is on {a.shots.device} and query on {a.query.device}; move both to one device"
-        )
     check_index(_NAME, "query", a.query.shape[2:])
     if not 0 <= a.radius <= MAX_RADIUS:
         raise ValueError(f"{_NAME}: radius is {a.radius!r}, expected an integer from 0 to {MAX_RADIUS}")
 
 
 def _results(a: Arguments) -> list[Result]:
-    dtype = torch.float64 if a.query.dtype == torch.float64 else torch.float32
+    dtype = wide(a.query)
     size = a.query.shape[2:]
     return [Result((*a.shots.shape, *size), dtype), Result((*a.shots.shape, 2, *size), dtype)]
 

@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bkd_fast.ops.checks import check_shots
+from bkd_fast.ops.checks import check_indices
 from bkd_fast.ops.local_match import Arguments
+from bkd_fast.ops.registration import wide
 
 
 def local_match(a: Arguments) -> tuple[Tensor, Tensor]:
     """See :func:`bkd_fast.ops.local_match`."""
     if a.shots.device.type == "cpu":
-        check_shots("local_match", a.shots, len(a.support))
+        check_indices("local_match", "shots", a.shots, len(a.support), "the images of support")
         return match(a.query, a.support, a.shots, a.radius)
     support, shots = a.support, a.shots
     if not len(support):  # without images there are no distances
@@ -27,10 +28,10 @@ def local_match(a: Arguments) -> tuple[Tensor, Tensor]:
 
 def match(query: Tensor, support: Tensor, shots: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     """Return the same for shots that are known to be images of the support."""
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = wide(query)
     height, width = query.shape[2:]
-    own = query.to(wide).unsqueeze(1)
-    images = support.index_select(0, shots.flatten()).to(wide)
+    own = query.to(dtype).unsqueeze(1)
+    images = support.index_select(0, shots.flatten()).to(dtype)
     # Pixels outside are NaN, and lose as any NaN does.
     images = F.pad(images, [radius] * 4, value=torch.nan).unflatten(0, shots.shape)
 

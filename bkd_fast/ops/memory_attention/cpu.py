@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.cpu_common import dense, empty, kernels, tier, wide
+from bkd_fast.ops.cpu_common import dense, empty, kernels, tier
 from bkd_fast.ops.memory_attention import Arguments
+from bkd_fast.ops.registration import wide
 
 
 def sparse_memory_attention(a: Arguments) -> Tensor:

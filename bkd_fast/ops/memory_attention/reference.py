@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.memory_attention import Arguments
+from bkd_fast.ops.registration import wide
 
 EPSILON = 1e-8  # smallest product of norms in a cosine
 DELTA = 1e-12  # of Eq. 9
@@ -16,9 +17,9 @@ ROWS = 16_384  # queries whose weights are held at a time
 
 def sparse_memory_attention(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.sparse_memory_attention`."""
-    wide = _wide(a.memory)
+    items = a.memory.to(wide(a.memory))
     rows = a.query.reshape(-1, a.query.shape[-1])
-    parts = [memory_attention_weights(part, *a[1:]) @ wide for part in rows.split(ROWS)]
+    parts = [memory_attention_weights(part, *a[1:]) @ items for part in rows.split(ROWS)]
     return torch.cat(parts).to(a.query.dtype).view(a.query.shape)
 
 
@@ -27,12 +28,12 @@ def sparse_memory_attention_backward(grad: Tensor, a: Arguments, needs: Sequence
 
     The weights are computed again.
     """
-    items = _wide(a.memory)
+    items = a.memory.to(wide(a.memory))
     grad_memory = torch.zeros_like(items)
     grad_query = []
     width = a.query.shape[-1]
     for z, g in zip(a.query.reshape(-1, width).split(ROWS), grad.reshape(-1, width).split(ROWS), strict=True):
-        z, g = _wide(z), _wide(g)
+        z, g = z.to(wide(z)), g.to(wide(g))
         similarity = _Similarity(z, items)
         weights, sparse = _sparse(similarity.cosine, a.threshold, a.temperature)
         read, total = _normalized(sparse, a.renormalize)
@@ -66,7 +67,7 @@ def memory_attention_weights(
     Returns:
         (..., I), float32 at least; with ``renormalize`` rows sum to one, or are zero where every weight was pruned.
     """
-    _, sparse = _sparse(_Similarity(_wide(query), _wide(memory)).cosine, threshold, temperature)
+    _, sparse = _sparse(_Similarity(query.to(wide(query)), memory.to(wide(memory))).cosine, threshold, temperature)
     return _normalized(sparse, renormalize)[0]
 
 
@@ -104,7 +105,3 @@ def _normalized(sparse: Tensor, renormalize: bool) -> tuple[Tensor, Tensor]:
     total = sparse.sum(-1, keepdim=True)
     total = torch.where(total > 0, total, torch.ones_like(total))  # a row that was pruned whole stays zero
     return sparse / total, total
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

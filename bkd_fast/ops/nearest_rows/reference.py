@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.nearest_rows import Arguments
+from bkd_fast.ops.registration import wide
 
 
 def nearest_rows(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.nearest_rows`."""
-    wide = torch.float64 if a.query.dtype == torch.float64 else torch.float32
-    return nearest(a.query.to(wide), a.bank.to(wide), a.nearest)
+    dtype = wide(a.query)
+    return nearest(a.query.to(dtype), a.bank.to(dtype), a.nearest)
 
 
 def nearest(query: Tensor, bank: Tensor, count: int, exclude: Tensor | None = None) -> Tensor:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from bkd_fast.ops.checks import check_index, check_shape, check_tensors, check_types
-from bkd_fast.ops.registration import Result, register
+from bkd_fast.ops.checks import check_index, check_index_tensor, check_shape, check_tensors, check_types
+from bkd_fast.ops.registration import Result, register, wide
 
 __all__ = ["neighbor_regression"]
 
@@ -55,36 +54,17 @@ def neighbor_regression(query: Tensor, bank: Tensor, neighbors: Tensor, ridge: f
     return _operator(query, bank, neighbors, float(ridge))
 
 
-def check_neighbors(neighbors: Tensor, rows: int) -> None:
-    """Check indices of a bank.
-
-    Raises:
-        IndexError: one that is not from 0 to ``rows`` - 1.
-    """
-    if not neighbors.numel():
-        return
-    low, high = (int(value) for value in neighbors.aminmax())
-    if low < 0 or high >= rows:
-        wrong = low if low < 0 else high
-        raise IndexError(f"{_NAME}: neighbors has {wrong}, expected 0 to {rows - 1}, the rows of bank")
-
-
 def _check(a: Arguments) -> None:
     check_tensors(_NAME, {"query": a.query, "bank": a.bank})
     check_shape(_NAME, "query", a.query, ("R", "C"))
     if not a.query.shape[1]:
         raise ValueError(f"{_NAME}: query has shape {tuple(a.query.shape)}, expected at least one channel")
     check_shape(_NAME, "bank", a.bank, ("M", a.query.shape[1]))
-    if a.neighbors.dtype != torch.int64:
-        raise TypeError(f"{_NAME}: neighbors is {a.neighbors.dtype}, expected int64")
+    check_index_tensor(_NAME, "neighbors", a.neighbors, "query", a.query)
     check_shape(_NAME, "neighbors", a.neighbors, (a.query.shape[0], "K"))
     if not 1 <= a.neighbors.shape[1] <= MAX_NEIGHBORS:
         raise ValueError(
             f"{_NAME}: neighbors has shape {tuple(a.neighbors.shape)}, expected 1 to {MAX_NEIGHBORS} neighbors a row"
-        )
-    if a.neighbors.device != a.query.device:
-        raise ValueError(
-            f"{_NAME}: neighbors is on {a.neighbors.device} and query on {a.query.device}; move both to one device"
         )
     if not 1e-6 <= a.ridge <= 1e6:
         raise ValueError(f"{_NAME}: ridge is {a.ridge!r}, expected a number from 1e-6 to 1e6")
@@ -93,7 +73,7 @@ def _check(a: Arguments) -> None:
 
 
 def _results(a: Arguments) -> list[Result]:
-    return [Result(a.query.shape, torch.float64 if a.query.dtype == torch.float64 else torch.float32)]
+    return [Result(a.query.shape, wide(a.query))]
 
 
 _NAME = "neighbor_regression"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.neighbor_regression import RIDGE, Arguments, check_neighbors
+from bkd_fast.ops.checks import check_indices
+from bkd_fast.ops.neighbor_regression import RIDGE, Arguments
+from bkd_fast.ops.registration import wide
 
 
 def neighbor_regression(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.neighbor_regression`."""
     if a.neighbors.device.type == "cpu":
-        check_neighbors(a.neighbors, len(a.bank))
+        check_indices("neighbor_regression", "neighbors", a.neighbors, len(a.bank), "the rows of bank")
         return combined(*a)
     exists = (a.neighbors >= 0) & (a.neighbors < len(a.bank))
     bank = a.bank if len(a.bank) else a.bank.new_zeros(1, a.bank.shape[1])
@@ -21,9 +23,9 @@ def neighbor_regression(a: Arguments) -> Tensor:
 
 def combined(query: Tensor, bank: Tensor, neighbors: Tensor, ridge: float) -> Tensor:
     """Return the same for neighbours that are known to be rows of the bank."""
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    rows = bank[neighbors].to(wide)
-    return (regression_weights(query.to(wide), rows, ridge).unsqueeze(1) @ rows).squeeze(1)
+    dtype = wide(query)
+    rows = bank[neighbors].to(dtype)
+    return (regression_weights(query.to(dtype), rows, ridge).unsqueeze(1) @ rows).squeeze(1)
 
 
 def regression_weights(query: Tensor, neighbors: Tensor, ridge: float = RIDGE) -> Tensor:

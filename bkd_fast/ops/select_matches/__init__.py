@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.checks import check_index, check_shape, check_tensors, check_types
+from bkd_fast.ops.checks import check_index, check_index_tensor, check_shape, check_tensors, check_types
 from bkd_fast.ops.registration import Result, register
 
 __all__ = ["select_matches"]
@@ -54,13 +54,8 @@ def _check(a: Arguments) -> None:
     check_shape(_NAME, "distance", a.distance, ("N", "k", "H", "W"))
     batch, shots, *size = a.distance.shape
     check_shape(_NAME, "displacement", a.displacement, (batch, shots, 2, *size))
-    if a.shots.dtype != torch.int64:
-        raise TypeError(f"{_NAME}: shots is {a.shots.dtype}, expected int64")
+    check_index_tensor(_NAME, "shots", a.shots, "distance", a.distance)
     check_shape(_NAME, "shots", a.shots, (batch, shots))
-    if a.shots.device != a.distance.device:
-        raise ValueError(
-            f"{_NAME}: shots is on {a.shots.device} and distance on {a.distance.device}; move both to one device"
-        )
     if not 1 <= a.matches <= min(shots, MAX_MATCHES):
         raise ValueError(f"{_NAME}: matches is {a.matches!r}, expected an integer from 1 to {min(shots, MAX_MATCHES)}")
     check_index(_NAME, "distance", size)

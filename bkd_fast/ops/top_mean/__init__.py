@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.checks import check_index, check_shape, check_tensors, check_types
-from bkd_fast.ops.registration import Result, register
+from bkd_fast.ops.registration import Result, register, wide
 
 __all__ = ["top_mean"]
 
@@ -54,7 +54,7 @@ def _check(a: Arguments) -> None:
 
 
 def _results(a: Arguments) -> list[Result]:
-    return [Result(a.values.shape[:1], torch.float64 if a.values.dtype == torch.float64 else torch.float32)]
+    return [Result(a.values.shape[:1], wide(a.values))]
 
 
 _NAME = "top_mean"

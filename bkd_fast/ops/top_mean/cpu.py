@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.cpu_common import dense, kernels, tier, wide
+from bkd_fast.ops.cpu_common import dense, kernels, tier
+from bkd_fast.ops.registration import wide
 from bkd_fast.ops.top_mean import Arguments
 
 

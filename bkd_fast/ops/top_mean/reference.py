@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from bkd_fast.ops.registration import wide
 from bkd_fast.ops.top_mean import Arguments
 
 
@@ -16,5 +16,5 @@ def top_mean(a: Arguments) -> Tensor:
 def mean_of_largest(values: Tensor, count: int) -> Tensor:
     """Return the same; the arguments one by one."""
     # NaN counts as larger than every number: of a row that has one, it is among the largest.
-    values = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
+    values = values.to(wide(values))
     return values.topk(count, dim=1, sorted=False).values.mean(dim=1)
