@@ -14,6 +14,16 @@ from bkd_fast.ops.triton_sampling import chunks
 
 
 @triton.jit
+def differences(query, bank, row, start, known, channel, channels):
+    """Return a row of the query from channel on, and its neighbours less it; 0 where they are not ``known``."""
+    within = channel < channels
+    own = tl.load(query + row * channels + channel, mask=within, other=0.0)
+    mask = known[:, None] & within[None, :]
+    rows = tl.load(bank + start[:, None] + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    return own, tl.where(mask, rows - own[None, :], 0.0)
+
+
+@triton.jit
 def neighbor_regression_kernel(
     query, bank, neighbors, output, count, bank_rows, channels, ridge,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -29,11 +39,7 @@ def neighbor_regression_kernel(
     gram = tl.zeros((BLOCK_K, BLOCK_K), tl.float32)
     for first in range(0, channels, BLOCK_C):
         channel = first + tl.arange(0, BLOCK_C)
-        within = channel < channels
-        own = tl.load(query + row * channels + channel, mask=within, other=0.0)
-        mask = (used & exists)[:, None] & within[None, :]
-        rows = tl.load(bank + start[:, None] + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-        apart = tl.where(mask, rows - own[None, :], 0.0)
+        _, apart = differences(query, bank, row, start, used & exists, channel, channels)
         gram += tl.sum(apart[:, None, :] * apart[None, :, :], 2)
     diagonal = k[:, None] == k[None, :]
     mean = tl.sum(tl.sum(tl.where(diagonal, gram, 0.0), 1), 0) / count
@@ -54,13 +60,10 @@ def neighbor_regression_kernel(
     missing = tl.max(tl.where(used & (exists == 0), 1, 0), 0) > 0
     for first in range(0, channels, BLOCK_C):
         channel = first + tl.arange(0, BLOCK_C)
-        within = channel < channels
-        own = tl.load(query + row * channels + channel, mask=within, other=0.0)
-        mask = (used & exists)[:, None] & within[None, :]
-        rows = tl.load(bank + start[:, None] + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        own, apart = differences(query, bank, row, start, used & exists, channel, channels)
         # Weights sum to one: the combination is the row itself and the weighted differences.
-        total = own + tl.sum(weight[:, None] * tl.where(mask, rows - own[None, :], 0.0), 0)
-        tl.store(output + row * channels + channel, tl.where(missing, float("nan"), total), mask=within)
+        total = own + tl.sum(weight[:, None] * apart, 0)
+        tl.store(output + row * channels + channel, tl.where(missing, float("nan"), total), mask=channel < channels)
 
 
 REGRESSION = Tuned(
