@@ -1,5 +1,6 @@
 """The documentation builds without a warning, its examples run, and every field, command and public name is in it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,4 +43,13 @@ def test_every_public_name_is_documented():
     names = {name for module in (bkd_fast, ops) for name in module.__all__ if not name.startswith("__")}
     names -= {"describe"}  # what `bkd-fast info` prints
     missing = sorted(name for name in names if name not in pages)
+    assert not missing
+
+
+def test_every_test_that_reliability_names_exists():
+    text = (DOCS / "reliability.md").read_text()
+    files = dict(re.findall(r"^\[(\w+)\]: (\S+)$", text, re.MULTILINE))
+    named = re.findall(r"`(test_\w+)`\]\[(\w+)\]", text)
+    assert len(named) == text.count("`test_") > 50
+    missing = [name for name, key in named if f"def {name}(" not in (DOCS / files[key]).read_text()]
     assert not missing

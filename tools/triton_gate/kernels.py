@@ -236,6 +236,7 @@ def _digest() -> str:
     for path in [
         *sorted((ROOT / "bkd_fast" / "ops").rglob("*.py")),
         SUPPORT / "cases.py",
+        *sorted((ROOT / "tests/ops/samples").glob("*.py")),
         Path(__file__),
     ]:
         digest.update(path.read_bytes())
