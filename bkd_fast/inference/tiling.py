@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,7 +26,9 @@ class TiledImage(NamedTuple):
 
 
 class TiledDetector(Predictor[TiledImage, RawPrediction]):
-    """A detector that predicts tile by tile. The map is blended from the tiles' maps; the score is the highest tile's.
+    """A detector that predicts tile by tile.
+
+    The map is blended from the tiles' maps, the score summed over theirs: :meth:`bkd_fast.model.BKD.tiles_score`.
 
     Args:
         detector: predicts the tiles; thresholds are its own.
@@ -57,7 +58,7 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
             raise ImageError(f"{image}: {error}" if isinstance(image, (str, PathLike)) else str(error)) from error
 
     def predict(self, batch: Sequence[TiledImage]) -> list[RawPrediction]:
-        """Return the highest score and the blended map of each image."""
+        """Return the score and the blended map of each image."""
         return [self._predict(*image) for image in batch]
 
     def postprocess(self, raw: RawPrediction) -> Prediction:
@@ -66,14 +67,14 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
 
     def _predict(self, image: Decoded, blender: TileBlender) -> RawPrediction:
         size, each = self.detector.config.teacher.size, self.detector.batch
-        tiles, highest = list(blender.tiles()), -math.inf
+        tiles, parts = list(blender.tiles()), []
         for start in range(0, len(tiles), each):
             group = tiles[start : start + each]
             scores, maps = self.detector.score(torch.stack([image.fitted(size, *tile, self.tile) for tile in group]))
-            highest = max(highest, scores.max().item())
+            parts.append(scores)
             for tile, tile_map in zip(group, maps, strict=True):
                 blender.add(tile, resize_map(tile_map, self.tile))
-        return RawPrediction(highest, blender.blended(), image.size)
+        return RawPrediction(self.detector.model.tiles_score(torch.cat(parts)).item(), blender.blended(), image.size)
 
 
 class TileBlender:

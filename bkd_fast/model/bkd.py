@@ -332,6 +332,14 @@ class BKD(nn.Module):
         # Not logaddexp: ONNX has no such operator, and what replaces it overflows beyond 88.
         return torch.stack([score, torch.rsub(logarithms[1] - mean, weight, alpha=-1 / std)]).logsumexp(0)
 
+    def tiles_score(self, scores: Tensor) -> Tensor:
+        """Return the score () of an image from those of its tiles (T,): ``log(sum(exp(score)))``.
+
+        That goes on as :meth:`image_score` begins: traces of one defect on several tiles add up, and one tile that
+        differs from normal by much counts alone. Scores that are no logarithms (``image_weight`` 0): the highest.
+        """
+        return scores.logsumexp(0) if self.config.anomaly_map.image_weight else scores.amax()
+
     def branches(self) -> tuple[str, ...]:
         """The branches that this model has."""
         return tuple(name for name in BRANCHES if getattr(self.config, f"{name}_branch"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -83,16 +83,18 @@ def measure_normals(model: BKD, support: Support, train: Normals, validation: No
         spread = float(logarithm.std(unbiased=False)) if len(logarithm) else 0.0
         model.score_scale[name] = [float(logarithm.mean()) if len(logarithm) else 0.0, max(spread, 0.01)]
     scores = model.score_of(maps[:, 0], distances if len(distances) else None)
-    normal = NormalScores(source, _highest(scores, images), _highest(maps[:, 1], images))
+    normal = NormalScores(
+        source, _by_image(scores, images, model.tiles_score), _by_image(maps[:, 1], images, torch.amax)
+    )
     teacher = _means(torch.cat([part.teacher for part in parts]), images)
     return Measured(normal, float(maps[:, 2].median()), duplicates, statistics_of(teacher))
 
 
-def _highest(values: Tensor, images: Sequence[int]) -> list[float]:
-    """The largest value of each image, which may have several tiles."""
-    _, index = torch.tensor(images).unique(return_inverse=True)
-    highest = torch.full((int(index.max()) + 1,), -torch.inf, dtype=values.dtype)
-    return highest.scatter_reduce(0, index, values, "amax").tolist()
+def _by_image(values: Tensor, images: Sequence[int], combine: Callable[[Tensor], Tensor]) -> list[float]:
+    """One value for each image, of its tiles' values; images in order of their numbers."""
+    order = sorted(range(len(images)), key=images.__getitem__)
+    tiles = (list(rows) for _, rows in groupby(order, key=images.__getitem__))
+    return [float(combine(values[rows])) for rows in tiles]
 
 
 def _means(values: Tensor, images: Sequence[int]) -> Tensor:

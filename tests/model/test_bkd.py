@@ -316,6 +316,11 @@ def test_scores_combine_the_map_and_the_whole_image():
     torch.testing.assert_close(model.image_score(maps), (top.log() - 1) / 2)
     plain = BKD(small({"anomaly_map.image_weight": 0.0, "anomaly_map.top_fraction": 0.0}), weights=None)
     torch.testing.assert_close(plain.image_score(maps, image), torch.tensor([8.0, 0.0]))
+    # Tiles add up as the parts of one do; of scores that are no logarithms the highest counts.
+    tiles = torch.tensor([1.0, 3.0, 2.0])
+    torch.testing.assert_close(model.tiles_score(tiles), tiles.exp().sum().log())
+    assert model.tiles_score(tiles[:1]) == 1
+    assert plain.tiles_score(tiles) == 3
 
 
 @pytest.mark.parametrize("levels", ["joint", "separate"])

@@ -51,7 +51,7 @@ def run(tiny_data, tmp_path_factory):
 def test_thresholds_are_those_of_tiled_images(run, tiny_data):
     trained = load_trained(run)
     assert trained.calibration.source == "leave-one-out"
-    assert len(trained.calibration.scores) == 10  # an image has one score, of its highest tile
+    assert len(trained.calibration.scores) == 10  # an image has one score, of all its tiles
     validation = trained.source.validation_files
     detector = Detector.load(run)
     own = [detector(tiny_data / "train/good" / name) for name in validation]
