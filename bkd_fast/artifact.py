@@ -36,7 +36,7 @@ from bkd_fast.errors import BKDError
 from bkd_fast.files import MANIFEST, PREFIX, atomic_path, atomic_write, checksum, is_component, write_json
 from bkd_fast.model import BKD
 
-FORMAT = 5
+FORMAT = 6
 CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
     "config.toml",
     "model.safetensors",

@@ -286,6 +286,9 @@ class MapConfig(Group):
     image_weight: float = option(
         0.15, "image score: of the whole image's distance from its supports; 0 = the map's mean alone", 0, 100
     )
+    relative: float = option(
+        0.5, "image score: share of what its retrieved supports themselves score that is taken off; 0 = none", 0, 1
+    )
 
 
 @dataclass(frozen=True)
@@ -498,7 +501,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             learned=True,
         ),
         "student": StudentConfig(correction=False, output="relu", reduce=True),
-        "anomaly_map": MapConfig(distance="cosine", fusion="product", sigma=0.0, top_fraction=0.0, image_weight=0.0),
+        "anomaly_map": MapConfig(
+            distance="cosine", fusion="product", sigma=0.0, top_fraction=0.0, image_weight=0.0, relative=0.0
+        ),
         "training": TrainingConfig(epochs=200, patience=None, offset_lr_scale=1.0, schedule="constant"),
     },
     "rd4ad": {
@@ -510,7 +515,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "memory": None,
         "student": StudentConfig(correction=False, output="relu"),
         "anomaly_map": MapConfig(
-            distance="cosine", fusion="sum", sigma=4.0, align_corners=True, top_fraction=0.0, image_weight=0.0
+            distance="cosine",
+            fusion="sum",
+            sigma=4.0,
+            align_corners=True,
+            top_fraction=0.0,
+            image_weight=0.0,
+            relative=0.0,
         ),
         "training": TrainingConfig(epochs=200, patience=None, schedule="constant", value_weight=0.0),
     },

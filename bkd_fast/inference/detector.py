@@ -112,7 +112,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         self._fold(self.sample.to(self.device))
         if dtype != torch.float32:
             self._narrow(dtype)
-        self._set_support(trained.support)
+        self._set_support(trained.support, own=True)
         tolerance = 1e-4 if dtype == torch.float32 else 2e-2
         self._program: CompiledModel | GraphedModel | None = None
         if compile is not None:
@@ -296,7 +296,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     def score_features(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W) of the given branches."""
         maps = self.model.anomaly_map(result, self.config.teacher.size, branches)
-        return self.model.image_score(maps, result.image if "forward" in branches else None), maps
+        whole = (result.image, result.expected) if "forward" in branches else (None, None)
+        return self.model.image_score(maps, *whole), maps
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _loaded_again, (str(self._run.resolve()), _files(self._run), self._options, self.kept())
@@ -347,8 +348,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             raise RuntimeError(f"{what} changed what the network computes")
         self._program = program
 
-    def _set_support(self, levels: list[Tensor]) -> None:
-        self.support = self.model.make_support([level.to(self.device) for level in levels])
+    def _set_support(self, levels: list[Tensor], *, own: bool = False) -> None:
+        self.support = self.model.make_support([level.to(self.device) for level in levels], own=own)
 
 
 def check_device(device: str | torch.device) -> torch.device:

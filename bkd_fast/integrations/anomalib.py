@@ -61,7 +61,7 @@ class BkdModel(nn.Module):
         if self._support is None or self._support[0] != device or (sampled and (self.training or not frozen)):
             levels = [level.to(device) for level in self.support_levels]
             levels = [level.float() for level in levels] if sampled else levels
-            self._support = device, self.network.make_support(levels, frozen=frozen)
+            self._support = device, self.network.make_support(levels, frozen=frozen, own=True)
         return self._support[1]
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -253,6 +253,7 @@ class Bkd(AnomalibModule):
             return network.teacher(self._image(index))
 
         measure_normals(network, self.model.support(self.device), _Seen(kept, levels), _Seen(held, levels), bank)
+        self.model._support = None  # with what was measured of its images
         self.calibrated = True
         self.model.train(was_training)
 

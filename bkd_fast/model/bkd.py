@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bkd_fast.config import BKDConfig
+from bkd_fast.config import BKDConfig, RetrievedSupport
 from bkd_fast.errors import BKDError
 from bkd_fast.model.alignment import AlignmentPyramid
 from bkd_fast.model.bottleneck import OneClassBottleneck, check_strides
@@ -33,7 +33,8 @@ class Distillation(NamedTuple):
     Views are the teacher's levels, or with ``levels="joint"`` the finest one and all of them side by side.
     ``aligned`` (S~) and ``offsets`` are empty without the forward branch, ``reconstruction`` (D: what memory or student
     rebuild) without the reverse one. They are of the last views where a branch leaves the first ones out. ``image``
-    (N,) is the distance of each whole image from the best combination of its supports, where queries retrieve them.
+    (N,) is the distance of each whole image from the best combination of its supports, where queries retrieve them, and
+    ``expected`` (N, 2) what to take off the logarithms of map and image for the score.
     """
 
     teacher: list[Tensor]
@@ -41,6 +42,7 @@ class Distillation(NamedTuple):
     reconstruction: list[Tensor]
     offsets: list[Tensor]
     image: Tensor | None = None
+    expected: Tensor | None = None
 
 
 class BKD(nn.Module):
@@ -77,6 +79,10 @@ class BKD(nn.Module):
         remembered = widths[-1:] if joint else widths  # the reverse branch's views
         if config.support is not None:
             self.alignment = AlignmentPyramid(widths, config.support, config.alignment)
+        if isinstance(config.support, RetrievedSupport):
+            # By how much the logarithms of map and whole-image distance of each support image, scored without itself,
+            # exceed those of normal images; zeros for the images that are missing or cannot be scored.
+            self.register_buffer("support_excess", torch.zeros(config.support.bank_size, len(SCORES)))
         if config.memory is not None:
             self.memories = nn.ModuleList(SparseMemory(width, config.memory) for width in remembered)
         if config.student is not None:
@@ -125,12 +131,13 @@ class BKD(nn.Module):
         """Return what the branches compare, from the teacher's standardised levels (N, C_l, H_l, W_l)."""
         return joint_views(levels) if self.config.teacher.levels == "joint" else list(levels)
 
-    def make_support(self, levels: Sequence[Tensor], *, frozen: bool = True) -> Support:
+    def make_support(self, levels: Sequence[Tensor], *, frozen: bool = True, own: bool = False) -> Support:
         """Return a support for :meth:`distill`, with everything computed that depends on the support alone.
 
         Args:
             levels: of :meth:`support_levels`.
             frozen: False for a training step: what depends on learned weights is computed again in each call.
+            own: whether these are the images that ``support_excess`` was measured with.
 
         Raises:
             BKDError: a support for each query where queries retrieve theirs from one bank.
@@ -150,7 +157,10 @@ class BKD(nn.Module):
                 [view.half() for view in self.views([level.float() for level in part])]
                 for part in zip(*(level.split(16) for level in flat), strict=True)
             ]
-            return make_bank([torch.cat(views) for views in zip(*parts, strict=True)], describe(flat[-1].float()))
+            excess = self.get_buffer("support_excess")[: batch[1]] if own else None
+            expected = None if excess is None else self.config.anomaly_map.relative * excess
+            descriptors = describe(flat[-1].float())
+            return make_bank([torch.cat(views) for views in zip(*parts, strict=True)], descriptors, expected)
         views = SampledViews([view.unflatten(0, batch) for view in self.views(flat)])
         return FixedSupport(self.alignment.prepare(views.views)) if frozen else views
 
@@ -173,13 +183,14 @@ class BKD(nn.Module):
         offsets: list[Tensor] = []
         reconstruction: list[Tensor] = []
         image: Tensor | None = None
+        expected: Tensor | None = None
         if self.config.forward_branch and "forward" in branches:
             supports = support.for_query(query, self.alignment, exclude)
-            image = supports.distance
+            image, expected = supports.distance, supports.expected
             aligned, offsets = self.alignment(query.views, supports.levels)
         if self.config.reverse_branch and "reverse" in branches:
             reconstruction = self._rebuild(query.views, exclude)
-        return Distillation(list(query.views), aligned, reconstruction, offsets, image)
+        return Distillation(list(query.views), aligned, reconstruction, offsets, image, expected)
 
     def learned_branches(self) -> tuple[str, ...]:
         """The branches that have something to learn; the others are calibrated only."""
@@ -300,7 +311,7 @@ class BKD(nn.Module):
         """Return scores (N,) and maps (N, H, W), float32, of images (N, 3, H, W) in [0, 1] of the configured size."""
         result = self.distill(self.teacher(images), support)
         maps = self.anomaly_map(result, self.config.teacher.size)
-        return self.image_score(maps, result.image), maps
+        return self.image_score(maps, result.image, result.expected), maps
 
     def top_mean(self, maps: Tensor) -> Tensor:
         """Return the mean of the ``top_fraction`` largest pixels of each map (N, H, W), or its maximum: (N,)."""
@@ -308,20 +319,23 @@ class BKD(nn.Module):
         count = max(1, round(self.config.anomaly_map.top_fraction * flat.shape[1]))
         return top_mean(flat, count)
 
-    def image_score(self, maps: Tensor, image: Tensor | None = None) -> Tensor:
+    def image_score(self, maps: Tensor, image: Tensor | None = None, expected: Tensor | None = None) -> Tensor:
         """Return the scores (N,) of images from their maps (N, H, W) and the distances (N,) of the whole images.
 
-        ``log(exp(z_map) + image_weight exp(z_image))``, z the logarithm of each in units of its std over normal images:
-        a small defect shows in one, a part out of place in the other. With ``image_weight`` 0 the map's mean alone.
+        ``log(exp(z_map) + image_weight exp(z_image))``, z the logarithm of each, less what is ``expected`` (N, 2) of
+        images like it, in units of its std over normal images: a small defect shows in one, a part out of place in the
+        other. With ``image_weight`` 0 the map's mean alone.
         """
-        return self.score_of(self.top_mean(maps), image)
+        return self.score_of(self.top_mean(maps), image, expected)
 
-    def score_of(self, top: Tensor, image: Tensor | None) -> Tensor:
+    def score_of(self, top: Tensor, image: Tensor | None, expected: Tensor | None = None) -> Tensor:
         """See :meth:`image_score`, from :meth:`top_mean`."""
         if not self.config.anomaly_map.image_weight:
             return top
         distances = top.unsqueeze(0) if image is None else torch.stack([top, image])
         logarithms = distances.clamp_min(1e-12).log()
+        if expected is not None and image is not None:
+            logarithms = logarithms - expected.T
         mean, std = self.score_scale["map"]
         score = (logarithms[0] - mean) / std
         if image is None:

@@ -39,11 +39,12 @@ class QuerySupport(NamedTuple):
     """The supports of a batch of queries.
 
     ``levels``: per view, what the alignment takes. ``distance`` (N,): of each whole image from the best combination of
-    its supports, where queries retrieve them.
+    its supports, where queries retrieve them. ``expected`` (N, 2): what to take off the logarithms of map and distance.
     """
 
     levels: list[PreparedLevel]
     distance: Tensor | None
+    expected: Tensor | None = None
 
 
 class Support(Protocol):
@@ -77,12 +78,14 @@ class SupportBank(NamedTuple):
     """P normal images to retrieve from.
 
     ``features``: per view (P, C, H, W), float16, channels_last. ``descriptors``: (P, D) float32, what queries are
-    compared with. ``squares``: (P,), their squared norms.
+    compared with. ``squares``: (P,), their squared norms. ``expected``: (P, 2), what to take off the logarithms
+    of the map's and the whole image's distance for queries that resemble each image.
     """
 
     features: list[Tensor]
     descriptors: Tensor
     squares: Tensor
+    expected: Tensor
 
     def for_query(self, query: Query, alignment: AlignmentPyramid, exclude: Exclude | None = None) -> QuerySupport:
         """Return the most similar images of the bank, matched to each query pixel by pixel."""
@@ -94,7 +97,8 @@ class SupportBank(NamedTuple):
             chosen = nearest(descriptors, self, config.shots, None if exclude is None else exclude.supports)
             views = matched(query.views, self, chosen, config.match_radius, neighbors)
             distance = residual(descriptors, self, chosen)
-        return QuerySupport(alignment.prepare([view.unsqueeze(1) for view in views], shared=False), distance)
+            expected = self.expected[chosen].mean(1)
+        return QuerySupport(alignment.prepare([view.unsqueeze(1) for view in views], shared=False), distance, expected)
 
 
 def describe(level: Tensor) -> Tensor:
@@ -107,11 +111,13 @@ def shrink(level: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(level, GRID)
 
 
-def make_bank(views: Sequence[Tensor], descriptors: Tensor) -> SupportBank:
-    """Return the bank of P images from their views (P, C, H, W) and descriptors (P, D)."""
+def make_bank(views: Sequence[Tensor], descriptors: Tensor, expected: Tensor | None = None) -> SupportBank:
+    """Return the bank of P images from their views (P, C, H, W) and descriptors (P, D); ``expected``: zeros if None."""
+    if expected is None:
+        expected = descriptors.new_zeros(len(descriptors), 2)
     # An image's features are contiguous, and a query reads those of a few: half precision halves the traffic.
     features = [view.half().contiguous(memory_format=torch.channels_last) for view in views]
-    return SupportBank(features, descriptors, descriptors.square().sum(1))
+    return SupportBank(features, descriptors, descriptors.square().sum(1), expected)
 
 
 def nearest(query: Tensor, bank: SupportBank, shots: int, exclude: Tensor | None = None) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from bkd_fast.decisions import NormalScores
 from bkd_fast.model import BKD
+from bkd_fast.model.bkd import SCORES
 from bkd_fast.model.calibration import level_statistics, scale_maps, statistics_of
 from bkd_fast.model.memory import SparseMemory
-from bkd_fast.model.support import Exclude, Support, describe
+from bkd_fast.model.support import Exclude, Support, SupportBank, describe, nearest
 
 BATCH = 8
 # Images closer than this share of the median squared distance between nearest images show one part.
@@ -62,7 +63,7 @@ def measure_normals(model: BKD, support: Support, train: Normals, validation: No
     scale_maps(model, results)
     parts = [_scored(model, ((levels, None) for levels in _batches(validation)), support)]
     images = list(validation.image_of)
-    source, duplicates = "validation", 0
+    source, duplicates, rows = "validation", 0, list[int]()
     if can_leave_out(model):
         descriptors = torch.cat([describe(levels[-1].float()) for levels in _batches(train)])
         own = torch.tensor(train.image_of, device=descriptors.device)
@@ -77,17 +78,42 @@ def measure_normals(model: BKD, support: Support, train: Normals, validation: No
             source = "leave-one-out"
             images += [max(images, default=-1) + 1 + train.image_of[row] for row in rows]
     maps, distances = (torch.cat([getattr(part, name) for part in parts]) for name in ("maps", "images"))
-    for name, distance in (("map", maps[:, 0]), ("image", distances)):
-        logarithm = distance.double().clamp_min(1e-12).log()
+    whole = distances if len(distances) else None
+    measured = [maps[:, 0]] if whole is None else [maps[:, 0], whole]
+    logarithms = torch.stack(measured).double().clamp_min(1e-12).log()
+    expected = None
+    if isinstance(support, SupportBank):
+        scored = {row: len(parts[0].maps) + index for index, row in enumerate(rows)}
+        retrieved = [shots for part in parts for shots in part.shots]
+        expected = _measure_supports(model, logarithms.T, [scored.get(row) for row in bank], retrieved)
+        logarithms = logarithms - expected.T
+    for name, logarithm in zip(SCORES, logarithms, strict=False):
         # Of one image there is no std, and of equal ones none to divide by.
-        spread = float(logarithm.std(unbiased=False)) if len(logarithm) else 0.0
-        model.score_scale[name] = [float(logarithm.mean()) if len(logarithm) else 0.0, max(spread, 0.01)]
-    scores = model.score_of(maps[:, 0], distances if len(distances) else None)
+        model.score_scale[name] = [float(logarithm.mean()), max(float(logarithm.std(unbiased=False)), 0.01)]
+    scores = model.score_of(maps[:, 0], whole, expected)
     normal = NormalScores(
         source, _by_image(scores, images, model.tiles_score), _by_image(maps[:, 1], images, torch.amax)
     )
     teacher = _means(torch.cat([part.teacher for part in parts]), images)
     return Measured(normal, float(maps[:, 2].median()), duplicates, statistics_of(teacher))
+
+
+def _measure_supports(
+    model: BKD, logarithms: Tensor, scored: Sequence[int | None], retrieved: Sequence[Tensor]
+) -> Tensor:
+    """Set the model's ``support_excess``, and return what is expected of the normal images (N, 2).
+
+    Args:
+        logarithms: of the images' distances, (N, 2).
+        scored: which of them each image of the support bank is; None: it was not scored without itself.
+        retrieved: which images of the bank each image retrieved.
+    """
+    excess = model.get_buffer("support_excess")
+    mean = logarithms.mean(0)
+    for position, row in enumerate(scored):
+        excess[position] = 0 if row is None else logarithms[row] - mean
+    expected = model.config.anomaly_map.relative * excess.cpu()
+    return torch.stack([expected[shots].mean(0) for shots in retrieved])
 
 
 def _by_image(values: Tensor, images: Sequence[int], combine: Callable[[Tensor], Tensor]) -> list[float]:
@@ -163,17 +189,23 @@ def _left_out(
 class _Parts(NamedTuple):
     """``maps`` (N, 3): top mean, maximum and median of each map. ``images`` (N,) or (0,): whole images' distances.
 
-    ``teacher`` (N, 5 L): see :func:`bkd_fast.model.calibration.level_statistics`.
+    ``teacher`` (N, 5 L): see :func:`bkd_fast.model.calibration.level_statistics`. ``shots``: of each image, the indices
+    of the supports that it retrieves.
     """
 
     maps: Tensor
     images: Tensor
     teacher: Tensor
+    shots: list[Tensor]
 
 
 def _scored(model: BKD, batches: Iterable[tuple[list[Tensor], Exclude | None]], support: Support) -> _Parts:
-    maps, images, teacher = [], [], []
+    maps, images, teacher, shots = [], [], [], list[Tensor]()
     for levels, exclude in batches:
+        if isinstance(support, SupportBank):
+            assert model.config.support is not None
+            hidden = None if exclude is None else exclude.supports
+            shots += nearest(describe(levels[-1].float()), support, model.config.support.shots, hidden).cpu()
         result = model.distill(levels, support, exclude)
         found = model.anomaly_map(result, model.config.teacher.size)
         flat = found.flatten(1)
@@ -181,7 +213,7 @@ def _scored(model: BKD, batches: Iterable[tuple[list[Tensor], Exclude | None]], 
         if result.image is not None:
             images.append(result.image.cpu())
         teacher.append(level_statistics(levels).cpu())
-    return _Parts(torch.cat(maps), torch.cat(images) if images else torch.empty(0), torch.cat(teacher))
+    return _Parts(torch.cat(maps), torch.cat(images) if images else torch.empty(0), torch.cat(teacher), shots)
 
 
 def _batches(source: Normals) -> Iterator[list[Tensor]]:

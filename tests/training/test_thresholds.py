@@ -11,6 +11,7 @@ from bkd_fast.config import BKDConfig
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import calibrate
 from bkd_fast.model.memory import SparseMemory
+from bkd_fast.model.support import describe
 from bkd_fast.training.thresholds import can_leave_out, measure_normals, near_duplicates
 
 SMALL = {"teacher.name": "resnet18", "teacher.weights": "none", "teacher.image_size": (64, 64), "memory.items": 60}
@@ -49,10 +50,8 @@ def measure(model: BKD, images: torch.Tensor, validation: torch.Tensor, pool: li
     return measure_normals(model, prepared, Images(model, images, tiles), Images(model, validation, tiles), pool)
 
 
-def scored_without(
-    model: BKD, images: torch.Tensor, pool: list[int], hidden: set[int], row: int
-) -> tuple[float, float]:
-    """Score and largest pixel of an image from a model that never had some images."""
+def without(model: BKD, images: torch.Tensor, pool: list[int], hidden: set[int]):
+    """A model and a support that never had some images."""
     lacking = copy.deepcopy(model)
     if model.config.reverse_branch:
         (memory,) = model.memories
@@ -60,10 +59,21 @@ def scored_without(
         items = memory.items[kept]
         lacking.memories[0] = SparseMemory(items.shape[1], replace(model.config.memory, items=len(items)))
         lacking.memories[0].items.data.copy_(items)
-    support = images[[index for index in pool if index not in hidden]]
+    left = [position for position, index in enumerate(pool) if index not in hidden]
+    support = images[[pool[position] for position in left]]
+    if model.config.retrieves:
+        lacking.support_excess[: len(left)] = model.support_excess[left]
     with torch.no_grad():
-        prepared = lacking.make_support(lacking.support_levels(support))
-        score, found = lacking.predict(images[row : row + 1], prepared)
+        return lacking, lacking.make_support(lacking.support_levels(support), own=True)
+
+
+def scored_without(
+    model: BKD, images: torch.Tensor, pool: list[int], hidden: set[int], row: int
+) -> tuple[float, float]:
+    """Score and largest pixel of an image from a model that never had some images."""
+    lacking, support = without(model, images, pool, hidden)
+    with torch.no_grad():
+        score, found = lacking.predict(images[row : row + 1], support)
     return float(score), float(found.max())
 
 
@@ -85,13 +95,41 @@ def test_a_training_image_is_scored_as_by_a_model_without_it(changes):
     assert measured.duplicates == 0
     assert len(measured.scores.scores) == len(measured.scores.maxima) == 3 + 9
     with torch.no_grad():
-        prepared = model.make_support(model.support_levels(images[pool]))
+        prepared = model.make_support(model.support_levels(images[pool]), own=True)
         itself = model.predict(images, prepared)[0].tolist()
     for row in range(9):
         score, largest = scored_without(model, images, pool, {row}, row)
         assert measured.scores.scores[3 + row] == pytest.approx(score, rel=1e-3, abs=1e-3)
         assert measured.scores.maxima[3 + row] == pytest.approx(largest, rel=1e-3)
     assert np.mean(itself) < np.mean(measured.scores.scores[3:])
+
+
+@pytest.mark.parametrize("relative", [0.0, 0.5, 1.0])
+def test_scores_are_relative_to_those_of_the_supports(relative):
+    """What the supports score without themselves, and half of it, or all, or nothing, off the score of a new image."""
+    images, pool = parts(9, 0), [0, 1, 2, 4, 5, 7, 8]
+    model = trained(images, {"support.shots": 2, "anomaly_map.relative": relative})
+    measure(model, images, parts(3, 1), pool)
+    model.score_scale = {"map": [0.0, 1.0], "image": [0.0, 1.0]}
+
+    @torch.no_grad()
+    def logarithms(lacking, support, image):
+        result = lacking.distill(lacking.teacher(image), support)
+        top = lacking.top_mean(lacking.anomaly_map(result, (64, 64)))
+        return torch.stack([top, result.image], 1).log()
+
+    alone = [logarithms(*without(model, images, pool, {row}), images[row : row + 1]) for row in range(9)]
+    support = model.make_support(model.support_levels(images[pool]), own=True)
+    held = logarithms(model, support, parts(3, 1))
+    mean = torch.cat([held, *alone]).mean(0)
+    excess = torch.cat([alone[row] for row in pool]) - mean
+    torch.testing.assert_close(model.support_excess[: len(pool)], excess, rtol=1e-3, atol=1e-3)
+    assert not model.support_excess[len(pool) :].any()
+    descriptors = [describe(model.teacher(each)[-1]) for each in (images[pool], parts(1, 5))]
+    nearest = torch.cdist(*descriptors[::-1]).topk(2, largest=False).indices[0]
+    new = logarithms(model, support, parts(1, 5))[0] - relative * excess[nearest].mean(0)
+    expected = torch.logaddexp(new[0], new[1] + np.log(0.15))
+    assert float(model.predict(parts(1, 5), support)[0]) == pytest.approx(float(expected), rel=2e-3, abs=2e-3)
 
 
 def test_near_duplicates_are_hidden_from_each_other():
@@ -183,8 +221,10 @@ def test_scales_are_those_of_the_normals():
         alone = copy.deepcopy(model)
         original = alone.score_of
 
-        def score_of(top, image, name=name, original=original):
-            return original(top, None) if name == "map" else image.log()
+        def score_of(top, image, expected, name=name, original=original):
+            if name == "map":
+                return original((top.log() - expected[:, 0]).exp(), None)
+            return image.log() - expected[:, 1]
 
         alone.score_of = score_of
         scores[name] = torch.tensor(measure(alone, images, validation, list(range(6))).scores.scores)
