@@ -46,6 +46,7 @@ EPILOG = """examples:
   bkd-fast evaluate runs/parts                    metrics, scores.csv and report.html on the test images
   bkd-fast calibrate runs/parts good/ --false-alarms 0.02  thresholds from new good images
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
+  bkd-fast predict runs/parts inbox/ --out out/ --watch  the same of images as they arrive
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
   bkd-fast doctor parts/                          what would stop or spoil a training, before it starts
@@ -55,7 +56,7 @@ EPILOG = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status (0 done, 1 unusable input or a doctor's finding, 130 interrupted)."""
+    """Run one command and return the exit status (docs/commands.md has the list)."""
     arguments = parser().parse_args(argv)
     # This program's own messages; of other libraries only what they warn of, and nothing about their own internals.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
