@@ -20,6 +20,7 @@ from bkd_fast.version import __version__
 
 COMMANDS = (
     "demo",
+    "data",
     "train",
     "evaluate",
     "calibrate",
@@ -49,6 +50,7 @@ EPILOG = """examples:
   bkd-fast predict runs/parts inbox/ --out out/ --watch  the same of images as they arrive
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
+  bkd-fast data visa VisA/ --out visa/              check a public data set, in MVTec AD's layout
   bkd-fast doctor parts/                          what would stop or spoil a training, before it starts
   bkd-fast weights resnet18 --out resnet18.safetensors  a teacher's weights, for a machine without a network
   bkd-fast bench                                  how fast this machine is, on every backend it has
