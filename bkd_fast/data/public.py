@@ -87,7 +87,7 @@ class Item:
 
     Attributes:
         category, split, kind: of MVTec AD's layout: ``category/split/kind``; the kind of a good image is ``good``.
-        image, mask: files of the download. A good image may have a mask, which must be empty.
+        image, mask: files of the download. A good image may have a mask, which should be empty.
         part: what the set counts by; empty: the category.
     """
 
@@ -166,7 +166,8 @@ def check_download(name: str, source: str | Path, *, progress: bool | None = Non
 
     Returns:
         The usable images. Problems are images and masks that are missing, cannot be decoded or do not fit. Notes are
-        missing parts, other counts than published, image files that are not part of the set, and empty masks.
+        missing parts, other counts than published, image files that are not part of the set, empty masks, and
+        masks of good images that are not empty.
 
     Raises:
         BKDError: an unknown name, no such folder, or one that does not look like the set.
@@ -194,9 +195,11 @@ def check_download(name: str, source: str | Path, *, progress: bool | None = Non
     others = [path for path in image_files(source) if os.path.realpath(path) not in used]
     if others:
         notes.append(f"{len(others)} image file(s) are not part of the set: {few(others)}")
-    empty = [item.mask for item, (_, unmarked) in zip(items, checked, strict=True) if unmarked]
-    if empty:
-        notes.append(f"{len(empty)} mask(s) mark nothing: {few(empty)}")
+    odd: dict[str, list[Path | None]] = {}
+    for item, (_, remark) in zip(items, checked, strict=True):
+        if remark is not None:
+            odd.setdefault(remark, []).append(item.mask)
+    notes += [f"{len(masks)} mask(s) {remark}: {few(masks)}" for remark, masks in odd.items()]
     return Check(usable, [problem for problem in problems if problem is not None], notes)
 
 
@@ -398,24 +401,28 @@ def _identity(item: Item) -> tuple[str, str, str, str]:
     return item.category, item.split, item.kind, item.image.name if item.kind == GOOD else item.image.stem
 
 
-def _checked(item: Item, labels: bool) -> tuple[str | None, bool]:
-    """Return what is wrong with an image or its mask, or None, and whether a mask lacks a defect."""
+def _checked(item: Item, labels: bool) -> tuple[str | None, str | None]:
+    """Return what is wrong with an image or the mask of a defect, and what is odd about a mask; None for nothing."""
     try:
         size = load_image(item.image).shape[:2]
-        truth = None if item.mask is None else load_mask(item.mask, labels=labels)
     except ImageError as error:
-        return str(error), False
-    defective = item.kind != GOOD
-    if truth is None:
-        return (f"{item.image} has no mask" if defective else None), False
+        return str(error), None
+    good = item.kind == GOOD
+    if item.mask is None:
+        return (None if good else f"{item.image} has no mask"), None
+    try:
+        truth = load_mask(item.mask, labels=labels)
+    except ImageError as error:
+        return (None, "of good images cannot be decoded") if good else (str(error), None)
+    if good:
+        return None, "of good images mark something" if truth.any() else None
     if truth.shape != size:
-        return (
+        problem = (
             f"the mask {item.mask} is {truth.shape[1]} x {truth.shape[0]} pixels and its image {item.image} "
             f"{size[1]} x {size[0]}"
-        ), False
-    if truth.any() and not defective:
-        return f"{item.image} is among the good images, and its mask {item.mask} marks a defect", False
-    return None, defective and not truth.any()
+        )
+        return problem, None
+    return None, None if truth.any() else "mark nothing"
 
 
 def _differences(known: PublicSet, items: Sequence[Item]) -> list[str]:

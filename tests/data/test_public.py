@@ -394,11 +394,18 @@ def test_the_split_of_magnetic_tiles_depends_on_the_names_alone(tmp_path):
         assert {item.image.name for item in good if item.split == "test"} == set(expected)
 
 
-def test_a_good_tile_whose_mask_marks_a_defect(tmp_path):
+def test_good_tiles_whose_masks_are_not_empty_are_kept_and_named(tmp_path):
     root = make_mtd(tmp_path / "download")
-    mask(root / "MT_Free/Imgs/exp0_num_Free.png")
-    (problem,) = check_download("mtd", root).problems
-    assert "is among the good images" in problem
+    marked, broken = (root / f"MT_Free/Imgs/exp{index}_num_Free.png" for index in (0, 1))
+    mask(marked)
+    broken.write_bytes(b"not an image")
+    items, problems, notes = check_download("mtd", root)
+    assert not problems
+    assert len(items) == 15
+    assert f"1 mask(s) of good images mark something: {marked}" in notes
+    assert f"1 mask(s) of good images cannot be decoded: {broken}" in notes
+    arrange("mtd", items, tmp_path / "out")
+    assert not (tmp_path / "out/mtd/ground_truth/good").exists()
 
 
 def test_hidden_folders_are_no_kinds(tmp_path):
