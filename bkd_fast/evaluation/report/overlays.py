@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,14 +125,17 @@ def _outer_edge(mask: np.ndarray) -> np.ndarray:
 def _legend(
     scale: HeatScale, mask: bool, truth: bool, width: int, score: float | None, threshold: float | None
 ) -> Image.Image:
-    """Return the legend, at least ``width`` pixels wide and as wide as its text needs."""
+    """Return the legend, at least ``width`` pixels wide and as its text needs; without the unit if it is narrow.
+
+    A wider legend would make the tiles of the panel's thumbnail small.
+    """
     font = ImageFont.load_default(size=13)
     parts: list[tuple[str, tuple[int, int, int]] | Image.Image] = []
     if score is not None and threshold is not None:
         anomalous = score > threshold
         decision = f"{'ANOMALOUS' if anomalous else 'NORMAL'}  score {score:.4g}, threshold {threshold:.4g}"
         parts += [(decision, PREDICTED if anomalous else TEXT), Image.new("RGB", (8, 1), GROUND)]
-    parts += [(f"heat {scale.low:.2g}", TEXT), _bar(scale), (f"{scale.high:.2g} {scale.unit}", TEXT)]
+    parts += [(f"heat {scale.low:.2g}", TEXT), _bar(scale), (f"{scale.high:.2g} {scale.unit}".strip(), TEXT)]
     for shown, name, colour in ((mask, "predicted", PREDICTED), (truth, "ground truth", TRUTH)):
         if shown:
             parts += [Image.new("RGB", (18, 3), colour), (name, TEXT)]
@@ -139,6 +143,8 @@ def _legend(
     for part in parts:
         positions.append(x)
         x += (part.width if isinstance(part, Image.Image) else round(font.getlength(part[0]))) + 8
+    if x > width and scale.unit:
+        return _legend(replace(scale, unit=""), mask, truth, width, score, threshold)
     line = Image.new("RGB", (max(width, x), LEGEND), GROUND)
     draw = ImageDraw.Draw(line)
     for left, part in zip(positions, parts, strict=True):
