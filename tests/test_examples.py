@@ -1,16 +1,11 @@
 """The examples, run as a user would."""
 
-import json
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from bkd_fast.inference.detector import Detector
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -33,22 +28,3 @@ def test_video_judges_every_frame(tiny_run, tmp_path):
     assert all(line.startswith(f"frame {number}: ") and "score" in line for number, line in enumerate(lines))
     out, errors = start("video.py", tiny_run, tmp_path / "none.avi").communicate(timeout=120)
     assert "there is no camera or video" in errors
-
-
-def test_a_folder_is_watched(tiny_run, tiny_data, tmp_path):
-    pictures = sorted((tiny_data / "test").rglob("*.png"))[:3]
-    watch = start("watch_folder.py", tiny_run, tmp_path, "--seconds", 90)
-    lines = []
-    for number, picture in enumerate(pictures):
-        time.sleep(0.1)
-        shutil.copy(picture, tmp_path / f"{number}.png")
-        lines.append(json.loads(watch.stdout.readline()))  # before the next arrives
-    (tmp_path / "3.png").write_bytes(b"not an image")
-    (tmp_path / "notes.txt").write_text("not judged")
-    lines.append(json.loads(watch.stdout.readline()))
-    watch.terminate()
-    watch.communicate(timeout=60)
-    assert [Path(line["file"]).name for line in lines] == ["0.png", "1.png", "2.png", "3.png"]
-    detector = Detector.load(tiny_run)
-    assert [line["score"] for line in lines[:3]] == pytest.approx([detector(one).score for one in pictures], abs=1e-3)
-    assert "not an image that can be decoded" in lines[3]["error"]

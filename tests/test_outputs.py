@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import logging
 import os
 import shutil
@@ -228,7 +229,9 @@ def test_predictions_resume_where_they_stopped(run, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert {path.stem for path in (tmp_path / "out/masks").iterdir()} == {row["name"] for row in rows}
     assert main([*arguments[:-1], str(tmp_path / "plain"), "--no-pictures"]) == 0
-    assert {path.name for path in (tmp_path / "plain").iterdir()} == {"scores.csv", "manifest.json"}
+    assert {path.name for path in (tmp_path / "plain").iterdir()} == {
+        "manifest.json", "predictions.jsonl", "scores.csv",
+    }  # fmt: skip
     again = {row["file"]: row["score"] for row in rows_of(tmp_path / "plain")}
     assert {row["file"]: row["score"] for row in rows} == again
 
@@ -248,6 +251,10 @@ def test_a_stopped_prediction_keeps_its_rows(stop, run, tmp_path):
     assert process.wait() == (130 if stop == signal.SIGINT else -stop)
     done = rows_of(out)
     assert 5 < len(done) < 300
+    lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) in (len(done), len(done) - 1)  # the row comes first
+    assert all(line.endswith(b"}\n") for line in lines)
+    assert [json.loads(line)["file"] for line in lines] == [row["file"] for row in done][: len(lines)]
     for row in done:
         with Image.open(out / "masks" / f"{row['name']}.png") as mask:
             assert mask.size == (64, 64)
@@ -255,6 +262,8 @@ def test_a_stopped_prediction_keeps_its_rows(stop, run, tmp_path):
     rows = rows_of(out)
     assert sorted(row["name"] for row in rows) == [f"{index:03}" for index in range(300)]
     assert rows[: len(done)] == done
+    lines = (out / "predictions.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == [row["file"] for row in rows]
     assert not list(out.rglob(".bkd-*"))
 
 

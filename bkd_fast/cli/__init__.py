@@ -20,6 +20,7 @@ from bkd_fast.version import __version__
 
 COMMANDS = (
     "demo",
+    "data",
     "train",
     "evaluate",
     "calibrate",
@@ -46,8 +47,10 @@ EPILOG = """examples:
   bkd-fast evaluate runs/parts                    metrics, scores.csv and report.html on the test images
   bkd-fast calibrate runs/parts good/ --false-alarms 0.02  thresholds from new good images
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
+  bkd-fast predict runs/parts inbox/ --out out/ --watch  the same of images as they arrive
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
+  bkd-fast data visa VisA/ --out visa/              check a public data set, in MVTec AD's layout
   bkd-fast doctor parts/                          what would stop or spoil a training, before it starts
   bkd-fast weights resnet18 --out resnet18.safetensors  a teacher's weights, for a machine without a network
   bkd-fast bench                                  how fast this machine is, on every backend it has
@@ -55,7 +58,7 @@ EPILOG = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status (0 done, 1 unusable input or a doctor's finding, 130 interrupted)."""
+    """Run one command and return the exit status (docs/commands.md has the list)."""
     arguments = parser().parse_args(argv)
     # This program's own messages; of other libraries only what they warn of, and nothing about their own internals.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 from bkd_fast.cli.options import add_reading
 
 SUMMARY = "predict images with a trained run"
+ANOMALOUS, UNREADABLE = 3, 4  # exit status with --fail-on-defects
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, metavar="RUN")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files or folders of images")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for scores.csv, heat maps and masks; new or empty"
+        "--out", type=Path, required=True, help="folder for the tables, heat maps and masks; new or empty"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--precision", default="32", help="32, bf16 or (GPUs) fp16 (default: %(default)s)")
@@ -25,12 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", action="store_true", help="also write report.html: the pictures by falling score")
     add_reading(parser)
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be predicted")
-    parser.add_argument("--no-pictures", action="store_true", help="write scores.csv alone")
+    parser.add_argument(
+        "--no-pictures", action="store_true", help="write scores.csv and predictions.jsonl alone, which is faster"
+    )
     parser.add_argument("--resume", action="store_true", help="add the images that OUT has no row for")
     parser.add_argument("--drift", action="store_true", help="warn once when images stop being like the normal ones")
+    parser.add_argument(
+        "--watch", action="store_true", help="predict what is in the folders IMAGES and what arrives, until Ctrl-C"
+    )
+    parser.add_argument("--watch-seconds", type=float, metavar="S", help="stop watching after S seconds")
+    parser.add_argument("--watch-idle", type=float, metavar="S", help="stop after S seconds without a new image")
+    parser.add_argument(
+        "--fail-on-defects",
+        action="store_true",
+        help=f"exit with status {ANOMALOUS} if an image in OUT is anomalous, else {UNREADABLE} if one was unreadable",
+    )
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from bkd_fast.evaluation.predict import predict
 
@@ -51,5 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
         pictures=not arguments.no_pictures,
         resume=arguments.resume,
         drift=arguments.drift,
+        watching=arguments.watch,
+        watch_seconds=arguments.watch_seconds,
+        watch_idle=arguments.watch_idle,
     )
-    print(summary)
+    print(summary.sentence())
+    if not arguments.fail_on_defects:
+        return 0
+    return ANOMALOUS if summary.anomalous else UNREADABLE if summary.unreadable else 0

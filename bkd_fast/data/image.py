@@ -54,14 +54,19 @@ def load_image(source: Encoded, config: DataConfig = DEFAULT) -> np.ndarray:
     return from_pil(_decoded(source, config), config, _name(source))
 
 
-def load_mask(source: Encoded, config: DataConfig = DEFAULT) -> np.ndarray:
+def load_mask(source: Encoded, config: DataConfig = DEFAULT, *, labels: bool = False) -> np.ndarray:
     """Decode a ground-truth mask: (H, W) bool, True where any channel of colour is above zero.
+
+    Args:
+        source, config: as for :func:`load_image`.
+        labels: a palette image is True where its index is above zero, whatever colour that is.
 
     Raises:
         ImageError: as :func:`load_image`.
     """
     image = _upright(_decoded(source, config), _name(source))
-    array = np.asarray(image.convert("RGB") if image.mode in ("P", "PA", "LA") else image)
+    coloured = image.mode in ("PA", "LA") or (image.mode == "P" and not labels)
+    array = np.asarray(image.convert("RGB") if coloured else image)
     return array > 0 if array.ndim == 2 else np.any(array[..., :3] > 0, axis=2)
 
 

@@ -185,7 +185,7 @@ def _evaluate_category(
                 overlay = None
                 if scale is not None:
                     overlay = out / fitting(Path(OVERLAYS, name, f"{sample.key}.png"))
-                    draw_overlay(overlay, image, anomaly_map, truth if sample.label else None, detector, scale)
+                    draw_overlay(overlay, image, anomaly_map, truth if sample.label else None, score, detector, scale)
                 decision = int(score > detector.threshold)
                 records.append(ImageRecord(sample.key, sample.defect, sample.label, score, decision, overlay))
             bar.update(len(part))

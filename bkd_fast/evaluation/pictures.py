@@ -20,6 +20,7 @@ def draw_overlay(
     image: np.ndarray,
     anomaly_map: np.ndarray,
     truth: np.ndarray | None,
+    score: float,
     detector: Detector,
     scale: HeatScale,
 ) -> None:
@@ -30,11 +31,20 @@ def draw_overlay(
         image: (H, W, 3) uint8, any size.
         anomaly_map: (h, w) float32.
         truth: (h, w) bool, the ground truth; None: not drawn.
+        score: of the image.
         scale: in units of the pixel threshold, so that one scale serves all categories of a run.
     """
-    threshold = detector.pixel_threshold
-    picture = resize_image(image, (anomaly_map.shape[0], anomaly_map.shape[1]))
-    write_overlay(path, render_panel(picture, anomaly_map / threshold, anomaly_map > threshold, truth, scale))
+    pixel_threshold = detector.pixel_threshold
+    panel = render_panel(
+        resize_image(image, (anomaly_map.shape[0], anomaly_map.shape[1])),
+        anomaly_map / pixel_threshold,
+        anomaly_map > pixel_threshold,
+        truth,
+        scale,
+        score=score,
+        threshold=detector.threshold,
+    )
+    write_overlay(path, panel)
 
 
 def inside(detector: Detector, samples: Sequence[Sample], records: Sequence[ImageRecord]) -> list[ImageRecord]:
@@ -54,9 +64,9 @@ def inside(detector: Detector, samples: Sequence[Sample], records: Sequence[Imag
 
 
 def heat_scale(detectors: Sequence[Detector]) -> HeatScale:
-    """Return a logarithmic scale around the pixel threshold (1), in units of it.
+    """Return a logarithmic scale around the pixel threshold, in units of it: 1 is marked.
 
     It reaches down to the lowest median of normal pixels among the detectors, and as far up.
     """
     reach = max(detector.pixel_threshold / detector.calibration.normal_level for detector in detectors)
-    return HeatScale(1 / reach, reach, unit="times the pixel threshold")
+    return HeatScale(1 / reach, reach, unit="times the pixel threshold", threshold=1.0)

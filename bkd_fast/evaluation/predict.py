@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from bkd_fast.artifact import read_content, write_manifest
 from bkd_fast.data import ImageError, image_files
+from bkd_fast.data.arrivals import Arrival, Arrivals
 from bkd_fast.data.progress import progress_bar
 from bkd_fast.data.tiles import check_tiles
 from bkd_fast.errors import BKDError, check_float
 from bkd_fast.evaluation.pictures import heat_scale
 from bkd_fast.evaluation.report import HeatScale, ImageRecord, render_panel, write_overlay, write_predictions
-from bkd_fast.files import MANIFEST, atomic_path, checksum, fitting, is_empty, locked, open_text
+from bkd_fast.files import MANIFEST, atomic_path, atomic_write, checksum, fitting, is_empty, locked, open_text
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.drift import DriftMonitor, watch
 from bkd_fast.inference.streaming import pipeline
+from bkd_fast.training.interruption import interruptible
 from bkd_fast.version import __version__
 
 log = logging.getLogger("bkd_fast")
 WORKERS = 2  # threads that decode, draw and write while the network runs
 COLUMNS = ("file", "score", "threshold", "decision", "normalized_score", "p_value", "name")
-SCORES = "scores.csv"
+NUMBERS = ("score", "threshold", "normalized_score", "p_value")
+SCORES, LINES = "scores.csv", "predictions.jsonl"
+
+
+class Summary(NamedTuple):
+    """How many images have a row in ``out``, how many of them are anomalous, and how many could not be read now."""
+
+    out: Path
+    images: int
+    anomalous: int
+    unreadable: int
+
+    def sentence(self) -> str:
+        """Return it in words, with the path of the table."""
+        unreadable = f", {self.unreadable} could not be read" if self.unreadable else ""
+        return f"{self.images} images, {self.anomalous} anomalous{unreadable}: {self.out / SCORES}"
 
 
 def predict(
@@ -51,11 +70,14 @@ def predict(
     progress: bool | None = None,
     drift: bool = False,
     report: bool = False,
-) -> str:
-    """Predict images; write ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
+    watching: bool = False,
+    watch_seconds: float | None = None,
+    watch_idle: float | None = None,
+) -> Summary:
+    """Predict images; write ``scores.csv``, ``predictions.jsonl``, ``heatmaps/`` and ``masks/`` into ``out``.
 
-    An image's row is written as soon as its pictures are. Its column ``name`` is the path of both pictures in their
-    folders, without suffix.
+    An image's row and JSON line are written as soon as its pictures are (a JPEG panel and a PNG mask), each whole. The
+    column ``name`` is the path of both pictures in their folders, without suffix. ``manifest.json`` has the settings.
 
     Args:
         run: folder of one trained category.
@@ -68,14 +90,14 @@ def predict(
         skip_unreadable: leave out images that cannot be predicted, with a warning; otherwise the first one is an error,
             and the results before it are kept.
         max_pixels, pages: see :meth:`bkd_fast.Detector.load`.
-        pictures: False writes ``scores.csv`` alone.
+        pictures: False writes ``scores.csv`` and ``predictions.jsonl`` alone.
         resume: leave out the images that ``out`` has a row for, and add the others.
         progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
         drift: follow the images, and warn once when they are no longer like the run's normal images.
         report: also write ``report.html``, the pictures by falling score; needs the extra ``train`` (jinja2).
-
-    Returns:
-        One line for the user: the number of images, how many are anomalous, and where the scores are.
+        watching: predict the images in folders and those that arrive (:class:`bkd_fast.data.arrivals.Arrivals`), until
+            Ctrl-C. What cannot be read is named and tried again once the file has changed.
+        watch_seconds, watch_idle: stop watching after this time, or after this time without a new image, in seconds.
 
     Raises:
         BKDError: no images, an ``out`` that is not empty, not writable or in use, other settings than those that
@@ -90,9 +112,15 @@ def predict(
         import_module("jinja2")  # a missing package is an error before the first image
         if not pictures:
             raise BKDError("the report shows the pictures: leave out --report, or --no-pictures")
+    for option, seconds in (("--watch-seconds", watch_seconds), ("--watch-idle", watch_idle)):
+        if seconds is not None:
+            check_float(option, seconds, 0)
+            if not watching:
+                raise BKDError(f"{option} says when to stop watching: add --watch")
     if not (resume or is_empty(out)):
         raise BKDError(f"the output folder {out} is not empty: choose another --out, or resume with --resume")
-    files = _files([Path(image) for image in images])
+    folders = [Path(image) for image in images]
+    files = _watched(folders, out) if watching else _files(folders)
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
     whole = detector.predictor(tile, overlap)
     predictor = watch(detector, whole, DriftMonitor(detector.calibration)) if drift else whole
@@ -106,53 +134,73 @@ def predict(
         "threshold": detector.threshold,
         "pictures": pictures,
     }
-    with locked(out), _rows(out, settings, resume) as (rows, file):
-        writer = csv.DictWriter(file, COLUMNS)
-        named = _named(files, rows)
-        scale = heat_scale([detector]) if pictures else None
+    scale = heat_scale([detector]) if pictures else None
 
-        def read(image: tuple[str, Path]) -> tuple[np.ndarray, Any]:
-            try:
-                array = detector.read(image[1])
-                return array, predictor.preprocess(array)
-            except BKDError as error:
-                named_already = isinstance(error, ImageError) and str(image[1]) in str(error)
-                raise error if named_already else ImageError(f"{image[1]}: {error}") from error
+    def read(image: tuple[str, Arrival]) -> tuple[np.ndarray, Any]:
+        path = image[1].path
+        try:
+            array = detector.read(path)
+            return array, predictor.preprocess(array)
+        except BKDError as error:
+            named_already = isinstance(error, ImageError) and str(path) in str(error)
+            raise error if named_already else ImageError(f"{path}: {error}") from error
 
-        def infer(read_images: list[tuple[np.ndarray, Any]]) -> list[tuple[np.ndarray, Any]]:
-            arrays, prepared = zip(*read_images, strict=True)
-            return list(zip(arrays, predictor.predict(list(prepared)), strict=True))
+    def infer(read_images: list[tuple[np.ndarray, Any]]) -> list[tuple[np.ndarray, Any]]:
+        arrays, prepared = zip(*read_images, strict=True)
+        return list(zip(arrays, predictor.predict(list(prepared)), strict=True))
 
-        def write(image: tuple[str, Path], predicted: tuple[np.ndarray, Any]) -> dict[str, str]:
-            (name, path), (array, raw) = image, predicted
-            prediction = predictor.postprocess(raw)
-            if scale is not None:
-                heat = prediction.anomaly_map / detector.pixel_threshold
-                panel = render_panel(array, heat, prediction.mask, None, scale)
-                write_overlay(fitting(out / "heatmaps" / f"{name}.jpg"), panel)
-                with atomic_path(fitting(out / "masks" / f"{name}.png"), durable=False) as temporary:
-                    Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
-            decision = "anomalous" if prediction.label else "normal"
-            scores = (prediction.score, detector.threshold, decision, prediction.normalized_score, prediction.p_value)
-            return dict(zip(COLUMNS, map(str, (path, *scores, name)), strict=True))
+    def write(image: tuple[str, Arrival], predicted: tuple[np.ndarray, Any]) -> dict[str, Any]:
+        (name, arrival), (array, raw) = image, predicted
+        prediction = predictor.postprocess(raw)
+        if scale is not None:
+            heat = prediction.anomaly_map / detector.pixel_threshold
+            panel = render_panel(
+                array, heat, prediction.mask, None, scale, score=prediction.score, threshold=detector.threshold
+            )
+            write_overlay(fitting(out / "heatmaps" / f"{name}.jpg"), panel)
+            with atomic_path(fitting(out / "masks" / f"{name}.png"), durable=False) as temporary:
+                Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
+        decision = "anomalous" if prediction.label else "normal"
+        scores = (prediction.score, detector.threshold, decision, prediction.normalized_score, prediction.p_value)
+        return dict(zip(COLUMNS, (str(arrival.path), *scores, name), strict=True))
 
-        stages = pipeline(named.items(), read, infer, write, batch=detector.batch, workers=WORKERS)
-        with progress_bar(len(files), "predicting", "image", progress, initial=len(files) - len(named)) as bar:
-            for outcome in stages:
-                if outcome.result is not None:
-                    rows[outcome.result["file"]] = outcome.result
-                    writer.writerow(outcome.result)
-                    file.flush()
-                elif skip_unreadable and isinstance(outcome.error, ImageError):
-                    log.warning("skipped: %s", outcome.error)
-                elif outcome.error is not None:
-                    raise outcome.error
+    unreadable: set[Path] = set()
+    stopping: AbstractContextManager[list[bool]] = interruptible() if watching else nullcontext([False])
+    with locked(out), _table(out, settings, resume) as table, stopping as stopped:
+        arrivals = Arrivals(folders, table.files, seconds=watch_seconds, idle=watch_idle, stopped=lambda: stopped[0])
+        new = [Arrival(path, name) for path, name in files.items() if str(path) not in table.files]
+        if watching:
+            log.info("watching %s: stop with Ctrl-C", ", ".join(map(str, folders)))
+        source = _named(arrivals if watching else new, table.names)
+        stages = pipeline(source, read, infer, write, batch=detector.batch, workers=WORKERS)
+        bar = progress_bar(
+            len(files), "predicting", "image", False if watching else progress, initial=len(files) - len(new)
+        )
+        with closing(arrivals), bar:
+            for (name, arrival), row, error in stages:
+                if row is not None:
+                    table.add(row)
+                    unreadable.discard(arrival.path)
+                    if watching and row["decision"] == "anomalous":
+                        log.info("anomalous: %s, score %.4g above %.4g", arrival.path, row["score"], row["threshold"])
+                elif watching and isinstance(error, ImageError):
+                    table.names.discard(name)
+                    if arrival.path.exists():
+                        unreadable.add(arrival.path)
+                        log.warning("could not be read: %s", error)
+                    else:
+                        log.info("deleted before it was read: %s", arrival.path)
+                    arrivals.retry(arrival)
+                elif skip_unreadable and isinstance(error, ImageError):
+                    unreadable.add(arrival.path)
+                    log.warning("skipped: %s", error)
+                elif error is not None:
+                    raise error
                 bar.update()
-        os.fsync(file.fileno())
+        table.sync()
         if report:
-            _write_report(out, Path(run), detector, list(rows.values()), scale)
-    anomalous = sum(row["decision"] == "anomalous" for row in rows.values())
-    return f"{len(rows)} images, {anomalous} anomalous: {out / SCORES}"
+            _write_report(out, Path(run), detector, _read_rows(out / SCORES), scale)
+    return Summary(out, len(table.files), table.anomalous, len(unreadable))
 
 
 def _write_report(
@@ -180,15 +228,41 @@ def _write_report(
     )
 
 
+class _Table:
+    """``scores.csv`` and ``predictions.jsonl``, open at their ends, and which files and names they have."""
+
+    def __init__(self, scores: IO[str], lines: IO[str], rows: Sequence[Mapping[str, str]]) -> None:
+        self.scores, self.lines = scores, lines
+        self.files, self.names = {row["file"] for row in rows}, {row["name"] for row in rows}
+        self.anomalous = sum(row["decision"] == "anomalous" for row in rows)
+        self.writer = csv.DictWriter(scores, COLUMNS)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a row and its JSON line, and hand them to the system."""
+        self.writer.writerow(row)
+        self.scores.flush()
+        self.lines.write(_line(row))
+        self.lines.flush()
+        self.files.add(row["file"])
+        self.anomalous += row["decision"] == "anomalous"
+
+    def sync(self) -> None:
+        """Wait until everything is on disk."""
+        for file in (self.scores, self.lines):
+            os.fsync(file.fileno())
+
+
 @contextmanager
-def _rows(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[tuple[dict[str, dict[str, str]], Any]]:
-    """Yield the rows that ``scores.csv`` has, by file, and the file itself, open at its end.
+def _table(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[_Table]:
+    """Open the tables in ``out``, whose rows so far are kept.
+
+    ``scores.csv`` says what is done: a process may have been killed between a row and its JSON line, so the lines
+    are written again from the rows.
 
     Raises:
         BKDError: ``out`` holds something else, or was begun with other settings.
     """
     path, begun = out / SCORES, out / MANIFEST
-    rows: dict[str, dict[str, str]] = {}
     if not is_empty(out):
         before = _settings(begun)
         different = [name for name in settings if before.get(name) != settings[name]]
@@ -199,20 +273,43 @@ def _rows(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[tupl
             )
     else:
         write_manifest(out, {"bkd_fast": __version__, "kind": "predictions", **settings})
+    rows: list[dict[str, str]] = []
     if path.is_file():
         data = path.read_bytes()
         os.truncate(path, data.rfind(b"\n") + 1)  # a power failure may have left half a line
-        with open_text(path, "r") as file:
-            earlier = list(csv.DictReader(file))
-        for row in earlier:
-            if set(row) != set(COLUMNS) or None in row.values():
-                raise BKDError(f"{path} does not have the columns {', '.join(COLUMNS)}: choose another --out")
-            rows[row["file"]] = row
-    with open_text(path, "a") as file:
-        if not file.tell():
-            csv.writer(file).writerow(COLUMNS)
-            file.flush()
-        yield rows, file
+        rows = _read_rows(path)
+        with atomic_write(out / LINES) as file:
+            file.writelines(_line({**row, **{name: float(row[name]) for name in NUMBERS}}) for row in rows)
+    with open_text(path, "a") as scores, open_text(out / LINES, "a") as lines:
+        if not scores.tell():
+            csv.writer(scores).writerow(COLUMNS)
+            scores.flush()
+        yield _Table(scores, lines, rows)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    with open_text(path, "r") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if set(row) != set(COLUMNS) or None in row.values() or not all(_is_number(row[name]) for name in NUMBERS):
+            raise BKDError(f"{path} does not have the columns {', '.join(COLUMNS)}: choose another --out")
+    return list({row["file"]: row for row in rows}.values())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """Return a row as a JSON line; a number that is not finite is ``null``."""
+    values = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+    return json.dumps(values, allow_nan=False) + "\n"
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -241,16 +338,21 @@ def _files(arguments: Sequence[Path]) -> dict[Path, str]:
     return named
 
 
-def _named(files: Mapping[Path, str], rows: Mapping[str, Mapping[str, str]]) -> dict[str, Path]:
-    """Return output name -> file for the files without a row; equal names get numbers."""
-    taken = {row["name"] for row in rows.values()}
-    named: dict[str, Path] = {}
-    for path, name in files.items():
-        if str(path) in rows:
-            continue
-        unique, number = name, 2
+def _watched(folders: Sequence[Path], out: Path) -> dict[Path, str]:
+    """Check the folders to watch; return no files."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise BKDError(f"there is no folder {folder}: --watch takes folders, which may be empty")
+        if out.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise BKDError(f"the folder {folder} is in the output folder {out}: choose another --out")
+    return {}
+
+
+def _named(arrivals: Iterable[Arrival], taken: set[str]) -> Iterator[tuple[str, Arrival]]:
+    """Yield the files with names that are not ``taken``: equal names get numbers."""
+    for arrival in arrivals:
+        unique, number = arrival.name, 2
         while unique in taken:
-            unique, number = f"{name}_{number}", number + 1
+            unique, number = f"{arrival.name}_{number}", number + 1
         taken.add(unique)
-        named[unique] = path
-    return named
+        yield unique, arrival

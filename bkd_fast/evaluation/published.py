@@ -1,4 +1,4 @@
-"""Published results on MVTec AD and MPDD, to compare with a run, and the sizes of both data sets.
+"""Published results on MVTec AD and MPDD, to compare with a run.
 
 The BKD paper's numbers are as printed; docs/published.md says which of them contradict each other.
 """
@@ -8,38 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from bkd_fast.data.public import MPDD, MVTEC_AD, Counts
 from bkd_fast.evaluation.metrics import percent
 
-Counts = Mapping[str, tuple[int, int]]  # category: images in train/good, images in test
-
-# File counts of the original data sets.
-DATA_SETS: dict[str, dict[str, tuple[int, int]]] = {
-    "MVTec AD": {
-        "bottle": (209, 83),
-        "cable": (224, 150),
-        "capsule": (219, 132),
-        "carpet": (280, 117),
-        "grid": (264, 78),
-        "hazelnut": (391, 110),
-        "leather": (245, 124),
-        "metal_nut": (220, 115),
-        "pill": (267, 167),
-        "screw": (320, 160),
-        "tile": (230, 117),
-        "toothbrush": (60, 42),
-        "transistor": (213, 100),
-        "wood": (247, 79),
-        "zipper": (240, 151),
-    },
-    "MPDD": {
-        "bracket_black": (289, 79),
-        "bracket_brown": (185, 77),
-        "bracket_white": (110, 60),
-        "connector": (128, 44),
-        "metal_plate": (54, 97),
-        "tubes": (122, 101),
-    },
-}
+DATA_SETS: dict[str, Counts] = {"MVTec AD": MVTEC_AD, "MPDD": MPDD}
 
 # BKD, Table 1 at 256 x 256: "image-level/pixel-level", but more likely pixel AUROC and PRO (docs/published.md).
 TABLE_1 = {

@@ -42,6 +42,7 @@ class HeatScale:
         low, high: the ends, in units of the anomaly map.
         log: logarithmic between the ends, which must then be positive.
         unit: unit of the values, for the legend.
+        threshold: value that legends mark; None: no mark.
 
     Raises:
         BKDError: the ends are not finite, not in order, or not positive on a logarithmic scale.
@@ -51,6 +52,7 @@ class HeatScale:
     high: float
     log: bool = True
     unit: str = "anomaly value"
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):

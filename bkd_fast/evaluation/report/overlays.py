@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ def render_panel(
     truth: np.ndarray | None,
     scale: HeatScale,
     *,
+    score: float | None = None,
+    threshold: float | None = None,
     side: int = SIDE,
 ) -> np.ndarray:
     """Return a picture: image | heat map over the grey image | image with outlines, and a legend below.
@@ -38,6 +41,7 @@ def render_panel(
         mask: (h', w') bool, predicted defects; the inner edge is drawn red. None: not drawn.
         truth: the same for the ground truth; the outer edge is drawn cyan.
         scale: the run's colour scale.
+        score, threshold: of the image; the legend then says both and the decision.
         side: longer side of each of the three tiles, in pixels.
 
     Returns:
@@ -66,7 +70,7 @@ def render_panel(
     tiles = Image.new("RGB", (3 * size[0] + 2 * GAP, size[1]), GROUND)
     for index, part in enumerate((tile, heat, outlined)):
         tiles.paste(Image.fromarray(part), (index * (size[0] + GAP), 0))
-    legend = _legend(scale, mask is not None, truth is not None, tiles.width)
+    legend = _legend(scale, mask is not None, truth is not None, tiles.width, score, threshold)
     panel = Image.new("RGB", (legend.width, size[1] + LEGEND), GROUND)
     panel.paste(tiles, (0, 0))
     panel.paste(legend, (0, size[1]))
@@ -118,23 +122,45 @@ def _outer_edge(mask: np.ndarray) -> np.ndarray:
     return (ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=2) & ~mask) | (mask & frame)
 
 
-def _legend(scale: HeatScale, mask: bool, truth: bool, width: int) -> Image.Image:
-    """Return the legend, at least ``width`` pixels wide and as wide as its text needs."""
+def _legend(
+    scale: HeatScale, mask: bool, truth: bool, width: int, score: float | None, threshold: float | None
+) -> Image.Image:
+    """Return the legend, at least ``width`` pixels wide and as its text needs; without the unit if it is narrow.
+
+    A wider legend would make the tiles of the panel's thumbnail small.
+    """
     font = ImageFont.load_default(size=13)
-    bar = Image.fromarray(COLOURS[None, ::2].repeat(10, axis=0))
-    parts: list[str | Image.Image] = [f"heat {scale.low:.2g}", bar, f"{scale.high:.2g}"]
+    parts: list[tuple[str, tuple[int, int, int]] | Image.Image] = []
+    if score is not None and threshold is not None:
+        anomalous = score > threshold
+        decision = f"{'ANOMALOUS' if anomalous else 'NORMAL'}  score {score:.4g}, threshold {threshold:.4g}"
+        parts += [(decision, PREDICTED if anomalous else TEXT), Image.new("RGB", (8, 1), GROUND)]
+    parts += [(f"heat {scale.low:.2g}", TEXT), _bar(scale), (f"{scale.high:.2g} {scale.unit}".strip(), TEXT)]
     for shown, name, colour in ((mask, "predicted", PREDICTED), (truth, "ground truth", TRUTH)):
         if shown:
-            parts += [Image.new("RGB", (18, 3), colour), name]
+            parts += [Image.new("RGB", (18, 3), colour), (name, TEXT)]
     x, positions = 8, []
     for part in parts:
         positions.append(x)
-        x += (round(font.getlength(part)) if isinstance(part, str) else part.width) + 8
+        x += (part.width if isinstance(part, Image.Image) else round(font.getlength(part[0]))) + 8
+    if x > width and scale.unit:
+        return _legend(replace(scale, unit=""), mask, truth, width, score, threshold)
     line = Image.new("RGB", (max(width, x), LEGEND), GROUND)
     draw = ImageDraw.Draw(line)
     for left, part in zip(positions, parts, strict=True):
-        if isinstance(part, str):
-            draw.text((left, LEGEND // 2), part, fill=TEXT, font=font, anchor="lm")
-        else:
+        if isinstance(part, Image.Image):
             line.paste(part, (left, (LEGEND - part.height) // 2 + 1))
+        else:
+            draw.text((left, LEGEND // 2), part[0], fill=part[1], font=font, anchor="lm")
     return line
+
+
+def _bar(scale: HeatScale) -> Image.Image:
+    """Return the colours of the scale, with a white mark at its threshold."""
+    bar = np.full((16, 128, 3), GROUND, np.uint8)
+    bar[3:13] = COLOURS[::2]
+    if scale.threshold is not None and scale.low < scale.threshold < scale.high:
+        column = round(float(scale.position(np.array(scale.threshold))) * 127)
+        bar[:, max(column - 1, 0) : column + 3] = GROUND
+        bar[:, column : column + 2] = 255
+    return Image.fromarray(bar)

@@ -129,3 +129,33 @@ def test_a_written_overlay_is_the_panel_and_its_thumbnail_has_no_legend(tmp_path
     small = Image.open(io.BytesIO(thumbnail(path, 290)))
     assert (small.format, small.width) == ("JPEG", 290)
     assert small.height == pytest.approx(290 * (panel.shape[0] - LEGEND) / panel.shape[1], abs=1)
+
+
+def test_the_legend_says_score_and_decision_and_marks_the_threshold():
+    heat, marked = np.full((50, 60), 0.1, np.float32), HeatScale(1e-2, 1.0, threshold=0.1)
+    plain = render_panel(GREY, heat, None, None, HeatScale(1e-2, 1.0))[-LEGEND:]
+    legend = render_panel(GREY, heat, None, None, marked)[-LEGEND:]
+    columns = np.flatnonzero((legend == 255).all(-1).sum(0) == 16)
+    changed = np.flatnonzero((legend != plain).any((0, 2)))
+    bar = np.flatnonzero((plain[LEGEND // 2] == COLOURS[0]).all(-1))[0]
+    np.testing.assert_array_equal(columns, bar + round(0.5 * 127) + np.arange(2))
+    assert set(changed) <= set(range(columns[0] - 1, columns[1] + 2))
+    outside = render_panel(GREY, heat, None, None, HeatScale(1e-2, 1.0, threshold=2.0))[-LEGEND:]
+    np.testing.assert_array_equal(outside, plain)
+    shown = {
+        score: render_panel(GREY, heat, None, None, marked, score=score, threshold=1.0)[-LEGEND:]
+        for score in (0.5, 1.0, 1.5)
+    }
+    assert {score: bool((part == PREDICTED).all(-1).any()) for score, part in shown.items()} == {
+        0.5: False,
+        1.0: False,  # at the threshold is normal
+        1.5: True,
+    }
+    assert (shown[0.5] != shown[1.0]).any()
+
+
+def test_a_narrow_image_has_room_for_its_legend():
+    heat, mask = np.full((900, 60), 0.1, np.float32), np.zeros((900, 60), bool)
+    panel = render_panel(np.zeros((900, 60, 3), np.uint8), heat, mask, mask, SCALE, score=-1234.5, threshold=0.0001234)
+    assert panel.shape[1] > 400
+    assert (panel[-LEGEND:, -8:] == panel[-1, -1]).all()  # nothing is cut
