@@ -105,6 +105,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.image_of)
 
+    @property
+    def tiles(self) -> list[int]:
+        """How many tiles each image has."""
+        return np.bincount(self.image_of, minlength=len(self.samples)).tolist()
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return to_tensor(self.array(index), self.size), index
 

@@ -24,8 +24,8 @@ from bkd_fast.evaluation.environment import describe
 from bkd_fast.files import checksum
 from bkd_fast.model import BKD
 from bkd_fast.model.teacher import with_image_size
+from bkd_fast.normals.thresholds import can_leave_out, near_duplicates
 from bkd_fast.training.sampler import Schedule
-from bkd_fast.training.thresholds import can_leave_out, near_duplicates
 from bkd_fast.training.weights import check_hub, found, load_weights
 
 TRAINING = ("lightning_fabric", "sklearn", "jinja2")  # packages of the extra "train"

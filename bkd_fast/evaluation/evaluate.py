@@ -203,14 +203,14 @@ def _evaluate_category(
         pro=pixels[BOTH].pro(),
         log=log_rows,
         seconds=sum(row["seconds"] for row in log_rows) if log_rows else None,
-        train_count=len(source.train_files),
+        train_count=len(source.all_train),
         inside=[] if scale is None else inside(detector, samples, records),
         notes=[f"{unmasked} defective images have no mask and count for image metrics only"] if unmasked else [],
     )
     for accumulator in pixels.values():
         accumulator.close()
     decisions = classification_metrics(labels, [record.decision for record in records])
-    counts = {"train": len(source.train_files), "validation": len(source.validation_files), "test": len(samples)}
+    counts = {"train": len(source.all_train), "validation": len(source.all_validation), "test": len(samples)}
     return report, {**metrics[BOTH], "branches": metrics, "decisions": decisions, "images": counts}
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from bkd_fast.artifact import Trained, load_trained, read_category
-from bkd_fast.data import FileRecord
-from bkd_fast.data.inputs import Decoded, ImageLike, OneImage
+from bkd_fast.artifact import Trained, copy_run, load_trained, read_category
+from bkd_fast.data import FileRecord, Sample
+from bkd_fast.data.inputs import Decoded, ImageLike, OneImage, is_one_image
 from bkd_fast.data.tiles import Size, overlap_of
 from bkd_fast.decisions import normalized, p_value
 from bkd_fast.errors import BKDError, check_bool, check_float, check_int
@@ -33,6 +38,7 @@ from bkd_fast.model.support import Support
 if TYPE_CHECKING:
     from bkd_fast.inference.drift import DriftMonitor
 
+log = logging.getLogger("bkd_fast")
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
 
@@ -92,8 +98,9 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             check_mode(compile, self.device)
         reading = {"data.max_pixels": max_pixels, "data.pages": pages}
         self.config = trained.config.with_changes({key: value for key, value in reading.items() if value is not None})
-        self._run = trained.folder
-        self._options = {
+        self._run, self._files = trained.folder, trained.files
+        self._temporary: TemporaryDirectory[str] | None = None  # that holds the run
+        self._options: dict[str, Any] = {
             "device": "auto" if device == "auto" else str(self.device),
             "precision": precision,
             "compile": compile,
@@ -171,6 +178,64 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
             self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
         self._replaced = True
+
+    def add_normals(self, images: Sequence[ImageLike] | Tensor) -> Detector:
+        """Return a detector that has taken in further normal images without training; this one stays as it is.
+
+        Supports, memory, thresholds and the statistics of drift change as by `bkd-fast update`
+        (:func:`bkd_fast.normals.update.add_normals`), warnings included; thresholds that were set by hand do not carry
+        over. The new run is in a temporary folder that lasts as long as the new detector: :meth:`save` keeps it.
+
+        Args:
+            images: paths, or what :meth:`__call__` takes. At least one that the run does not have.
+
+        Raises:
+            BKDError: not images, none that is new, a run folder that is gone or has changed, or supports that
+                :meth:`set_support` has replaced.
+        """
+        from bkd_fast.normals.update import add_normals  # here, since a detector that only predicts needs none of it
+
+        self._check_run("images are added to the run's supports")
+        several: Sequence[Any] = [images] if is_one_image(images) else list(images)
+        temporary = TemporaryDirectory(prefix="bkd_fast-", ignore_cleanup_errors=True)
+        run, when = Path(temporary.name, "run"), datetime.now(timezone.utc).isoformat()
+        copy_run(self._run, run, self.calibration)
+        samples: dict[str, Sample] = {}
+        for index, image in enumerate(several):
+            array = self.read(image)  # its error, which names it
+            if isinstance(image, (str, Path)):
+                path = Path(image).resolve()
+                name = str(path)
+            else:
+                path, name = Path(temporary.name, f"{index:06}.png"), f"given {when}/{index:06}.png"
+                Image.fromarray(array).save(path, compress_level=1)
+            samples[name] = Sample(path, 0, "good", name=name)
+        log.info("%s", add_normals(run, list(samples.values()), "", self.device, progress=False))
+        with settled(build=True):
+            detector = Detector(load_trained(run), **self._options)
+        detector._temporary = temporary
+        return detector
+
+    def save(self, folder: str | Path) -> None:
+        """Write the run folder of this detector, with its thresholds as they are now.
+
+        Args:
+            folder: new or empty, or a run of the same training, which is replaced in one step.
+
+        Raises:
+            BKDError: a folder that holds something else or cannot be written, a run folder that is gone or has changed,
+                supports that :meth:`set_support` has replaced, or a pixel threshold that is not positive.
+        """
+        self._check_run("a run holds the images of its supports")
+        if self.pixel_threshold <= 0:
+            raise BKDError(f"pixel_threshold is {self.pixel_threshold}: expected a positive number to save")
+        calibration = replace(
+            self.calibration,
+            threshold=self.threshold,
+            pixel_threshold=self.pixel_threshold,
+            normal_level=min(self.calibration.normal_level, 0.5 * self.pixel_threshold),
+        )
+        copy_run(self._run, Path(folder), calibration)
 
     def read(self, image: ImageLike) -> np.ndarray:
         """Return an image as (H, W, 3) uint8 RGB, its values read as the run's images are.
@@ -299,7 +364,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         return self.model.image_score(maps, result.image if "forward" in branches else None), maps
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _loaded_again, (str(self._run.resolve()), _files(self._run), self._options, self.kept())
+        self._check_files()
+        return _loaded_again, (str(self._run.resolve()), self._files, self._options, self.kept())
 
     def kept(self) -> dict[str, Any]:
         """Return what differs, or may differ, from the detector that its run folder gives; for :meth:`restore`."""
@@ -316,6 +382,15 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         self.threshold, self.pixel_threshold = kept["threshold"], kept["pixel_threshold"]
         if kept["support"] is not None:
             self.support, self._replaced = _moved(kept["support"], self.device), True
+
+    def _check_files(self) -> None:
+        if _files(self._run) != self._files:
+            raise BKDError(f"{self._run} was trained or updated since this detector was loaded: load the new run")
+
+    def _check_run(self, why: str) -> None:
+        if self._replaced:
+            raise BKDError(f"set_support has replaced the supports, and {why}: load the run again")
+        self._check_files()
 
     def _fold(self, image: Tensor) -> None:
         if self.config.student is not None:
@@ -399,7 +474,7 @@ def _loaded_again(run: str, files: dict[str, FileRecord], options: dict[str, Any
         BKDError: its run folder is gone, or holds another model by now.
     """
     if _files(Path(run)) != files:
-        raise BKDError(f"{run} was trained again since this detector was pickled or copied: load the new run")
+        raise BKDError(f"{run} was trained or updated since this detector was pickled or copied: load the new run")
     with settled(build=True):
         detector = Detector(load_trained(run), **options)
     detector.restore(kept)

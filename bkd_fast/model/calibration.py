@@ -102,6 +102,67 @@ def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator
         memory.get_buffer("origin")[: len(chosen)] = origin.to(chosen.device)[chosen]
 
 
+@torch.no_grad()
+def learn_more(
+    model: BKD,
+    deepest: Tensor | None,
+    shown: int,
+    levels: Iterable[list[Tensor]],
+    count: int,
+    known: int,
+    generator: torch.Generator,
+) -> list[int]:
+    """Take further normal images into the memory and the support, without training.
+
+    The memory's items become a coreset of its items and of features of the new images, and a support bank those of its
+    images and the new ones that differ most; a sampled support is drawn again from all images. Statistics, and items
+    and weights that were learned, stay.
+
+    Args:
+        deepest: the supports' deepest level (k, C, H, W), standardised; None where queries retrieve none.
+        shown: k, also of a model without supports, whose run shows images nevertheless.
+        levels: standardised levels (1, C_l, H_l, W_l) of each new image, in order.
+        count: how many new images there are.
+        known: how many images were learned from before; new ones are counted from there.
+        generator: on the CPU; draws the candidate features and the supports.
+
+    Returns:
+        The images to keep as support, ascending: below k a former one, from k on a new one.
+    """
+    config = model.config
+    grows = takes_items(model)
+    descriptors = [] if deepest is None else [deepest]
+    candidates: list[list[Tensor]] = []  # per image the rows of every view
+    for image in levels:
+        if grows:
+            views = model.views(image)[-len(model.memories) :]
+            candidates.append([_sampled(view, -(-CANDIDATES // count), generator) for view in views])
+        if deepest is not None:
+            descriptors.append(shrink(image[-1].float()).to(deepest.device))
+    for index, memory in enumerate(model.memories if grows else ()):
+        assert isinstance(memory, SparseMemory)
+        origin = memory.get_buffer("origin")
+        former = origin >= 0  # the others are where they began at random
+        fresh = [image[index] for image in candidates]
+        rows = torch.cat([memory.items[former], *(row.float() for row in fresh)])
+        of = torch.arange(known, known + count).repeat_interleave(torch.tensor([len(row) for row in fresh]))
+        origins = torch.cat([origin[former], of.to(origin.device)])
+        chosen = greedy_coreset(rows, len(memory.items))
+        memory.items[: len(chosen)], origin[: len(chosen)] = rows[chosen], origins[chosen]
+    if isinstance(config.support, RetrievedSupport):
+        return choose_bank(descriptors, config.support.bank_size)
+    keep = shown if config.support is None else min(config.support.shots, known + count)
+    drawn = torch.randperm(known + count, generator=generator)[:keep].tolist()
+    fresh_images = sorted(shown + image - known for image in drawn if image >= known)
+    return [*range(keep - len(fresh_images)), *fresh_images]
+
+
+def takes_items(model: BKD) -> bool:
+    """Return whether the memory's items are normal features, which others can join."""
+    memory = model.config.memory
+    return memory is not None and memory.init == "coreset" and not memory.learned
+
+
 def _sampled(view: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     """At most ``limit`` of the features of a view (1, C, H, W), as rows."""
     rows = view[0].flatten(1).T

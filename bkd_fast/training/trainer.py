@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from bkd_fast.artifact import CHECKPOINT, LOG, Calibration, DataSource, save_trained
+from bkd_fast.artifact import CHECKPOINT, LOG, Calibration, DataSource, Manifest, save_trained
 from bkd_fast.config import BKDConfig, SampledSupport
 from bkd_fast.data import ImageDataset, Sample, augment, draw_support
 from bkd_fast.data.progress import counted, is_terminal, progress_bar
@@ -23,12 +23,12 @@ from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import learn_normal
 from bkd_fast.model.support import Exclude, Support
+from bkd_fast.normals.features import FeatureSource
+from bkd_fast.normals.thresholds import measure_normals
 from bkd_fast.training.checkpoint import Progress, load_checkpoint, save_checkpoint, write_log
-from bkd_fast.training.feature_cache import FeatureSource
 from bkd_fast.training.interruption import interruptible
 from bkd_fast.training.sampler import Schedule, Step
 from bkd_fast.training.step import TrainingStep, make_optimizer, train_step
-from bkd_fast.training.thresholds import measure_normals
 from bkd_fast.training.weights import load_weights
 from bkd_fast.version import __version__
 
@@ -292,7 +292,9 @@ class Trainer:
                 )
             log.info("%s: %s", self.job.name, calibration.sentence())
             images = [self.features.dataset.array(index) for index in chosen]
-            save_trained(self.job.folder, self.model, calibration, self.job.source, images, levels, __version__)
+            tiles = self.features.dataset.tiles if self.config.teacher.tile else []
+            manifest = Manifest(__version__, calibration, self.job.source, {}, chosen, tiles)
+            save_trained(self.job.folder, self.model, manifest, images, levels)
             self.checkpoint.unlink(missing_ok=True)
         self.features.close()
         self.validation.close()

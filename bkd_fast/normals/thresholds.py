@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.decisions import NormalScores
+from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import level_statistics, scale_maps, statistics_of
 from bkd_fast.model.memory import SparseMemory
@@ -38,17 +39,28 @@ class Normals(Protocol):
 class Measured:
     """Scores of normal images, the median pixel of their maps, and how many of them are near duplicates.
 
-    ``teacher``: :func:`bkd_fast.model.calibration.statistics_of` these images.
+    ``teacher``: :func:`bkd_fast.model.calibration.statistics_of` these images. ``images``: which image each score is
+    of; the validation images come first, then the training images.
     """
 
     scores: NormalScores
     normal_level: float
     duplicates: int
     teacher: dict[str, list[float]]
+    images: list[int]
 
 
 @torch.no_grad()
-def measure_normals(model: BKD, support: Support, train: Normals, validation: Normals, bank: Sequence[int]) -> Measured:
+def measure_normals(
+    model: BKD,
+    support: Support,
+    train: Normals,
+    validation: Normals,
+    bank: Sequence[int],
+    *,
+    origin: Tensor | None = None,
+    rescale: bool = True,
+) -> Measured:
     """Score normal images, and set the scale of the model's maps from those that were not trained on.
 
     Training images are scored without themselves and their near duplicates among supports and memory items, where
@@ -56,11 +68,14 @@ def measure_normals(model: BKD, support: Support, train: Normals, validation: No
 
     Args:
         support: of :meth:`BKD.make_support`.
-        bank: the training images that are the support bank; empty where supports are sampled.
+        bank: the training images that are the support bank, -1 for one that is not among them; empty where supports
+            are sampled.
+        origin: the same of each memory item; None: what the memory says.
+        rescale: False keeps the scales of maps and scores that the model has.
     """
-    results = (model.distill(levels, support) for levels in _batches(validation))
-    scale_maps(model, results)
-    parts = [_scored(model, ((levels, None) for levels in _batches(validation)), support)]
+    if rescale:
+        scale_maps(model, (model.distill(levels, support) for levels in _batches(validation)))
+    parts = [_scored(model, ((levels, None) for levels in _batches(validation)), support)] if len(validation) else []
     images = list(validation.image_of)
     source, duplicates = "validation", 0
     if can_leave_out(model):
@@ -69,15 +84,18 @@ def measure_normals(model: BKD, support: Support, train: Normals, validation: No
         itself = own.unsqueeze(1) == own  # all tiles of an image
         same = itself | near_duplicates(descriptors)
         duplicates = int((same & ~itself).any(1).sum())
-        hidden = _hidden(model, same, bank)
+        hidden = _hidden(model, same, bank, origin)
         shots = model.config.support.shots if model.config.support is not None else 0
         rows = _comparable(model, hidden, len(train))
         if rows:
             parts.append(_scored(model, _left_out(train, rows, hidden, shots), support))
             source = "leave-one-out"
-            images += [max(images, default=-1) + 1 + train.image_of[row] for row in rows]
+            first = max(images, default=-1) + 1
+            images += [first + train.image_of[row] for row in rows]
+    if not parts:
+        raise BKDError("there are no images to take thresholds from: give at least two")
     maps, distances = (torch.cat([getattr(part, name) for part in parts]) for name in ("maps", "images"))
-    for name, distance in (("map", maps[:, 0]), ("image", distances)):
+    for name, distance in (("map", maps[:, 0]), ("image", distances)) if rescale else ():
         logarithm = distance.double().clamp_min(1e-12).log()
         # Of one image there is no std, and of equal ones none to divide by.
         spread = float(logarithm.std(unbiased=False)) if len(logarithm) else 0.0
@@ -85,7 +103,16 @@ def measure_normals(model: BKD, support: Support, train: Normals, validation: No
     scores = model.score_of(maps[:, 0], distances if len(distances) else None)
     normal = NormalScores(source, _highest(scores, images), _highest(maps[:, 1], images))
     teacher = _means(torch.cat([part.teacher for part in parts]), images)
-    return Measured(normal, float(maps[:, 2].median()), duplicates, statistics_of(teacher))
+    numbers = sorted(set(images))
+    return Measured(normal, float(maps[:, 2].median()), duplicates, statistics_of(teacher), numbers)
+
+
+@torch.no_grad()
+def image_scores(model: BKD, support: Support, normals: Normals) -> list[float]:
+    """Return the score of each image as the model is, nothing left out."""
+    part = _scored(model, ((levels, None) for levels in _batches(normals)), support)
+    scores = model.score_of(part.maps[:, 0], part.images if len(part.images) else None)
+    return _highest(scores, normals.image_of)
 
 
 def _highest(values: Tensor, images: Sequence[int]) -> list[float]:
@@ -122,14 +149,18 @@ def near_duplicates(descriptors: Tensor) -> Tensor:
     return itself | (distance < DUPLICATE * nearest.median())
 
 
-def _hidden(model: BKD, same: Tensor, bank: Sequence[int]) -> Exclude:
+def _hidden(model: BKD, same: Tensor, bank: Sequence[int], origin: Tensor | None) -> Exclude:
     """The supports and items that show the part that a training image shows, for all of them."""
-    supports = same[:, torch.tensor(bank, device=same.device)] if bank else None
+    supports = _columns(same, torch.tensor(bank, device=same.device)) if bank else None
     if not model.config.reverse_branch:
         return Exclude(supports, None)
-    origin = model.memories[0].get_buffer("origin")
-    # Items of no image (origin -1) are nobody's own.
-    return Exclude(supports, same[:, origin.clamp_min(0)] & (origin >= 0))
+    origin = model.memories[0].get_buffer("origin") if origin is None else origin.to(same.device)
+    return Exclude(supports, _columns(same, origin))
+
+
+def _columns(same: Tensor, images: Tensor) -> Tensor:
+    """Return the columns of ``same`` for ``images``; what is of no image (-1) is nobody's own."""
+    return same[:, images.clamp_min(0)] & (images >= 0)
 
 
 def _comparable(model: BKD, hidden: Exclude, count: int) -> list[int]:
