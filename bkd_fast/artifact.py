@@ -1,8 +1,10 @@
 """The run folder: what a trained model consists of, checked when it is read.
 
 One category is one folder with ``manifest.json``, ``config.toml``, ``model.safetensors``, ``support/`` and
-``support.safetensors``. ``manifest.json`` is written last. It holds size and SHA-256 of the other files, and its own
-SHA-256, so a folder whose manifest fits is whole. A run over several categories holds one such folder for each.
+``support.safetensors``, and ``roi.png`` if there is a region of interest. After an update the names of three of them
+hold a revision: ``model.1.safetensors``. ``manifest.json`` is written last. It holds size and SHA-256 of the other
+files, and its own SHA-256, so a folder whose manifest fits is whole. A run over several categories holds one such
+folder for each.
 
 Everything here that reads takes nothing for granted: whatever is wrong with a run is one :class:`BKDError`.
 """
@@ -10,6 +12,7 @@ Everything here that reads takes nothing for granted: whatever is wrong with a r
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -25,12 +28,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import FileRecord, load_support, save_support
+from bkd_fast.data import FileRecord, load_roi, load_support, save_support, shrink_roi
+from bkd_fast.data.support import STORED
 from bkd_fast.decisions import NormalScores, sentence, threshold_for
 from bkd_fast.errors import BKDError
 from bkd_fast.files import (
@@ -48,8 +53,9 @@ from bkd_fast.files import (
 from bkd_fast.model import BKD
 
 FORMAT = 6
-CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG, UPDATES = (
+CONFIG, ROI, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG, UPDATES = (
     "config.toml",
+    "roi.png",
     "model.safetensors",
     "support",
     "support.safetensors",
@@ -194,7 +200,7 @@ class DataSource:
     ``train_files``, ``validation_files``, ``test_files``: path relative to the folder of good images -> size and
     SHA-256, of those trained on, those kept for validation, and those of a plain folder set aside for testing.
 
-    ``additions``: what was added later.
+    ``additions``: what was added later. ``roi``: the mask that was given, if any.
     """
 
     root: str
@@ -205,6 +211,7 @@ class DataSource:
     validation_files: dict[str, FileRecord] = field(default_factory=dict)
     test_files: dict[str, FileRecord] = field(default_factory=dict)
     additions: list[Addition] = field(default_factory=list)
+    roi: FileRecord | None = None
 
     @property
     def all_train(self) -> dict[str, FileRecord]:
@@ -244,6 +251,8 @@ class DataSource:
             given[name] = _records_of(f"source.{name}", given[name])
         if not isinstance(given["additions"], list):
             raise BKDError(f"source.additions is {_shown(given['additions'])}: expected a list")
+        if given["roi"] is not None:
+            given["roi"] = _records_of("source.roi", {"": given["roi"]})[""]
         given["additions"] = [Addition.parse(addition) for addition in given["additions"]]
         return cls(**given)
 
@@ -279,6 +288,7 @@ class Trained:
 
     ``support``: the teacher's levels of the support images, (1, k, C_l, H_l, W_l), as :meth:`BKD.make_support`
     takes them. ``sample``: the first of their images, (1, 3, H, W) in [0, 1]. ``files``: what it was read from.
+    ``roi``: (H, W) bool, what is looked at; None: everything.
     """
 
     folder: Path
@@ -289,6 +299,7 @@ class Trained:
     support: list[Tensor]
     sample: Tensor
     files: dict[str, FileRecord] = field(default_factory=dict)
+    roi: np.ndarray | None = None
 
 
 def save_trained(
@@ -297,6 +308,7 @@ def save_trained(
     manifest: Manifest,
     images: Sequence[np.ndarray],
     support: Sequence[Tensor],
+    roi: np.ndarray | None = None,
 ) -> None:
     """Write a category's folder, or replace the run that is there and has the same configuration.
 
@@ -307,6 +319,7 @@ def save_trained(
         manifest: whose ``files`` are not looked at.
         images: the support, (H, W, 3) uint8 each.
         support: its levels, see :attr:`Trained.support`.
+        roi: (H, W) bool, what is looked at; None: everything.
     """
 
     def write(made: Path, revision: str) -> None:
@@ -316,7 +329,12 @@ def save_trained(
             save_tensors(made / _revised(FEATURES, revision), levels, {})
         save_tensors(made / _revised(MODEL, revision), model.state_dict(), {})
 
-    _replace_run(folder, manifest, model.config.to_toml(), write)
+    fixed = {CONFIG: model.config.to_toml().encode()}
+    if roi is not None:
+        png = io.BytesIO()
+        Image.fromarray(roi.astype(np.uint8) * 255).save(png, format="PNG")
+        fixed[ROI] = png.getvalue()
+    _replace_run(folder, manifest, fixed, write)
 
 
 def copy_run(run: Path, folder: Path, calibration: Calibration) -> None:
@@ -331,36 +349,42 @@ def copy_run(run: Path, folder: Path, calibration: Calibration) -> None:
         if folder.resolve() == run.resolve():
             write_manifest(folder, manifest)
             return
+        fixed = {name: (run / name).read_bytes() for name in (CONFIG, ROI) if name in manifest.files}
         if not is_empty(folder) and (
-            not (folder / MANIFEST).is_file() or checksum(folder / CONFIG) != manifest.files[CONFIG].sha256
+            not (folder / MANIFEST).is_file()
+            or any(not (folder / name).is_file() or (folder / name).read_bytes() != fixed[name] for name in fixed)
         ):
             raise BKDError(f"{folder} holds something else than a run of the same training: choose another folder")
 
         def write(made: Path, revision: str) -> None:
-            for name in manifest.files.keys() - {CONFIG}:
+            for name in manifest.files.keys() - fixed.keys():
                 copied = made / _revised(name, revision)
                 copied.parent.mkdir(exist_ok=True)
                 shutil.copyfile(run / name, copied)
 
-        _replace_run(folder, manifest, (run / CONFIG).read_text(encoding="utf-8"), write)
+        _replace_run(folder, manifest, fixed, write)
         if (run / LOG).is_file():
             with atomic_path(folder / LOG) as temporary:
                 shutil.copyfile(run / LOG, temporary)
 
 
-def _replace_run(folder: Path, manifest: Manifest, config: str, write: Callable[[Path, str], None]) -> None:
+def _replace_run(
+    folder: Path, manifest: Manifest, fixed: Mapping[str, bytes], write: Callable[[Path, str], None]
+) -> None:
+    """Write the files that ``write`` makes, and in a new folder those that no revision changes, ``fixed``."""
     folder.mkdir(parents=True, exist_ok=True)
     earlier = read_category(folder).files if (folder / MANIFEST).is_file() else None
     revision = "" if earlier is None else f".{int(_revision(earlier)[1:] or 0) + 1}"
     with staging(folder) as made:
         write(made, revision)
         if earlier is None:
-            with atomic_write(made / CONFIG) as file:
-                file.write(config)
+            for name, content in fixed.items():
+                with atomic_write(made / name, "wb") as file:
+                    file.write(content)
         paths = [path for path in sorted(made.rglob("*")) if path.is_file()]
         files = {path.relative_to(made).as_posix(): FileRecord(path.stat().st_size, checksum(path)) for path in paths}
         if earlier is not None:
-            files[CONFIG] = earlier[CONFIG]
+            files.update((name, earlier[name]) for name in (CONFIG, ROI) if name in earlier)
         for path in paths:
             sync(path)
         for path in made.iterdir():
@@ -400,7 +424,7 @@ def load_trained(folder: str | Path) -> Trained:
     manifest = read_category(folder)
     try:
         return _load(folder, manifest)
-    except BKDError:
+    except (BKDError, OSError):
         if read_category(folder) == manifest:
             raise
     return load_trained(folder)  # an update has replaced its files meanwhile
@@ -422,8 +446,15 @@ def _load(folder: Path, manifest: Manifest) -> Trained:
     tiled = bool(config.teacher.tile)
     if len(manifest.tiles) != tiled * len(manifest.source.all_train) or max(manifest.shown) >= manifest.items:
         raise BKDError(f"{folder} does not fit its {MANIFEST}: it names other numbers of images or tiles")
+    if (ROI in manifest.files) != (config.roi is not None):
+        raise BKDError(f"{folder} does not fit its {CONFIG}: {ROI} belongs to a region of interest")
+    with _about(folder / ROI):
+        roi = load_roi(folder / ROI, STORED) if ROI in manifest.files else None
+        if roi is not None and not config.teacher.tile:
+            model.set_roi(shrink_roi(roi, config.teacher.size))
     sample = load_support(shown, config.teacher.size, 1)
-    return Trained(folder, config, manifest.calibration, manifest.source, model.eval(), support, sample, manifest.files)
+    calibration, source = manifest.calibration, manifest.source
+    return Trained(folder, config, calibration, source, model.eval(), support, sample, manifest.files, roi)
 
 
 def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
@@ -675,7 +706,7 @@ def _file_records(value: Any) -> dict[str, FileRecord]:
     files = _records_of("files", value)
     revision = _revision(files)
     for name in files:
-        if name != CONFIG and not (REVISED.fullmatch(name) and _revision([name]) == revision):
+        if name not in (CONFIG, ROI) and not (REVISED.fullmatch(name) and _revision([name]) == revision):
             raise BKDError(f"files names {_shown(name)}, which no run has")
     return files
 

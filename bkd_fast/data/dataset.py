@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from bkd_fast.config import DataConfig
 from bkd_fast.data.image import DEFAULT, SUFFIXES, load_image, load_mask, to_tensor
+from bkd_fast.data.roi import fill_outside, fit_roi, shrink_roi
 from bkd_fast.data.tiles import Tile, overlap_of, places
 from bkd_fast.errors import BKDError, ImageError, few
 from bkd_fast.files import checksum, is_component, is_output
@@ -84,6 +85,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         size: (H, W) that images or tiles are resized to.
         tile: side of square tiles that cover each image, in its pixels; 0: images are taken whole.
         config: how pixels are read.
+        roi: (H, W) bool, what is looked at; the rest of an image gets one colour, and tiles without any of it are left
+            out. None: everything.
 
     Attributes:
         image_of: per item the index of its sample.
@@ -93,12 +96,30 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, samples: Sequence[Sample], size: tuple[int, int], tile: int = 0, config: DataConfig = DEFAULT
+        self,
+        samples: Sequence[Sample],
+        size: tuple[int, int],
+        tile: int = 0,
+        config: DataConfig = DEFAULT,
+        roi: np.ndarray | None = None,
     ) -> None:
-        self.samples, self.size, self.tile, self.config = list(samples), size, tile, config
+        self.samples, self.size, self.tile, self.config, self.roi = list(samples), size, tile, config, roi
+        self._regions: list[Tensor] = []  # of tiles, where there is a region of interest
         self.image_of, self.places = list(range(len(self.samples))), [Tile(0, 0)] * len(self.samples)
         if tile:
-            cut = [places(_size(sample, config), (tile, tile), overlap_of(tile)) for sample in self.samples]
+            sizes = [_size(sample, config) for sample in self.samples]
+            cut = [places(whole, (tile, tile), overlap_of(tile)) for whole in sizes]
+            if roi is not None:
+                fitted = [fit_roi(roi, whole, sample.path) for whole, sample in zip(sizes, self.samples, strict=True)]
+                inside = [
+                    [shrink_roi(cut_out(mask, place, tile), size) for place in tiles]
+                    for mask, tiles in zip(fitted, cut, strict=True)
+                ]
+                cut = [
+                    [place for place, region in zip(tiles, own, strict=True) if region.any()]
+                    for tiles, own in zip(cut, inside, strict=True)
+                ]
+                self._regions = [region for own in inside for region in own if region.any()]
             self.image_of = [index for index, tiles in enumerate(cut) for _ in tiles]
             self.places = [place for tiles in cut for place in tiles]
 
@@ -111,15 +132,27 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return np.bincount(self.image_of, minlength=len(self.samples)).tolist()
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return to_tensor(self.array(index), self.size), index
+        return to_tensor(self._array(index, self.roi), self.size), index
 
     def array(self, index: int) -> np.ndarray:
-        """Return the image or tile at its own size, (H, W, 3) uint8."""
-        image = load_image(self.samples[self.image_of[index]].path, self.config)
-        if not self.tile:
-            return image
-        top, left = self.places[index]
-        return np.ascontiguousarray(image[top : top + self.tile, left : left + self.tile])
+        """Return the image or tile at its own size, (H, W, 3) uint8, also what is not looked at."""
+        return self._array(index, None)
+
+    def regions(self, indices: Sequence[int]) -> Tensor | None:
+        """Return what of tiles is looked at, (N, H, W) bool; None where that is the same for all images."""
+        return torch.stack([self._regions[index] for index in indices]) if self._regions else None
+
+    def _array(self, index: int, roi: np.ndarray | None) -> np.ndarray:
+        path = self.samples[self.image_of[index]].path
+        image = load_image(path, self.config)
+        if roi is not None:
+            image = np.asarray(fill_outside(image, fit_roi(roi, image.shape[:2], path)))
+        return image if not self.tile else np.ascontiguousarray(cut_out(image, self.places[index], self.tile))
+
+
+def cut_out(image: np.ndarray, place: Tile, tile: int) -> np.ndarray:
+    """Return the part of an image or mask (H, W, …) that a tile covers."""
+    return image[place.top : place.top + tile, place.left : place.left + tile]
 
 
 def _size(sample: Sample, config: DataConfig) -> tuple[int, int]:
@@ -211,7 +244,12 @@ def find_categories(
 
 
 def check_samples(
-    samples: Sequence[Sample], *, skip_unreadable: bool = False, tile: int | None = None, config: DataConfig = DEFAULT
+    samples: Sequence[Sample],
+    *,
+    skip_unreadable: bool = False,
+    tile: int | None = None,
+    config: DataConfig = DEFAULT,
+    roi: np.ndarray | None = None,
 ) -> list[Sample]:
     """Decode every image and mask once, so that a bad file is known before any work is done.
 
@@ -222,16 +260,17 @@ def check_samples(
         skip_unreadable: leave out images that cannot be used, with a warning that names them.
         tile: side of the tiles that an image must hold at least one of, in pixels.
         config: how pixels are read.
+        roi: (H, W) bool, what is looked at; None: everything.
 
     Returns:
         The usable samples.
 
     Raises:
-        ImageError: images that cannot be decoded or are smaller than a tile, by name.
+        ImageError: images that cannot be decoded, are smaller than a tile or have another aspect than ``roi``, by name.
         BKDError: a mask whose size differs from its image's.
     """
     with ThreadPoolExecutor(max_workers=4) as pool:
-        checked = pool.map(partial(_checked, tile=tile, config=config), samples)
+        checked = pool.map(partial(_checked, tile=tile, config=config, roi=roi), samples)
         problems, shares = zip(*checked, strict=True) if samples else ((), ())
     broken = [problem for problem in problems if problem is not None]
     if broken and not skip_unreadable:
@@ -455,13 +494,17 @@ def _unknown(root: Path, name: str, known: list[str]) -> str:
     return f"{root} has no category {name!r}{hint} It has: {', '.join(known)}"
 
 
-def _checked(sample: Sample, tile: int | None, config: DataConfig) -> tuple[str | None, float | None]:
+def _checked(
+    sample: Sample, tile: int | None, config: DataConfig, roi: np.ndarray | None
+) -> tuple[str | None, float | None]:
     """Return what is wrong with an image file, or None; and the share of pixels that its masks mark, or None.
 
     A mask that does not fit is an error, whatever is skipped.
     """
     try:
         size = load_image(sample.path, config).shape[:2]
+        if roi is not None:
+            fit_roi(roi, (size[0], size[1]), sample.path)
     except ImageError as error:
         return str(error), None
     if tile and min(size) < tile:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bkd_fast.config import DataConfig
 from bkd_fast.data.image import DEFAULT, check_filled, from_array, from_pil, load_image, to_tensor
+from bkd_fast.data.roi import fill_outside, fit_roi
 from bkd_fast.errors import BKDError, ImageError
 
 OneImage: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
@@ -53,6 +54,17 @@ class Decoded:
         """(H, W)."""
         shape = self.values.shape[1:] if isinstance(self.values, Tensor) else self.values.shape[:2]
         return shape[0], shape[1]
+
+    def within(self, roi: np.ndarray | None, name: object = None) -> Decoded:
+        """Return this image, of one colour outside a region of interest (H, W) bool of the same aspect.
+
+        Raises:
+            ImageError: another aspect.
+        """
+        if roi is not None:
+            named = name if isinstance(name, (str, os.PathLike)) else "the image"
+            self.values = fill_outside(self.values, fit_roi(roi, self.size, named))
+        return self
 
     def array(self) -> np.ndarray:
         """(H, W, 3) uint8; tensors are rounded."""

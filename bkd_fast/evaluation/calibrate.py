@@ -96,7 +96,8 @@ def _scores(
             raise outcome.error or BKDError(f"{outcome.item!r} cannot be read")
         scores.append(outcome.result.score)
         maxima.append(float(outcome.result.anomaly_map.max()))
-        medians.append(float(np.median(outcome.result.anomaly_map)))
+        roi = detector.region(outcome.result.mask.shape) if detector.roi is not None else None
+        medians.append(float(np.median(outcome.result.anomaly_map if roi is None else outcome.result.anomaly_map[roi])))
     return scores, maxima, medians
 
 

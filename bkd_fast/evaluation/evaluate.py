@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from bkd_fast.artifact import LOG, Manifest, category_folders, move, read_category, staging, write_manifest
-from bkd_fast.config import DataConfig
-from bkd_fast.data import Sample, check_samples, find_categories, resize_mask, truth_of
+from bkd_fast.data import Sample, check_samples, find_categories, fit_roi, resize_mask, truth_of
 from bkd_fast.data.progress import progress_bar
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.environment import describe
@@ -172,15 +171,21 @@ def _evaluate_category(
     pixels = {branch: PixelMetrics() for branch in branches}
     scores: dict[str, list[float]] = {branch: [] for branch in branches}
     records: list[ImageRecord] = []
+    outside = 0  # defective images without a defect inside the region of interest
     with progress_bar(len(samples), f"evaluating {name}", "image", progress) as bar:
         for part, images, predicted in _predictions(detector, samples, branches):
             height, width = predicted[BOTH][1].shape[1:]
-            truths = [_truth(sample, (height, width), detector.config.data) for sample in part]
+            truths = [_truth(sample, (height, width), detector) for sample in part]
+            roi = detector.region((height, width))
+            outside += sum(
+                bool(sample.label) and truth is not None and not truth.any()
+                for sample, truth in zip(part, truths, strict=True)
+            )
             for branch, (part_scores, maps) in predicted.items():
                 scores[branch] += part_scores
                 for truth, anomaly_map in zip(truths, maps, strict=True):
                     if truth is not None:
-                        pixels[branch].update(anomaly_map, truth)
+                        pixels[branch].update(anomaly_map, truth, roi)
             for sample, image, truth, score, anomaly_map in zip(part, images, truths, *predicted[BOTH], strict=True):
                 overlay = None
                 if scale is not None:
@@ -193,6 +198,12 @@ def _evaluate_category(
     metrics = {branch: {**image_metrics(labels, scores[branch]), **pixels[branch].compute()} for branch in branches}
     unmasked = sum(sample.label and not sample.masks for sample in samples)
     source = manifest.source
+    notes = [f"{unmasked} defective images have no mask and count for image metrics only"] if unmasked else []
+    if detector.roi is not None:
+        notes.append(
+            "Pixels outside the region of interest count for no metric. "
+            f"{outside} defective images have no defect inside, and count as defective nevertheless"
+        )
     report = CategoryReport(
         name=name,
         metrics=metrics[BOTH],
@@ -205,7 +216,7 @@ def _evaluate_category(
         seconds=sum(row["seconds"] for row in log_rows) if log_rows else None,
         train_count=len(source.all_train),
         inside=[] if scale is None else inside(detector, samples, records),
-        notes=[f"{unmasked} defective images have no mask and count for image metrics only"] if unmasked else [],
+        notes=notes,
     )
     for accumulator in pixels.values():
         accumulator.close()
@@ -235,11 +246,16 @@ def _predictions(
         yield part, images, {branch: (scores.tolist(), maps.cpu().numpy()) for branch, (scores, maps) in scored.items()}
 
 
-def _truth(sample: Sample, size: tuple[int, int], reading: DataConfig) -> np.ndarray | None:
-    """Return the ground truth ``size`` bool, all False for a good image; None for a defective one without a mask."""
+def _truth(sample: Sample, size: tuple[int, int], detector: Detector) -> np.ndarray | None:
+    """Return the ground truth ``size`` bool, all False for a good image; None for a defective one without a mask.
+
+    Defects outside the detector's region of interest are none.
+    """
     if not sample.label:
         return np.zeros(size, bool)
-    truth = truth_of(sample, reading)
+    truth = truth_of(sample, detector.config.data)
+    if truth is not None and detector.roi is not None:
+        truth = truth & fit_roi(detector.roi, truth.shape, sample.path)
     return None if truth is None else resize_mask(truth, size)
 
 
@@ -295,5 +311,9 @@ def _test_samples(
                 log.warning("%d images in %s are %s: %s", len(files), root, what, ", ".join(files[:10]))
     config = detector.config
     return check_samples(
-        matching[0].test, skip_unreadable=skip_unreadable, tile=config.teacher.tile, config=config.data
+        matching[0].test,
+        skip_unreadable=skip_unreadable,
+        tile=config.teacher.tile,
+        config=config.data,
+        roi=detector.roi,
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from bkd_fast.artifact import Trained, copy_run, load_trained, read_category
-from bkd_fast.data import FileRecord, Sample
+from bkd_fast.data import FileRecord, Sample, fit_roi
 from bkd_fast.data.inputs import Decoded, ImageLike, OneImage, is_one_image
 from bkd_fast.data.tiles import Size, overlap_of
 from bkd_fast.decisions import normalized, p_value
@@ -110,7 +110,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         }
         self._replaced = False
         self.batch = 1 if self.device.type == "cpu" else GPU_BATCH
-        self.calibration = trained.calibration
+        self.calibration, self.roi = trained.calibration, trained.roi
         self.threshold = trained.calibration.threshold
         self.pixel_threshold = trained.calibration.pixel_threshold
         self.model = trained.model.to(self.device).eval()
@@ -174,7 +174,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             raise BKDError("the support is empty: expected at least one image of a normal part")
         size = self.config.teacher.size
         with settled():  # not inference mode, whose tensors torch.compile does not take
-            stacked = torch.stack([Decoded(image, self.config.data).fitted(size).to(self.device) for image in images])
+            decoded = [Decoded(image, self.config.data).within(self.roi) for image in images]
+            stacked = torch.stack([image.fitted(size).to(self.device) for image in decoded])
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
             self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
         self._replaced = True
@@ -237,6 +238,14 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         )
         copy_run(self._run, Path(folder), calibration)
 
+    def region(self, size: Size) -> np.ndarray | None:
+        """Return what is looked at of maps of the network's size or of an image's (H, W), bool; None: everything."""
+        if self.roi is None:
+            return None
+        if self.model.roi is not None and size == self.config.teacher.size:
+            return self.model.roi[0].cpu().numpy()
+        return fit_roi(self.roi, size, "the map")
+
     def read(self, image: ImageLike) -> np.ndarray:
         """Return an image as (H, W, 3) uint8 RGB, its values read as the run's images are.
 
@@ -252,7 +261,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
 
     def preprocess(self, image: ImageLike) -> Preprocessed:
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
-        decoded = Decoded(image, self.config.data)
+        decoded = Decoded(image, self.config.data).within(self.roi, image)
         return Preprocessed(decoded.fitted(self.config.teacher.size), decoded.size)
 
     def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
@@ -264,11 +273,15 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     def postprocess(self, raw: RawPrediction) -> Prediction:
         """Return the prediction: above ``threshold`` an image is anomalous, above ``pixel_threshold`` a pixel."""
         anomaly_map = resize_map(raw.anomaly_map, raw.size).numpy()
+        mask = anomaly_map > self.pixel_threshold
+        if self.roi is not None:
+            region = fit_roi(self.roi, raw.size, "the map")
+            anomaly_map, mask = anomaly_map * region, mask & region
         return Prediction(
             raw.score,
             raw.score > self.threshold,
             anomaly_map,
-            anomaly_map > self.pixel_threshold,
+            mask,
             normalized(raw.score, self.threshold, self.calibration.spread),
             p_value(raw.score, self.calibration.scores),
         )
@@ -341,11 +354,16 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         return stream(images, batch=batch, workers=workers)
 
     @settled(inference=True)
-    def score(self, images: Tensor, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
-        """Return scores (N,) and raw maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size."""
-        if self._program is not None and tuple(branches) == BRANCHES:
+    def score(
+        self, images: Tensor, branches: Sequence[str] = BRANCHES, region: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return scores (N,) and raw maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size.
+
+        ``region``: what of each is looked at, where they are tiles; see :meth:`BKD.distill`.
+        """
+        if self._program is not None and tuple(branches) == BRANCHES and region is None:
             return self._program(images.to(self.device), self.support)
-        return self.score_features(self.distill(images), branches)
+        return self.score_features(self.distill(images, region), branches)
 
     @settled(inference=True)
     def levels(self, images: Tensor) -> list[Tensor]:
@@ -353,15 +371,19 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         return self.model.teacher(images.to(self.device))
 
     @settled(inference=True)
-    def distill(self, images: Tensor) -> Distillation:
+    def distill(self, images: Tensor, region: Tensor | None = None) -> Distillation:
         """Return both branches' features, for :meth:`score_features`."""
-        return self.model.distill(self.levels(images), self.support)
+        if region is None:
+            return self.model.distill(self.levels(images), self.support)
+        levels = self.model.teacher(images.to(self.device), blank=False)
+        return self.model.distill(levels, self.support, region=region.to(self.device))
 
     @settled(inference=True)
     def score_features(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W) of the given branches."""
         maps = self.model.anomaly_map(result, self.config.teacher.size, branches)
-        return self.model.image_score(maps, result.image if "forward" in branches else None), maps
+        region = None if result.region is self.model.roi else result.region
+        return self.model.image_score(maps, result.image if "forward" in branches else None, region), maps
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._check_files()

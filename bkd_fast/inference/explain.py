@@ -56,7 +56,7 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
         BKDError: not an image.
     """
     model, size = detector.model, detector.config.teacher.size
-    levels = detector.levels(Decoded(image, detector.config.data).fitted(size).unsqueeze(0))
+    levels = detector.levels(Decoded(image, detector.config.data).within(detector.roi).fitted(size).unsqueeze(0))
     result = model.distill(levels, detector.support)
     distances = {
         branch: {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.data.inputs import Decoded, ImageLike
+from bkd_fast.data.roi import fit_roi, shrink_roi
 from bkd_fast.data.tiles import Size, Tile, check_tiles, places
 from bkd_fast.errors import ImageError
 from bkd_fast.inference.prediction import Prediction, Predictor, RawPrediction, resize_map
@@ -50,11 +51,12 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         Raises:
             ImageError: not an image, or one that is smaller than a tile.
         """
-        decoded = Decoded(image, self.detector.config.data)
         try:
+            decoded = Decoded(image, self.detector.config.data).within(self.detector.roi)
             return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap))
         except ImageError as error:
-            raise ImageError(f"{image}: {error}" if isinstance(image, (str, PathLike)) else str(error)) from error
+            named = not isinstance(image, (str, PathLike)) or str(image) in str(error)
+            raise ImageError(str(error) if named else f"{image}: {error}") from error
 
     def predict(self, batch: Sequence[TiledImage]) -> list[RawPrediction]:
         """Return the highest score and the blended map of each image."""
@@ -67,13 +69,37 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
     def _predict(self, image: Decoded, blender: TileBlender) -> RawPrediction:
         size, each = self.detector.config.teacher.size, self.detector.batch
         tiles, highest = list(blender.tiles()), -math.inf
+        regions = self._regions(image, tiles)
+        if regions is not None:
+            for tile in [tile for tile in tiles if not regions[tile].any()]:
+                blender.add(tile, torch.zeros(self.tile))
+            tiles = [tile for tile in tiles if regions[tile].any()]
         for start in range(0, len(tiles), each):
             group = tiles[start : start + each]
-            scores, maps = self.detector.score(torch.stack([image.fitted(size, *tile, self.tile) for tile in group]))
+            region = None if regions is None else torch.stack([regions[tile] for tile in group])
+            inputs = torch.stack([image.fitted(size, *tile, self.tile) for tile in group])
+            scores, maps = self.detector.score(inputs, region=region)
             highest = max(highest, scores.max().item())
             for tile, tile_map in zip(group, maps, strict=True):
                 blender.add(tile, resize_map(tile_map, self.tile))
         return RawPrediction(highest, blender.blended(), image.size)
+
+    def _regions(self, image: Decoded, tiles: Sequence[Tile]) -> dict[Tile, Tensor] | None:
+        """Return what of each tile is looked at, at the network's size; None: everything.
+
+        Raises:
+            ImageError: nothing of any tile.
+        """
+        if self.detector.roi is None:
+            return None
+        roi, (rows, columns) = fit_roi(self.detector.roi, image.size, "the image"), self.tile
+        size = self.detector.config.teacher.size
+        regions = {
+            tile: shrink_roi(roi[tile.top : tile.top + rows, tile.left : tile.left + columns], size) for tile in tiles
+        }
+        if not any(region.any() for region in regions.values()):
+            raise ImageError("nothing of the region of interest is left at the network's size: use smaller tiles")
+        return regions
 
 
 class TileBlender:

@@ -128,6 +128,8 @@ class Bkd(AnomalibModule):
         trained = None if run is None else load_trained(Path(run))
         config = BKDConfig.preset(preset, {"teacher.name": teacher, **(settings or {})})
         config = config.with_changes(teacher=with_image_size(config.teacher)) if trained is None else trained.config
+        if trained is None and config.roi is not None:
+            raise BKDError("a region of interest is learned by `bkd-fast train --roi MASK`: pass its run")
         if pre_processor is True:
             pre_processor = PreProcessor(transform=Compose([Resize(config.teacher.size, antialias=True)]))
         super().__init__(

@@ -13,7 +13,7 @@ from torch import Tensor
 from bkd_fast.decisions import NormalScores
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
-from bkd_fast.model.calibration import level_statistics, scale_maps, statistics_of
+from bkd_fast.model.calibration import level_statistics, scale_maps, statistics_of, whole
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.support import Exclude, Support, describe
 
@@ -22,8 +22,20 @@ BATCH = 8
 DUPLICATE = 0.01
 
 
+class Batch(NamedTuple):
+    """Levels of some images, what they must not be compared with, and what of each is looked at."""
+
+    levels: list[Tensor]
+    exclude: Exclude | None
+    region: Tensor | None
+
+
 class Normals(Protocol):
-    """Normal images or their tiles by number, as the teacher sees them. ``image_of``: which image each shows."""
+    """Normal images or their tiles by number, as the teacher sees them. ``image_of``: which image each shows.
+
+    It may have a method ``regions`` as :class:`bkd_fast.normals.features.FeatureSource`, where images differ in what is
+    looked at.
+    """
 
     @property
     def image_of(self) -> Sequence[int]:
@@ -74,12 +86,12 @@ def measure_normals(
         rescale: False keeps the scales of maps and scores that the model has.
     """
     if rescale:
-        scale_maps(model, (model.distill(levels, support) for levels in _batches(validation)))
-    parts = [_scored(model, ((levels, None) for levels in _batches(validation)), support)] if len(validation) else []
+        scale_maps(model, (model.distill(each.levels, support, region=each.region) for each in _batches(validation)))
+    parts = [_scored(model, _batches(validation), support)] if len(validation) else []
     images = list(validation.image_of)
     source, duplicates = "validation", 0
     if can_leave_out(model):
-        descriptors = torch.cat([describe(levels[-1].float()) for levels in _batches(train)])
+        descriptors = torch.cat([describe(each.levels[-1].float()) for each in _batches(train)])
         own = torch.tensor(train.image_of, device=descriptors.device)
         itself = own.unsqueeze(1) == own  # all tiles of an image
         same = itself | near_duplicates(descriptors)
@@ -110,7 +122,7 @@ def measure_normals(
 @torch.no_grad()
 def image_scores(model: BKD, support: Support, normals: Normals) -> list[float]:
     """Return the score of each image as the model is, nothing left out."""
-    part = _scored(model, ((levels, None) for levels in _batches(normals)), support)
+    part = _scored(model, _batches(normals), support)
     scores = model.score_of(part.maps[:, 0], part.images if len(part.images) else None)
     return _highest(scores, normals.image_of)
 
@@ -175,9 +187,7 @@ def _comparable(model: BKD, hidden: Exclude, count: int) -> list[int]:
     return kept.nonzero().flatten().tolist()
 
 
-def _left_out(
-    source: Normals, rows: Sequence[int], hidden: Exclude, shots: int
-) -> Iterator[tuple[list[Tensor], Exclude]]:
+def _left_out(source: Normals, rows: Sequence[int], hidden: Exclude, shots: int) -> Iterator[Batch]:
     left = dict.fromkeys(rows, 0)
     if hidden.supports is not None:
         left = {row: min(shots, int((~hidden.supports[row]).sum())) for row in rows}
@@ -186,7 +196,7 @@ def _left_out(
         alike = list(group)
         for start in range(0, len(alike), BATCH):
             part = alike[start : start + BATCH]
-            yield source.levels(part), Exclude(*(None if one is None else one[part] for one in hidden))
+            yield _batch(source, part, Exclude(*(None if one is None else one[part] for one in hidden)))
 
 
 class _Parts(NamedTuple):
@@ -200,19 +210,28 @@ class _Parts(NamedTuple):
     teacher: Tensor
 
 
-def _scored(model: BKD, batches: Iterable[tuple[list[Tensor], Exclude | None]], support: Support) -> _Parts:
+def _scored(model: BKD, batches: Iterable[Batch], support: Support) -> _Parts:
     maps, images, teacher = [], [], []
-    for levels, exclude in batches:
-        result = model.distill(levels, support, exclude)
+    for levels, exclude, region in batches:
+        result = model.distill(levels, support, exclude, region=region)
         found = model.anomaly_map(result, model.config.teacher.size)
         flat = found.flatten(1)
-        maps.append(torch.stack([model.top_mean(found), flat.amax(1), flat.median(1).values], 1).cpu())
+        if result.region is None:
+            median = flat.median(1).values
+        else:
+            inside = result.region.flatten(1).expand_as(flat)
+            median = torch.stack([row[own].median() for row, own in zip(flat, inside, strict=True)])
+        maps.append(torch.stack([model.top_mean(found, region), flat.amax(1), median], 1).cpu())
         if result.image is not None:
             images.append(result.image.cpu())
         teacher.append(level_statistics(levels).cpu())
     return _Parts(torch.cat(maps), torch.cat(images) if images else torch.empty(0), torch.cat(teacher))
 
 
-def _batches(source: Normals) -> Iterator[list[Tensor]]:
+def _batches(source: Normals) -> Iterator[Batch]:
     for start in range(0, len(source), BATCH):
-        yield source.levels(range(start, min(start + BATCH, len(source))))
+        yield _batch(source, range(start, min(start + BATCH, len(source))))
+
+
+def _batch(source: Normals, indices: Sequence[int], exclude: Exclude | None = None) -> Batch:
+    return Batch(source.levels(indices), exclude, getattr(source, "regions", whole)(indices))

@@ -34,7 +34,7 @@ from bkd_fast.errors import BKDError, few
 from bkd_fast.files import atomic_write
 from bkd_fast.model import BKD
 from bkd_fast.model.ambient import settled
-from bkd_fast.model.calibration import learn_more, takes_items
+from bkd_fast.model.calibration import learn_more, takes_items, whole
 from bkd_fast.model.support import Support
 from bkd_fast.normals.features import FeatureSource
 from bkd_fast.normals.thresholds import Measured, Normals, can_leave_out, image_scores, measure_normals
@@ -93,6 +93,15 @@ class Joined:
             start += len(part)
         return [torch.cat(level) for level in zip(*found, strict=True)]
 
+    def regions(self, indices: Sequence[int]) -> Tensor | None:
+        """Return what of tiles is looked at, (N, H, W) bool; None where the model knows it."""
+        found, start = [], 0
+        for part in self.parts:
+            own = [index - start for index in indices if start <= index < start + len(part)]
+            found += [getattr(part, "regions", whole)(own)] if own else []
+            start += len(part)
+        return None if any(region is None for region in found) else torch.cat(found)
+
 
 @dataclass(frozen=True)
 class Former:
@@ -146,6 +155,7 @@ def add_normals(
         skip_unreadable=skip_unreadable,
         tile=config.teacher.tile,
         config=config.data,
+        roi=trained.roi,
     )
     learned, held = new, list[Sample]()
     if len(new) > 1:
@@ -162,7 +172,7 @@ def add_normals(
     with ExitStack() as stack:
 
         def features(part: list[Sample], what: str) -> FeatureSource:
-            dataset = ImageDataset(part, config.teacher.size, config.teacher.tile or 0, config.data)
+            dataset = ImageDataset(part, config.teacher.size, config.teacher.tile or 0, config.data, trained.roi)
             budget = int(cache_gb * 1e9 * len(part) / sum(map(len, used)))
             source = FeatureSource(dataset, model.teacher, device, budget)
             stack.callback(source.close)
@@ -185,6 +195,7 @@ def add_normals(
             len(fresh),
             manifest.items,
             torch.Generator().manual_seed(config.training.seed),
+            fresh.regions,
         )
         levels = _support_levels(trained.support, chosen, shown, fresh)
         support = model.make_support([level.to(device) for level in levels])

@@ -17,15 +17,17 @@ from bkd_fast.artifact import CHECKPOINT, DataSource, read_category, write_manif
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import (
     Category,
+    FileRecord,
     Sample,
     check_samples,
     file_records,
     find_categories,
     infer_white,
+    load_roi,
     split_normals,
 )
 from bkd_fast.errors import BKDError, check_choice, check_float, check_int
-from bkd_fast.files import MANIFEST, is_empty, locked
+from bkd_fast.files import MANIFEST, checksum, is_empty, locked
 from bkd_fast.model.ambient import settled
 from bkd_fast.model.bottleneck import check_strides
 from bkd_fast.model.teacher import Teacher, with_image_size
@@ -135,17 +137,22 @@ def _job(
     if resume and (folder / MANIFEST).is_file():
         read_category(folder)  # its errors now
         return Job(category.name, [], [], folder, source, done=True), config
+    roi, mask = None, None
+    if config.roi is not None:
+        roi, mask = load_roi(config.roi.mask or "", config.data), _record(config.roi.mask or "")
     checkpoint = folder / CHECKPOINT
     tile = config.teacher.tile
     if resume and checkpoint.is_file():
         saved, begun = read_begun(checkpoint)
+        if saved.roi != mask:
+            raise BKDError(f"{folder} was begun with another mask of the region of interest: resume with the same")
         whites = {name: getattr(begun.data, name) for name in WHITES if getattr(config.data, name) is None}
         config = replace(config, data=replace(config.data, **whites))
         train, validation = _same_files(category, saved, folder)
-        check_samples([*train, *validation], tile=tile, config=config.data)
-        return Job(category.name, train, validation, folder, saved), config
+        check_samples([*train, *validation], tile=tile, config=config.data, roi=roi)
+        return Job(category.name, train, validation, folder, saved, roi=roi), config
     config = replace(config, data=infer_white((sample.path for sample in category.train), config.data))
-    samples = check_samples(category.train, skip_unreadable=skip_unreadable, tile=tile, config=config.data)
+    samples = check_samples(category.train, skip_unreadable=skip_unreadable, tile=tile, config=config.data, roi=roi)
     train, validation = split_normals(samples, config.training.validation_share, config.training.seed)
     Schedule(len(train), config)  # its error for too few images, before anything is written
     set_aside = [sample for sample in category.test if category.plain and not sample.label]
@@ -155,8 +162,13 @@ def _job(
         train_files=file_records(train),
         validation_files=file_records(validation),
         test_files=file_records(set_aside),
+        roi=mask,
     )
-    return Job(category.name, train, validation, folder, used), config
+    return Job(category.name, train, validation, folder, used, roi=roi), config
+
+
+def _record(path: str) -> FileRecord:
+    return FileRecord(os.stat(path).st_size, checksum(Path(path)))
 
 
 def _same_files(category: Category, saved: DataSource, folder: Path) -> tuple[list[Sample], list[Sample]]:
