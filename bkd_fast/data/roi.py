@@ -37,7 +37,7 @@ def load_roi(path: str | Path, config: DataConfig = DEFAULT) -> np.ndarray:
         )
     if not values[-1]:
         raise BKDError(f"the mask {path} is empty: expected pixels above zero where images are to be looked at")
-    return image.any(2)
+    return np.asarray(image.any(2))
 
 
 def fit_roi(roi: np.ndarray, size: tuple[int, int], name: object) -> np.ndarray:

@@ -51,12 +51,11 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         Raises:
             ImageError: not an image, or one that is smaller than a tile.
         """
+        decoded = Decoded(image, self.detector.config.data).within(self.detector.roi, image)
         try:
-            decoded = Decoded(image, self.detector.config.data).within(self.detector.roi)
             return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap))
         except ImageError as error:
-            named = not isinstance(image, (str, PathLike)) or str(image) in str(error)
-            raise ImageError(str(error) if named else f"{image}: {error}") from error
+            raise ImageError(f"{image}: {error}" if isinstance(image, (str, PathLike)) else str(error)) from error
 
     def predict(self, batch: Sequence[TiledImage]) -> list[RawPrediction]:
         """Return the highest score and the blended map of each image."""

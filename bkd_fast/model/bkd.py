@@ -207,23 +207,18 @@ class BKD(nn.Module):
             aligned, offsets = self.alignment(query.views, supports.levels)
         if self.config.reverse_branch and "reverse" in branches:
             reconstruction = self._rebuild(query.views, exclude)
-        if region is None:
-            region, inside = self.roi, [getattr(self, f"roi_{index}", None) for index in range(len(query.views))]
-        else:
-            inside = [cells(region, view.shape[2:]) for view in query.views]
-        if region is not None:
-            aligned, reconstruction = (
-                [
-                    torch.where(within, output, view)
-                    for within, output, view in zip(
-                        inside[-len(outputs) :], outputs, query.views[-len(outputs) :], strict=True
-                    )
-                ]
-                if outputs
-                else outputs
-                for outputs in (aligned, reconstruction)
-            )
+        if region is not None or self.roi is not None:
+            inside = self._inside(region, query.views)
+            aligned = _outside_as(query.views, aligned, inside)
+            reconstruction = _outside_as(query.views, reconstruction, inside)
+            region = self.roi if region is None else region
         return Distillation(list(query.views), aligned, reconstruction, offsets, image, region)
+
+    def _inside(self, region: Tensor | None, views: Sequence[Tensor]) -> list[Tensor]:
+        """Return which pixels of each view show any of a region, (N or 1, 1, H, W) bool."""
+        if region is None:
+            return [self.get_buffer(f"roi_{index}") for index in range(len(views))]
+        return [cells(region, view.shape[2:]) for view in views]
 
     def learned_branches(self) -> tuple[str, ...]:
         """The branches that have something to learn; the others are calibrated only."""
@@ -392,7 +387,13 @@ class BKD(nn.Module):
 
 def cells(region: Tensor, size: Sequence[int]) -> Tensor:
     """Return which feature pixels show any of a region (N, H, W) bool: (N, 1, h, w) bool."""
-    return F.adaptive_avg_pool2d(region.float().unsqueeze(1), tuple(size)) > 0
+    return F.adaptive_avg_pool2d(region.float().unsqueeze(1), (size[0], size[1])) > 0
+
+
+def _outside_as(views: Sequence[Tensor], outputs: list[Tensor], inside: list[Tensor]) -> list[Tensor]:
+    """Return the outputs of the last views, outside those of the query itself: there is no distance."""
+    first = len(views) - len(outputs)
+    return [torch.where(inside[first + index], output, views[first + index]) for index, output in enumerate(outputs)]
 
 
 def _within(maps: Tensor, region: Tensor | None) -> Tensor:

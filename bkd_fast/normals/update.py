@@ -95,12 +95,14 @@ class Joined:
 
     def regions(self, indices: Sequence[int]) -> Tensor | None:
         """Return what of tiles is looked at, (N, H, W) bool; None where the model knows it."""
-        found, start = [], 0
+        found: list[Tensor | None] = []
+        start = 0
         for part in self.parts:
             own = [index - start for index in indices if start <= index < start + len(part)]
             found += [getattr(part, "regions", whole)(own)] if own else []
             start += len(part)
-        return None if any(region is None for region in found) else torch.cat(found)
+        known = [region for region in found if region is not None]
+        return torch.cat(known) if known else None
 
 
 @dataclass(frozen=True)
