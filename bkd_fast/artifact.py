@@ -446,7 +446,7 @@ def _load(folder: Path, manifest: Manifest) -> Trained:
     tiled = bool(config.teacher.tile)
     if len(manifest.tiles) != tiled * len(manifest.source.all_train) or max(manifest.shown) >= manifest.items:
         raise BKDError(f"{folder} does not fit its {MANIFEST}: it names other numbers of images or tiles")
-    if (ROI in manifest.files) != (config.roi is not None):
+    if ROI in manifest.files and config.roi is None:
         raise BKDError(f"{folder} does not fit its {CONFIG}: {ROI} belongs to a region of interest")
     with _about(folder / ROI):
         roi = load_roi(folder / ROI, STORED) if ROI in manifest.files else None

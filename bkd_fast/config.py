@@ -183,7 +183,9 @@ class RoiConfig(Group):
 
     group = "roi"
     mask: str | None = option(
-        None, "path of a mask, above zero where images are looked at. Training copies it into the run"
+        None,
+        "path of a mask, above zero where images are looked at, which is copied into the run; or of a folder with a "
+        "mask for each image, by its name",
     )
 
 

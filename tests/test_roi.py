@@ -13,6 +13,7 @@ from bkd_fast.artifact import load_trained
 from bkd_fast.cli import main
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import fit_roi, load_image, load_roi
+from bkd_fast.data.inputs import Masked
 from bkd_fast.errors import BKDError, ImageError
 from bkd_fast.evaluation.calibrate import calibrate
 from bkd_fast.evaluation.evaluate import evaluate
@@ -251,7 +252,7 @@ def test_an_exported_graph_keeps_to_the_region(format, runs, good, tmp_path):
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
     assert not maps[:, ~region].any()
     assert maps[:, region].any()
-    with pytest.raises(BKDError, match="a graph does not know where a tile is"):
+    with pytest.raises(BKDError, match="which a graph cannot know"):
         export(runs["tiles"], format, tmp_path / f"tiles.{format}")
 
 
@@ -284,8 +285,6 @@ def test_a_mask_that_is_missing_or_another(runs, tiny_data, mask, tmp_path, caps
     arguments = ["train", str(tiny_data), "--out", str(tmp_path / "run"), "--teacher", "test_resnet"]
     assert main([*arguments, "--weights", "none", "--roi", str(tmp_path / "nothing.png")]) == 1
     assert "nothing.png does not exist" in capsys.readouterr().err
-    with pytest.raises(BKDError, match="is a folder: expected one image"):
-        load_roi(tmp_path)
     run = shutil.copytree(runs["whole"], tmp_path / "copy")
     (run / "roi.png").unlink()
     with pytest.raises(BKDError, match=r"roi\.png is missing"):
@@ -294,3 +293,96 @@ def test_a_mask_that_is_missing_or_another(runs, tiny_data, mask, tmp_path, caps
     saved = tmp_path / "saved"
     Detector.load(runs["whole"], device="cpu").save(saved)
     assert np.array_equal(load_trained(saved).roi, ROI)
+
+
+def shifted(index):
+    """Another region of each image."""
+    return np.roll(ROI, (index % 4, 6 * (index % 5)), (0, 1))
+
+
+@pytest.fixture(scope="session")
+def masks(tiny_data, tmp_path_factory):
+    """A mask for each image, by name in folders of training and test images."""
+    folder = tmp_path_factory.mktemp("masks")
+    for index in range(10):
+        write(folder / f"train/{index:03}_mask.png", shifted(index).astype(np.uint8) * 255)
+    for kind in ("good", "hole"):
+        for index in range(3):
+            write(folder / f"test/{kind}/{index:03}.png", shifted(index + 1).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def each_runs(tiny_data, masks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("each")
+    kinds = ("whole", "tiles")
+    return {kind: train(tiny_data, folder / kind, config(masks / "train", kind), progress=False) for kind in kinds}
+
+
+@pytest.mark.parametrize("kind", ["whole", "tiles"])
+def test_a_mask_for_each_image(kind, each_runs, masks, good, tiny_data, tmp_path, capsys):
+    run = shutil.copytree(each_runs[kind], tmp_path / "run")
+    assert not (run / "roi.png").exists()
+    detector = Detector.load(run, device="cpu")
+    roi = shifted(7)
+    noise = np.random.default_rng(0).integers(0, 255, good.shape, np.uint8)
+    normal, outside = detector([Masked(good, roi), Masked(np.where(roi[..., None], good, noise), roi)])
+    assert outside.score == normal.score
+    assert np.array_equal(outside.anomaly_map, normal.anomaly_map)
+    assert not normal.anomaly_map[~roi].any()
+    assert (normal.anomaly_map[roi] > 0).any()
+    streamed = [outcome.result.score for outcome in detector.stream([Masked(good, roi)])]
+    assert streamed == [normal.score]
+    with pytest.raises(BKDError, match="looks at another region of each image"):
+        detector(good)
+    images = tiny_data / "test/hole"
+    arguments = ["predict", str(run), str(images), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--roi", str(masks / "test/hole")]) == 0
+    for index in range(3):
+        found = load_image(tmp_path / f"out/masks/{index:03}.png").any(2)
+        assert not found[~shifted(index + 1)].any()
+    for command in (arguments, ["evaluate", str(run)], ["calibrate", str(run), str(images)]):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        assert main(command) == 1
+        assert "--roi" in capsys.readouterr().err
+    assert main(["predict", str(run), str(images), "--out", str(tmp_path / "o"), "--roi", str(masks / "test")]) == 1
+    assert "3 of 3 images have no mask of the region of interest" in capsys.readouterr().err
+    metrics = evaluate(run, roi=masks / "test", progress=False)["categories"]["tile"]
+    assert 0 <= metrics["pixel_auroc"] <= 1
+    calibrate(run, tiny_data / "test/good", roi=masks / "test/good", false_alarms=0.5)
+    assert len(load_trained(run).calibration.scores) == 3
+    with pytest.raises(BKDError, match="has a mask for each image of its training: train again"):
+        update(run, tiny_data / "test/good")
+    with pytest.raises(BKDError, match="which a graph cannot know"):
+        export(run, "pt2", tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize("kind", ["whole", "tiles"])
+def test_what_is_outside_of_each_mask_is_not_learned(kind, each_runs, masks, tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "tile")
+    for index, path in enumerate(sorted((data / "train/good").iterdir())):
+        image = load_image(path)
+        noise = np.random.default_rng(index).integers(0, 255, image.shape, np.uint8)
+        write(path, np.where(shifted(index)[..., None], image, noise))
+    other = load_trained(train(data, tmp_path / "run", config(masks / "train", kind), progress=False))
+    trained = load_trained(each_runs[kind])
+    assert other.calibration == trained.calibration
+    for key, value in trained.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[key]), key
+
+
+def test_masks_that_do_not_fit_the_images(masks, runs, tiny_data, good, tmp_path):
+    few = shutil.copytree(masks / "train", tmp_path / "few")
+    (few / "004_mask.png").unlink()
+    with pytest.raises(BKDError, match=r"1 of 10 images have no mask of the region of interest in .*: 004\.png"):
+        train(tiny_data, tmp_path / "run", config(few), progress=False)
+    write(few / "004_mask.png", np.full((40, 80), 255, np.uint8))
+    with pytest.raises(BKDError, match=r"004\.png is 80 x 72 pixels and the mask"):
+        train(tiny_data, tmp_path / "run", config(few), progress=False)
+    write(few / "003.png", ROI)
+    with pytest.raises(BKDError, match="it is ambiguous which mask is meant"):
+        train(tiny_data, tmp_path / "run", config(few), progress=False)
+    with pytest.raises(BKDError, match="this run has no mask for each image"):
+        Detector.load(runs["whole"], device="cpu")(Masked(good, ROI))
+    with pytest.raises(BKDError, match="has no mask for each image: leave out --roi"):
+        evaluate(runs["whole"], out=tmp_path / "out", roi=masks / "test", progress=False)

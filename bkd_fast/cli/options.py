@@ -58,7 +58,9 @@ def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = (
         help="share of good images that may be called anomalous (default: 0.01)",
     )
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="learn and predict in square tiles of this side")
-    parser.add_argument("--roi", metavar="MASK", help="an image, above zero where images are looked at")
+    parser.add_argument(
+        "--roi", metavar="MASK", help="an image, above zero where images are looked at, or a folder of one for each"
+    )
     add_reading(parser)
     parser.add_argument(
         "--set",

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from bkd_fast.config import DataConfig
 from bkd_fast.data.image import DEFAULT, SUFFIXES, load_image, load_mask, to_tensor
-from bkd_fast.data.roi import fill_outside, fit_roi, shrink_roi
+from bkd_fast.data.roi import fill_outside, fit_roi, load_roi, roi_files, shrink_roi
 from bkd_fast.data.tiles import Tile, overlap_of, places
 from bkd_fast.errors import BKDError, ImageError, few
 from bkd_fast.files import checksum, is_component, is_output
@@ -46,6 +46,7 @@ class Sample:
         defect: its kind, ``good`` for none.
         masks: the files whose union is the ground truth; empty if there is none.
         name: path relative to the folder of its kind, with ``/``: together with ``defect`` the image's identity.
+        roi: the mask of its region of interest, where each image has one.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Sample:
     defect: str
     masks: tuple[Path, ...] = ()
     name: str = ""
+    roi: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -104,13 +106,21 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         roi: np.ndarray | None = None,
     ) -> None:
         self.samples, self.size, self.tile, self.config, self.roi = list(samples), size, tile, config, roi
-        self._regions: list[Tensor] = []  # of tiles, where there is a region of interest
+        self._regions: list[Tensor] = []  # of items, where they differ in what is looked at
+        if not tile and any(sample.roi for sample in self.samples):
+            self._regions = [shrink_roi(self._roi(index), size) for index in range(len(self.samples))]
+            for sample, region in zip(self.samples, self._regions, strict=True):
+                if not region.any():
+                    raise BKDError(f"nothing of the mask {sample.roi} is left at the network's size of {size}")
         self.image_of, self.places = list(range(len(self.samples))), [Tile(0, 0)] * len(self.samples)
         if tile:
             sizes = [_size(sample, config) for sample in self.samples]
             cut = [places(whole, (tile, tile), overlap_of(tile)) for whole in sizes]
-            if roi is not None:
-                fitted = [fit_roi(roi, whole, sample.path) for whole, sample in zip(sizes, self.samples, strict=True)]
+            if roi is not None or any(sample.roi for sample in self.samples):
+                fitted = [
+                    fit_roi(self._roi(index), whole, sample.path)
+                    for index, (whole, sample) in enumerate(zip(sizes, self.samples, strict=True))
+                ]
                 inside = [
                     [shrink_roi(cut_out(mask, place, tile), size) for place in tiles]
                     for mask, tiles in zip(fitted, cut, strict=True)
@@ -132,21 +142,29 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return np.bincount(self.image_of, minlength=len(self.samples)).tolist()
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return to_tensor(self._array(index, self.roi), self.size), index
+        return to_tensor(self._array(index, blank=True), self.size), index
 
     def array(self, index: int) -> np.ndarray:
         """Return the image or tile at its own size, (H, W, 3) uint8, also what is not looked at."""
-        return self._array(index, None)
+        return self._array(index, blank=False)
 
     def regions(self, indices: Sequence[int]) -> Tensor | None:
         """Return what of tiles is looked at, (N, H, W) bool; None where that is the same for all images."""
         return torch.stack([self._regions[index] for index in indices]) if self._regions else None
 
-    def _array(self, index: int, roi: np.ndarray | None) -> np.ndarray:
-        path = self.samples[self.image_of[index]].path
-        image = load_image(path, self.config)
-        if roi is not None:
-            image = np.asarray(fill_outside(image, fit_roi(roi, image.shape[:2], path)))
+    def _roi(self, image: int) -> np.ndarray:
+        """Return what is looked at of an image, at the size of its mask."""
+        roi = self.samples[image].roi
+        mask = self.roi if roi is None else load_roi(roi, self.config)
+        assert mask is not None
+        return mask
+
+    def _array(self, index: int, *, blank: bool) -> np.ndarray:
+        sample = self.samples[self.image_of[index]]
+        image = load_image(sample.path, self.config)
+        if blank and (self.roi is not None or sample.roi):
+            roi = fit_roi(self._roi(self.image_of[index]), image.shape[:2], sample.path)
+            image = np.asarray(fill_outside(image, roi))
         return image if not self.tile else np.ascontiguousarray(cut_out(image, self.places[index], self.tile))
 
 
@@ -288,6 +306,18 @@ def check_samples(
                 "or not", len(odd), what, few(odd),
             )  # fmt: skip
     return [sample for sample, problem in zip(samples, problems, strict=True) if problem is None]
+
+
+def with_rois(samples: Sequence[Sample], folder: Path) -> list[Sample]:
+    """Return the samples with their masks of a folder of regions of interest; see :func:`roi_files`.
+
+    A mask is found by the image's name, or by its kind and name, as ``good/000.png``.
+    """
+    try:
+        paths = roi_files(folder, [sample.key for sample in samples])
+    except BKDError:
+        paths = roi_files(folder, [sample.name for sample in samples])
+    return [replace(sample, roi=path) for sample, path in zip(samples, paths, strict=True)]
 
 
 def truth_of(sample: Sample, config: DataConfig = DEFAULT) -> np.ndarray | None:
@@ -503,8 +533,9 @@ def _checked(
     """
     try:
         size = load_image(sample.path, config).shape[:2]
-        if roi is not None:
-            fit_roi(roi, (size[0], size[1]), sample.path)
+        mask = roi if sample.roi is None else load_roi(sample.roi, config)
+        if mask is not None:
+            fit_roi(mask, (size[0], size[1]), sample.path)
     except ImageError as error:
         return str(error), None
     if tile and min(size) < tile:

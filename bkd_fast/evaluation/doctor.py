@@ -84,7 +84,8 @@ def examine(data: Path | None, config: BKDConfig, out: Path = Path()) -> list[Fi
     roi = None
     if config.roi is not None:
         try:
-            roi = load_roi(config.roi.mask or "", config.data)
+            path = Path(config.roi.mask or "")
+            roi = None if path.is_dir() else load_roi(path, config.data)
         except BKDError as error:
             findings.append(Finding("roi", "stop", str(error)))
     images = max((len(category.train) for category in categories), default=0)

@@ -16,7 +16,9 @@ from PIL import Image
 
 from bkd_fast.artifact import read_content, write_manifest
 from bkd_fast.data import ImageError, image_files
+from bkd_fast.data.inputs import Masked
 from bkd_fast.data.progress import progress_bar
+from bkd_fast.data.roi import roi_files
 from bkd_fast.data.tiles import check_tiles
 from bkd_fast.errors import BKDError, check_float
 from bkd_fast.evaluation.pictures import heat_scale
@@ -51,6 +53,7 @@ def predict(
     progress: bool | None = None,
     drift: bool = False,
     report: bool = False,
+    roi: str | Path | None = None,
 ) -> str:
     """Predict images; write ``scores.csv``, ``heatmaps/`` (JPEG panels) and ``masks/`` (PNG) into ``out``.
 
@@ -73,6 +76,7 @@ def predict(
         progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
         drift: follow the images, and warn once when they are no longer like the run's normal images.
         report: also write ``report.html``, the pictures by falling score; needs the extra ``train`` (jinja2).
+        roi: for a run with a mask for each image, the folder of their masks, by name.
 
     Returns:
         One line for the user: the number of images, how many are anomalous, and where the scores are.
@@ -93,6 +97,7 @@ def predict(
     if not (resume or is_empty(out)):
         raise BKDError(f"the output folder {out} is not empty: choose another --out, or resume with --resume")
     files = _files([Path(image) for image in images])
+    regions = {} if roi is None else dict(zip(files, roi_files(Path(roi), list(files.values())), strict=True))
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
     whole = detector.predictor(tile, overlap)
     predictor = watch(detector, whole, DriftMonitor(detector.calibration)) if drift else whole
@@ -105,6 +110,7 @@ def predict(
         "overlap": overlap,
         "threshold": detector.threshold,
         "pictures": pictures,
+        "roi": None if roi is None else str(Path(roi).resolve()),
     }
     with locked(out), _rows(out, settings, resume) as (rows, file):
         writer = csv.DictWriter(file, COLUMNS)
@@ -114,7 +120,7 @@ def predict(
         def read(image: tuple[str, Path]) -> tuple[np.ndarray, Any]:
             try:
                 array = detector.read(image[1])
-                return array, predictor.preprocess(array)
+                return array, predictor.preprocess(Masked(array, regions[image[1]]) if regions else array)
             except BKDError as error:
                 named_already = isinstance(error, ImageError) and str(image[1]) in str(error)
                 raise error if named_already else ImageError(f"{image[1]}: {error}") from error

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from bkd_fast.artifact import Trained, copy_run, load_trained, read_category
-from bkd_fast.data import FileRecord, Sample, fit_roi
-from bkd_fast.data.inputs import Decoded, ImageLike, OneImage, is_one_image
+from bkd_fast.data import FileRecord, Sample, fit_roi, load_roi, shrink_roi
+from bkd_fast.data.inputs import Decoded, ImageLike, Masked, OneImage, is_one_image
+from bkd_fast.data.roi import check_roi
 from bkd_fast.data.tiles import Size, overlap_of
 from bkd_fast.decisions import normalized, p_value
-from bkd_fast.errors import BKDError, check_bool, check_float, check_int
+from bkd_fast.errors import BKDError, ImageError, check_bool, check_float, check_int
 from bkd_fast.inference.compilation import CompiledModel, check_mode
 from bkd_fast.inference.cuda_graphs import GraphedModel
 from bkd_fast.inference.fusing import fuse_teacher
@@ -174,7 +175,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             raise BKDError("the support is empty: expected at least one image of a normal part")
         size = self.config.teacher.size
         with settled():  # not inference mode, whose tensors torch.compile does not take
-            decoded = [Decoded(image, self.config.data).within(self.roi) for image in images]
+            decoded = [Decoded(image, self.config.data).within(self.roi_of(image), image) for image in images]
             stacked = torch.stack([image.fitted(size).to(self.device) for image in decoded])
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
             self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
@@ -238,13 +239,37 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         )
         copy_run(self._run, Path(folder), calibration)
 
-    def region(self, size: Size) -> np.ndarray | None:
-        """Return what is looked at of maps of the network's size or of an image's (H, W), bool; None: everything."""
-        if self.roi is None:
+    def roi_of(self, image: ImageLike) -> np.ndarray | None:
+        """Return what of an image is looked at, (H, W) bool at the size of the mask; None: everything.
+
+        Raises:
+            BKDError: an image without a mask of its own where the run has none for all, or the reverse; or a mask that
+                cannot be used.
+        """
+        each = self.config.roi is not None and self.roi is None
+        if isinstance(image, Masked) != each:
+            raise BKDError(
+                "this run looks at another region of each image: give bkd_fast.data.inputs.Masked(image, mask), or a "
+                "folder of masks with --roi"
+                if each
+                else "this run has no mask for each image: give images without one"
+            )
+        if not isinstance(image, Masked):
+            return self.roi
+        return check_roi(image.roi) if isinstance(image.roi, np.ndarray) else load_roi(image.roi, self.config.data)
+
+    def region(self, size: Size, image: ImageLike = b"") -> np.ndarray | None:
+        """Return what is looked at of maps of the network's size or of an image's (H, W), bool; None: everything.
+
+        Args:
+            image: see :meth:`roi_of`; not needed where one mask is for all.
+        """
+        roi = self.roi_of(image)
+        if roi is None:
             return None
-        if self.model.roi is not None and size == self.config.teacher.size:
-            return self.model.roi[0].cpu().numpy()
-        return fit_roi(self.roi, size, "the map")
+        if size == self.config.teacher.size and not self.config.teacher.tile:
+            return shrink_roi(roi, size).numpy()
+        return fit_roi(roi, size, "the map")
 
     def read(self, image: ImageLike) -> np.ndarray:
         """Return an image as (H, W, 3) uint8 RGB, its values read as the run's images are.
@@ -261,22 +286,28 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
 
     def preprocess(self, image: ImageLike) -> Preprocessed:
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
-        decoded = Decoded(image, self.config.data).within(self.roi, image)
-        return Preprocessed(decoded.fitted(self.config.teacher.size), decoded.size)
+        roi, size = self.roi_of(image), self.config.teacher.size
+        decoded = Decoded(image, self.config.data).within(roi, image)
+        if roi is None:
+            return Preprocessed(decoded.fitted(size), decoded.size)
+        region = None if self.model.roi is not None else shrink_roi(roi, size)
+        if region is not None and not region.any():
+            raise ImageError(f"nothing of the region of interest is left at the network's size of {size}")
+        return Preprocessed(decoded.fitted(size), decoded.size, fit_roi(roi, decoded.size, image), region)
 
     def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
         """Return raw scores, and maps at the network's size."""
-        inputs, sizes = zip(*batch, strict=True)
-        scores, maps = self.score(torch.stack([image.to(inputs[0].device) for image in inputs]))
-        return [RawPrediction(*each) for each in zip(scores.tolist(), maps, sizes, strict=True)]
+        inputs, sizes, rois, regions = zip(*batch, strict=True)
+        region = None if regions[0] is None else torch.stack(regions)
+        scores, maps = self.score(torch.stack([image.to(inputs[0].device) for image in inputs]), region=region)
+        return [RawPrediction(*each) for each in zip(scores.tolist(), maps, sizes, rois, strict=True)]
 
     def postprocess(self, raw: RawPrediction) -> Prediction:
         """Return the prediction: above ``threshold`` an image is anomalous, above ``pixel_threshold`` a pixel."""
         anomaly_map = resize_map(raw.anomaly_map, raw.size).numpy()
         mask = anomaly_map > self.pixel_threshold
-        if self.roi is not None:
-            region = fit_roi(self.roi, raw.size, "the map")
-            anomaly_map, mask = anomaly_map * region, mask & region
+        if raw.roi is not None:
+            anomaly_map, mask = anomaly_map * raw.roi, mask & raw.roi
         return Prediction(
             raw.score,
             raw.score > self.threshold,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
 
 class TiledImage(NamedTuple):
-    """A decoded image, and what its tiles' maps are blended in."""
+    """A decoded image, what its tiles' maps are blended in, and what of it is looked at, (H, W) bool."""
 
     image: Decoded
     blender: TileBlender
+    roi: np.ndarray | None
 
 
 class TiledDetector(Predictor[TiledImage, RawPrediction]):
@@ -51,9 +53,11 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         Raises:
             ImageError: not an image, or one that is smaller than a tile.
         """
-        decoded = Decoded(image, self.detector.config.data).within(self.detector.roi, image)
+        roi = self.detector.roi_of(image)
+        decoded = Decoded(image, self.detector.config.data).within(roi, image)
+        roi = None if roi is None else fit_roi(roi, decoded.size, image)
         try:
-            return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap))
+            return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap), roi)
         except ImageError as error:
             raise ImageError(f"{image}: {error}" if isinstance(image, (str, PathLike)) else str(error)) from error
 
@@ -65,10 +69,10 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         """Return the prediction, decided by the detector's thresholds."""
         return self.detector.postprocess(raw)
 
-    def _predict(self, image: Decoded, blender: TileBlender) -> RawPrediction:
+    def _predict(self, image: Decoded, blender: TileBlender, roi: np.ndarray | None) -> RawPrediction:
         size, each = self.detector.config.teacher.size, self.detector.batch
         tiles, highest = list(blender.tiles()), -math.inf
-        regions = self._regions(image, tiles)
+        regions = None if roi is None else self._regions(roi, tiles)
         if regions is not None:
             for tile in [tile for tile in tiles if not regions[tile].any()]:
                 blender.add(tile, torch.zeros(self.tile))
@@ -81,18 +85,15 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
             highest = max(highest, scores.max().item())
             for tile, tile_map in zip(group, maps, strict=True):
                 blender.add(tile, resize_map(tile_map, self.tile))
-        return RawPrediction(highest, blender.blended(), image.size)
+        return RawPrediction(highest, blender.blended(), image.size, roi)
 
-    def _regions(self, image: Decoded, tiles: Sequence[Tile]) -> dict[Tile, Tensor] | None:
-        """Return what of each tile is looked at, at the network's size; None: everything.
+    def _regions(self, roi: np.ndarray, tiles: Sequence[Tile]) -> dict[Tile, Tensor]:
+        """Return what of each tile is looked at, at the network's size.
 
         Raises:
             ImageError: nothing of any tile.
         """
-        if self.detector.roi is None:
-            return None
-        roi, (rows, columns) = fit_roi(self.detector.roi, image.size, "the image"), self.tile
-        size = self.detector.config.teacher.size
+        (rows, columns), size = self.tile, self.detector.config.teacher.size
         regions = {
             tile: shrink_roi(roi[tile.top : tile.top + rows, tile.left : tile.left + columns], size) for tile in tiles
         }

@@ -151,6 +151,8 @@ def add_normals(
         BKDError: an unusable run or image, or no image that is new. The run then stays as it was.
     """
     manifest, trained = read_category(run), load_trained(run)
+    if trained.config.roi is not None and trained.roi is None:
+        raise BKDError(f"{run} has a mask for each image of its training: train again with the new images and masks")
     config, model, before = trained.config, trained.model.to(device), manifest.calibration
     new = check_samples(
         _new(samples, manifest.source),
