@@ -130,6 +130,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                     for tiles, own in zip(cut, inside, strict=True)
                 ]
                 self._regions = [region for own in inside for region in own if region.any()]
+                for sample, tiles in zip(self.samples, cut, strict=True):
+                    if not tiles:
+                        raise BKDError(f"no tile of {sample.path} has any of the region of interest: use larger tiles")
             self.image_of = [index for index, tiles in enumerate(cut) for _ in tiles]
             self.places = [place for tiles in cut for place in tiles]
 

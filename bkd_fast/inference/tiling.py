@@ -98,7 +98,7 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
             tile: shrink_roi(roi[tile.top : tile.top + rows, tile.left : tile.left + columns], size) for tile in tiles
         }
         if not any(region.any() for region in regions.values()):
-            raise ImageError("nothing of the region of interest is left at the network's size: use smaller tiles")
+            raise ImageError("nothing of the region of interest is left in any tile at the network's size")
         return regions
 
 
