@@ -1,8 +1,10 @@
 """The run folder: what a trained model consists of, checked when it is read.
 
 One category is one folder with ``manifest.json``, ``config.toml``, ``model.safetensors``, ``support/`` and
-``support.safetensors``. ``manifest.json`` is written last. It holds size and SHA-256 of the other files, and its own
-SHA-256, so a folder whose manifest fits is whole. A run over several categories holds one such folder for each.
+``support.safetensors``, and ``roi.png`` if there is a region of interest. After an update the names of three of them
+hold a revision: ``model.1.safetensors``. ``manifest.json`` is written last. It holds size and SHA-256 of the other
+files, and its own SHA-256, so a folder whose manifest fits is whole. A run over several categories holds one such
+folder for each.
 
 Everything here that reads takes nothing for granted: whatever is wrong with a run is one :class:`BKDError`.
 """
@@ -10,43 +12,61 @@ Everything here that reads takes nothing for granted: whatever is wrong with a r
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import FileRecord, load_support, save_support
+from bkd_fast.data import FileRecord, load_roi, load_support, save_support, shrink_roi
+from bkd_fast.data.support import STORED
 from bkd_fast.decisions import NormalScores, sentence, threshold_for
 from bkd_fast.errors import BKDError
-from bkd_fast.files import MANIFEST, PREFIX, atomic_path, atomic_write, checksum, is_component, write_json
+from bkd_fast.files import (
+    MANIFEST,
+    PREFIX,
+    atomic_path,
+    atomic_write,
+    checksum,
+    is_component,
+    is_empty,
+    locked,
+    sync,
+    write_json,
+)
 from bkd_fast.model import BKD
 
 FORMAT = 6
-CONFIG, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG = (
+CONFIG, ROI, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG, UPDATES = (
     "config.toml",
+    "roi.png",
     "model.safetensors",
     "support",
     "support.safetensors",
     "checkpoint.safetensors",
     "log.csv",
+    "updates.csv",
 )
 MAX_MANIFEST, MAX_CONFIG = 64 << 20, 1 << 20  # bytes, many times what a run needs
-SUPPORT_FILE = re.compile(rf"{SUPPORT}/\d{{3,6}}\.png")
+# The files that an update replaces; their revision is empty at first, then ".1", ".2" and so on.
+REVISED = re.compile(rf"(?:model|support)(\.[1-9]\d{{0,8}})?\.safetensors|{SUPPORT}(\.[1-9]\d{{0,8}})?/\d{{3,6}}\.png")
+STALE = re.compile(r"(?:model|support)(?:\.\d+)?\.safetensors|support(?:\.\d+)?")
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}  # in safetensors
 SOURCES = ("leave-one-out", "validation", "calibration")
 
@@ -136,11 +156,51 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """Good images that a run has taken in after its training.
+
+    ``root``: their folder; empty for images that a program gave. ``when``: UTC, ISO 8601. ``train_files``,
+    ``validation_files``: as in :class:`DataSource`. ``scored``: which images the thresholds then came from.
+    ``threshold``, ``pixel_threshold``: before and after.
+    """
+
+    root: str
+    when: str
+    train_files: dict[str, FileRecord]
+    validation_files: dict[str, FileRecord]
+    scored: str
+    threshold: tuple[float, float]
+    pixel_threshold: tuple[float, float]
+
+    @classmethod
+    def parse(cls, value: Any) -> Addition:
+        """Return the inverse of ``asdict``.
+
+        Raises:
+            BKDError: the value has another form.
+        """
+        given = _mapping("an addition", value, set(cls.__dataclass_fields__))
+        for name in ("root", "when", "scored"):
+            if not _is_path(given[name]):
+                raise BKDError(f"{name} of an addition is {_shown(given[name])}: expected text")
+        for name in ("train_files", "validation_files"):
+            given[name] = _records_of(f"{name} of an addition", given[name])
+        for name in ("threshold", "pixel_threshold"):
+            pair = given[name]
+            if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)):
+                raise BKDError(f"{name} of an addition is {_shown(pair)}: expected two numbers")
+            given[name] = (pair[0], pair[1])
+        return cls(**given)
+
+
+@dataclass(frozen=True)
 class DataSource:
     """Where the images of a run came from, and which of them it used.
 
     ``train_files``, ``validation_files``, ``test_files``: path relative to the folder of good images -> size and
     SHA-256, of those trained on, those kept for validation, and those of a plain folder set aside for testing.
+
+    ``additions``: what was added later. ``roi``: the mask that was given, if any.
     """
 
     root: str
@@ -150,11 +210,30 @@ class DataSource:
     train_files: dict[str, FileRecord] = field(default_factory=dict)
     validation_files: dict[str, FileRecord] = field(default_factory=dict)
     test_files: dict[str, FileRecord] = field(default_factory=dict)
+    additions: list[Addition] = field(default_factory=list)
+    roi: FileRecord | None = None
+
+    @property
+    def all_train(self) -> dict[str, FileRecord]:
+        """All files that were learned from, in order; those of an addition under its time and their whole path."""
+        return self._with_additions("train_files")
+
+    @property
+    def all_validation(self) -> dict[str, FileRecord]:
+        """All files that were kept for validation, in the same way."""
+        return self._with_additions("validation_files")
 
     @property
     def used(self) -> dict[str, FileRecord]:
         """The files that the model or its thresholds have seen."""
-        return {**self.train_files, **self.validation_files}
+        return {**self.all_train, **self.all_validation}
+
+    def _with_additions(self, name: str) -> dict[str, FileRecord]:
+        whole = dict(getattr(self, name))
+        for addition in self.additions:
+            for file, record in getattr(addition, name).items():
+                whole[f"{addition.when} {os.path.join(addition.root, file)}"] = record
+        return whole
 
     @classmethod
     def parse(cls, value: Any) -> DataSource:
@@ -169,20 +248,38 @@ class DataSource:
                 raise BKDError(f"source.{name} is {_shown(given[name])}: expected a path")
         _component("source.category", given["category"])
         for name in ("train_files", "validation_files", "test_files"):
-            if not isinstance(given[name], dict) or not all(map(_is_record, given[name].values())):
-                raise BKDError(f"source.{name} is {_shown(given[name])}: expected size and SHA-256 of each file")
-            given[name] = {path: FileRecord(*record) for path, record in given[name].items()}
+            given[name] = _records_of(f"source.{name}", given[name])
+        if not isinstance(given["additions"], list):
+            raise BKDError(f"source.additions is {_shown(given['additions'])}: expected a list")
+        if given["roi"] is not None:
+            given["roi"] = _records_of("source.roi", {"": given["roi"]})[""]
+        given["additions"] = [Addition.parse(addition) for addition in given["additions"]]
         return cls(**given)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` of one category says."""
+    """What ``manifest.json`` of one category says.
+
+    ``shown``: which training image (or tile) each image in ``support/`` is. ``tiles``: how many tiles each training
+    image has; empty where images are taken whole.
+    """
 
     bkd_fast: str
     calibration: Calibration
     source: DataSource
     files: dict[str, FileRecord]
+    shown: list[int] = field(default_factory=list)
+    tiles: list[int] = field(default_factory=list)
+
+    @property
+    def items(self) -> int:
+        """The number of images or tiles that were learned from."""
+        return sum(self.tiles) if self.tiles else len(self.source.all_train)
+
+    def file(self, name: str) -> str:
+        """Return the path in the run of MODEL, FEATURES or SUPPORT, which follows from its revision."""
+        return _revised(name, _revision(self.files))
 
 
 @dataclass(frozen=True)
@@ -190,7 +287,8 @@ class Trained:
     """One category's trained model as read from its folder.
 
     ``support``: the teacher's levels of the support images, (1, k, C_l, H_l, W_l), as :meth:`BKD.make_support`
-    takes them. ``sample``: the first of their images, (1, 3, H, W) in [0, 1].
+    takes them. ``sample``: the first of their images, (1, 3, H, W) in [0, 1]. ``files``: what it was read from.
+    ``roi``: (H, W) bool, what is looked at; None: everything.
     """
 
     folder: Path
@@ -200,40 +298,114 @@ class Trained:
     model: BKD
     support: list[Tensor]
     sample: Tensor
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    roi: np.ndarray | None = None
 
 
 def save_trained(
     folder: Path,
     model: BKD,
-    calibration: Calibration,
-    source: DataSource,
+    manifest: Manifest,
     images: Sequence[np.ndarray],
     support: Sequence[Tensor],
-    version: str,
+    roi: np.ndarray | None = None,
 ) -> None:
-    """Write a category's folder: all files beside it first, then into place, ``manifest.json`` last.
+    """Write a category's folder, or replace the run that is there and has the same configuration.
+
+    New files come beside the old ones. Then ``manifest.json`` is replaced, which is one step: whenever the process
+    ends, the old run or the new one is whole.
 
     Args:
+        manifest: whose ``files`` are not looked at.
         images: the support, (H, W, 3) uint8 each.
         support: its levels, see :attr:`Trained.support`.
+        roi: (H, W) bool, what is looked at; None: everything.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with staging(folder) as made:
-        save_support(made / SUPPORT, list(images))
+
+    def write(made: Path, revision: str) -> None:
+        save_support(made / _revised(SUPPORT, revision), list(images))
         if support:  # the reverse branch alone has none
-            save_tensors(made / FEATURES, {str(index): level for index, level in enumerate(support)}, {})
-        save_tensors(made / MODEL, model.state_dict(), {})
-        with atomic_write(made / CONFIG) as file:
-            file.write(model.config.to_toml())
-        files = {
-            path.relative_to(made).as_posix(): FileRecord(path.stat().st_size, checksum(path))
-            for path in sorted(made.rglob("*"))
-            if path.is_file()
-        }
-        (folder / MANIFEST).unlink(missing_ok=True)
+            levels = {str(index): level for index, level in enumerate(support)}
+            save_tensors(made / _revised(FEATURES, revision), levels, {})
+        save_tensors(made / _revised(MODEL, revision), model.state_dict(), {})
+
+    fixed = {CONFIG: model.config.to_toml().encode()}
+    if roi is not None:
+        png = io.BytesIO()
+        Image.fromarray(roi.astype(np.uint8) * 255).save(png, format="PNG")
+        fixed[ROI] = png.getvalue()
+    _replace_run(folder, manifest, fixed, write)
+
+
+def copy_run(run: Path, folder: Path, calibration: Calibration) -> None:
+    """Write a copy of a run of one category with another calibration; see :func:`save_trained`.
+
+    Raises:
+        BKDError: an unusable run; a folder that holds something else, or that another process writes to.
+    """
+    manifest = replace(read_category(run), calibration=calibration)
+    _check_files(run, manifest)
+    with locked(folder):
+        if folder.resolve() == run.resolve():
+            write_manifest(folder, manifest)
+            return
+        fixed = {name: (run / name).read_bytes() for name in (CONFIG, ROI) if name in manifest.files}
+        if not is_empty(folder) and (
+            not (folder / MANIFEST).is_file()
+            or any(not (folder / name).is_file() or (folder / name).read_bytes() != fixed[name] for name in fixed)
+        ):
+            raise BKDError(f"{folder} holds something else than a run of the same training: choose another folder")
+
+        def write(made: Path, revision: str) -> None:
+            for name in manifest.files.keys() - fixed.keys():
+                copied = made / _revised(name, revision)
+                copied.parent.mkdir(exist_ok=True)
+                shutil.copyfile(run / name, copied)
+
+        _replace_run(folder, manifest, fixed, write)
+        if (run / LOG).is_file():
+            with atomic_path(folder / LOG) as temporary:
+                shutil.copyfile(run / LOG, temporary)
+
+
+def _replace_run(
+    folder: Path, manifest: Manifest, fixed: Mapping[str, bytes], write: Callable[[Path, str], None]
+) -> None:
+    """Write the files that ``write`` makes, and in a new folder those that no revision changes, ``fixed``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = read_category(folder).files if (folder / MANIFEST).is_file() else None
+    revision = "" if earlier is None else f".{int(_revision(earlier)[1:] or 0) + 1}"
+    with staging(folder) as made:
+        write(made, revision)
+        if earlier is None:
+            for name, content in fixed.items():
+                with atomic_write(made / name, "wb") as file:
+                    file.write(content)
+        paths = [path for path in sorted(made.rglob("*")) if path.is_file()]
+        files = {path.relative_to(made).as_posix(): FileRecord(path.stat().st_size, checksum(path)) for path in paths}
+        if earlier is not None:
+            files.update((name, earlier[name]) for name in (CONFIG, ROI) if name in earlier)
+        for path in paths:
+            sync(path)
         for path in made.iterdir():
             move(path, folder / path.name)
-    write_manifest(folder, Manifest(version, calibration, source, files))
+        sync(folder)
+    write_manifest(folder, replace(manifest, files=files))
+    kept = {Path(name).parts[0] for name in files}
+    for path in [path for path in folder.iterdir() if STALE.fullmatch(path.name) and path.name not in kept]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _revision(files: Iterable[str]) -> str:
+    """Return the revision that a run's files have in their names."""
+    return next((match[1] or match[2] or "" for name in files if (match := REVISED.fullmatch(name))), "")
+
+
+def _revised(name: str, revision: str) -> str:
+    """Return the name of a file with another revision, as in ``support.1/000.png``."""
+    first, slash, rest = name.partition("/")
+    stem, *suffix = first.split(".")
+    return f"{stem}{revision}{'.safetensors' if suffix[-1:] == ['safetensors'] else ''}{slash}{rest}"
 
 
 def write_manifest(folder: Path, manifest: Manifest | Mapping[str, Any]) -> None:
@@ -249,20 +421,40 @@ def load_trained(folder: str | Path) -> Trained:
         BKDError: not a run, half-written, from another format version, or altered since it was written.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    if not isinstance(manifest, Manifest):
-        choices = ", ".join(str(folder / name) for name in manifest)
-        raise BKDError(f"{folder} holds several categories, each a model of its own: choose one of {choices}")
-    _check_files(folder, manifest.files)
+    manifest = read_category(folder)
+    try:
+        return _load(folder, manifest)
+    except (BKDError, OSError):
+        if read_category(folder) == manifest:
+            raise
+    return load_trained(folder)  # an update has replaced its files meanwhile
+
+
+def _load(folder: Path, manifest: Manifest) -> Trained:
+    _check_files(folder, manifest)
     with _about(folder / CONFIG):
         config = BKDConfig.from_toml((folder / CONFIG).read_text(encoding="utf-8"))
-    model, state = _read_model(folder / MODEL, config)
-    support = _read_support(folder / FEATURES, model) if FEATURES in manifest.files else []
+    model, state = _read_model(folder / manifest.file(MODEL), config)
+    features, shown = manifest.file(FEATURES), folder / manifest.file(SUPPORT)
+    support = _read_support(folder / features, model) if features in manifest.files else []
     if bool(support) != config.forward_branch:
         raise BKDError(f"{folder} does not fit its {CONFIG}: {FEATURES} belongs to the forward branch")
-    load_state(model, state, folder / MODEL)
-    sample = load_support(folder / SUPPORT, config.teacher.size, 1)
-    return Trained(folder, config, manifest.calibration, manifest.source, model.eval(), support, sample)
+    load_state(model, state, folder / manifest.file(MODEL))
+    count = sum(name.startswith(f"{shown.name}/") for name in manifest.files)
+    if len(manifest.shown) != count or (support and support[0].shape[1] != count):
+        raise BKDError(f"{folder} does not fit its {MANIFEST}: it shows {count} images, and names other numbers")
+    tiled = bool(config.teacher.tile)
+    if len(manifest.tiles) != tiled * len(manifest.source.all_train) or max(manifest.shown) >= manifest.items:
+        raise BKDError(f"{folder} does not fit its {MANIFEST}: it names other numbers of images or tiles")
+    if ROI in manifest.files and config.roi is None:
+        raise BKDError(f"{folder} does not fit its {CONFIG}: {ROI} belongs to a region of interest")
+    with _about(folder / ROI):
+        roi = load_roi(folder / ROI, STORED) if ROI in manifest.files else None
+        if roi is not None and not config.teacher.tile:
+            model.set_roi(shrink_roi(roi, config.teacher.size))
+    sample = load_support(shown, config.teacher.size, 1)
+    calibration, source = manifest.calibration, manifest.source
+    return Trained(folder, config, calibration, source, model.eval(), support, sample, manifest.files, roi)
 
 
 def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
@@ -293,6 +485,8 @@ def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
             Calibration.parse(given["calibration"]),
             DataSource.parse(given["source"]),
             _file_records(given["files"]),
+            _numbers("shown", given["shown"], 0),
+            _numbers("tiles", given["tiles"], 1),
         )
 
 
@@ -329,7 +523,8 @@ def read_category(folder: str | Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     if not isinstance(manifest, Manifest):
-        raise BKDError(f"{folder} holds several categories where one is expected: it was altered")
+        choices = ", ".join(str(Path(folder, name)) for name in manifest)
+        raise BKDError(f"{folder} holds several categories, each a model of its own: choose one of {choices}")
     return manifest
 
 
@@ -383,9 +578,10 @@ def load_state(model: BKD, state: Mapping[str, Tensor], path: Path) -> None:
         raise BKDError(f"{path} does not fit the configuration beside it: {error}") from error
 
 
-def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
+def _check_files(folder: Path, manifest: Manifest) -> None:
     """Compare the files of a run with its manifest: all there, none beside them, sizes and checksums equal."""
-    for name in (CONFIG, MODEL, SUPPORT):
+    files, support = manifest.files, manifest.file(SUPPORT)
+    for name in (CONFIG, manifest.file(MODEL), support):
         if name not in files and not any(file.startswith(f"{name}/") for file in files):
             raise BKDError(f"{folder} is incomplete: its {MANIFEST} names no {name}. Restore it or train again.")
     for name, record in files.items():
@@ -400,8 +596,8 @@ def _check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
             raise BKDError(f"{path} was altered since the run was saved (its size differs). Restore it or train again.")
     if files[CONFIG].size > MAX_CONFIG:
         raise BKDError(f"{folder / CONFIG} has {files[CONFIG].size} bytes: no configuration is that long")
-    for path in (folder / SUPPORT).iterdir():
-        if f"{SUPPORT}/{path.name}" not in files and not path.name.startswith("."):
+    for path in (folder / support).iterdir():
+        if f"{support}/{path.name}" not in files and not path.name.startswith("."):
             raise BKDError(f"{path} does not belong to the run: remove it")
     with _about(folder), ThreadPoolExecutor(4) as pool:
         sums = list(pool.map(lambda name: checksum(folder / name), files))
@@ -507,12 +703,24 @@ def _is_record(value: Any) -> bool:
 
 
 def _file_records(value: Any) -> dict[str, FileRecord]:
-    if not isinstance(value, dict) or not all(map(_is_record, value.values())):
-        raise BKDError(f"files is {_shown(value)}: expected size and SHA-256 of each file")
-    for name in value:
-        if name not in (CONFIG, MODEL, FEATURES) and not SUPPORT_FILE.fullmatch(name):
+    files = _records_of("files", value)
+    revision = _revision(files)
+    for name in files:
+        if name not in (CONFIG, ROI) and not (REVISED.fullmatch(name) and _revision([name]) == revision):
             raise BKDError(f"files names {_shown(name)}, which no run has")
-    return {name: FileRecord(*record) for name, record in value.items()}
+    return files
+
+
+def _records_of(name: str, value: Any) -> dict[str, FileRecord]:
+    if not isinstance(value, dict) or not all(map(_is_record, value.values())):
+        raise BKDError(f"{name} is {_shown(value)}: expected size and SHA-256 of each file")
+    return {path: FileRecord(*record) for path, record in value.items()}
+
+
+def _numbers(name: str, value: Any, low: int) -> list[int]:
+    if not isinstance(value, list) or not all(type(one) is int and low <= one < 1 << 62 for one in value):
+        raise BKDError(f"{name} is {_shown(value)}: expected whole numbers")
+    return value
 
 
 def _component(name: str, value: Any) -> None:

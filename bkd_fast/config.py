@@ -178,6 +178,18 @@ class DataConfig(Group):
 
 
 @dataclass(frozen=True)
+class RoiConfig(Group):
+    """The region of interest. What is outside is not learned, not scored and zero in maps."""
+
+    group = "roi"
+    mask: str | None = option(
+        None,
+        "path of a mask, above zero where images are looked at, which is copied into the run; or of a folder with a "
+        "mask for each image, by its name",
+    )
+
+
+@dataclass(frozen=True)
 class RetrievedSupport(Group):
     """Supports that each query retrieves: its most similar normals, matched to it pixel by pixel."""
 
@@ -321,14 +333,16 @@ class TrainingConfig(Group):
 class BKDConfig:
     """What a BKD model is and how it is trained. Immutable; derive variants with :meth:`with_changes`.
 
-    A part that is off is None: ``support`` (no forward distillation), ``alignment`` (supports are compared as they are
-    matched or sampled), ``memory`` and ``student`` (no reverse distillation where both are off).
+    A part that is off is None: ``roi`` (whole images are looked at), ``support`` (no forward distillation),
+    ``alignment`` (supports are compared as they are matched or sampled), ``memory`` and
+    ``student`` (no reverse distillation where both are off).
 
     Raises:
         BKDError: parts that do not fit each other; the message says which and what to choose.
     """
 
     data: DataConfig = DataConfig()
+    roi: RoiConfig | None = None
     teacher: TeacherConfig = TeacherConfig()
     support: RetrievedSupport | SampledSupport | None = RetrievedSupport()
     alignment: AlignmentConfig | None = None
@@ -343,6 +357,8 @@ class BKDConfig:
             if not isinstance(value, kinds) and not (value is None and name in OPTIONAL):
                 expected = " or ".join([kind.__name__ for kind in kinds] + ["None"] * (name in OPTIONAL))
                 raise BKDError(f"{name} is {value!r}: expected {expected}")
+        if self.roi is not None and self.roi.mask is None:
+            raise BKDError("roi is on and roi.mask None: name an image, or set roi to None")
         joint = self.teacher.levels == "joint"
         if not (self.forward_branch or self.reverse_branch):
             raise BKDError("support, memory and student are all None: keep at least one of them")
@@ -463,6 +479,7 @@ class BKDConfig:
 
 GROUPS: dict[str, tuple[type[Group], ...]] = {
     "data": (DataConfig,),
+    "roi": (RoiConfig,),
     "teacher": (TeacherConfig,),
     "support": (RetrievedSupport, SampledSupport),
     "alignment": (AlignmentConfig,),
@@ -471,7 +488,7 @@ GROUPS: dict[str, tuple[type[Group], ...]] = {
     "anomaly_map": (MapConfig,),
     "training": (TrainingConfig,),
 }
-OPTIONAL = ("support", "alignment", "memory", "student")
+OPTIONAL = ("roi", "support", "alignment", "memory", "student")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -138,13 +138,13 @@ def _linked(path):
     [
         (lambda run: (run / "manifest.json").unlink(), "has no manifest.json"),
         (lambda run: (run / "manifest.json").write_text("{"), "not valid JSON"),
-        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 5"),
+        (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 6"),
         (
             lambda run: change_config(run, lambda m: m.pop("calibration")),
-            "the manifest has bkd_fast, files, source: expected bkd_fast, calibration, files, source",
+            "the manifest has bkd_fast, files, shown, source, tiles: expected bkd_fast, calibration, files",
         ),
         (lambda run: (run / "config.toml").write_text("[memory]"), "config.toml was altered"),
-        (lambda run: (run / "manifest.json").write_text('{"format": 4}'), "run format 4.*reads format 5: train again"),
+        (lambda run: (run / "manifest.json").write_text('{"format": 4}'), "run format 4.*reads format 6: train again"),
         (lambda run: (run / "support/999.png").write_bytes(b""), "does not belong to the run"),
         (lambda run: _linked(run / "model.safetensors"), "no symbolic links"),
         (lambda run: (run / "manifest.json").rename(run / "config.json"), "written by an earlier bkd_fast"),

@@ -98,6 +98,7 @@ from pathlib import Path
 for name in {blocked}:
     sys.modules[name] = None
 import bkd_fast.ops, bkd_fast.evaluation.predict, bkd_fast.evaluation.environment, bkd_fast.evaluation.calibrate
+import bkd_fast.evaluation.update
 assert bkd_fast.Detector
 """
 

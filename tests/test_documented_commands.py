@@ -63,6 +63,9 @@ def desk(make_category, tmp_path, monkeypatch):
         shutil.copytree(category / "test/hole", tmp_path / name)
     shutil.copytree(category / "ground_truth/hole", tmp_path / "masks")
     shutil.copy(bad[0], tmp_path / "new.png")
+    pixels = np.zeros((260, 268), np.uint8)
+    pixels[20:240, 30:250] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "make_demo", functools.partial(demo.make_demo, train=4, good=2, bad=1))
     for module in ("training.weights", "evaluation.doctor"):

@@ -12,6 +12,7 @@ RANKS = (
     ("ablation", "benchmark"),
     ("evaluation", "export", "integrations"),
     ("inference", "training"),
+    ("normals",),
     ("artifact",),
     ("model", "data"),
     ("ops", "config", "decisions"),

@@ -58,15 +58,16 @@ def writing(run, data, out):
         "evaluate": ["evaluate", str(run), "--out", str(out)],
         "export": ["export", str(run), "--format", "pt2", "--out", str(out / "model.pt2")],
         "calibrate": ["calibrate", str(run), "--false-alarms", "0.3"],
+        "update": ["update", str(run), str(data / "test/good")],
     }
 
 
-COMMANDS = ("train", "predict", "evaluate", "export", "calibrate")
+COMMANDS = ("train", "predict", "evaluate", "export", "calibrate", "update")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_second_process_on_a_folder_gets_one_sentence(command, run, tiny_data, tmp_path, capsys):
-    out = run if command == "calibrate" else tmp_path / "out"
+    out = run if command in ("calibrate", "update") else tmp_path / "out"
     with locked(out):
         assert main(writing(run, tiny_data, out)[command]) == 1
     assert "another process is writing to" in capsys.readouterr().err
@@ -108,7 +109,7 @@ def test_a_file_that_cannot_grow_is_one_sentence(command, run, tiny_data, tmp_pa
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_read_only_folder_is_one_sentence(command, run, tiny_data, tmp_path, capsys):
-    out = run if command == "calibrate" else tmp_path / "out"
+    out = run if command in ("calibrate", "update") else tmp_path / "out"
     out.mkdir(exist_ok=True)
     out.chmod(0o500)
     assert main(writing(run, tiny_data, out)[command]) == 1

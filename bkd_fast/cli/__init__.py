@@ -24,6 +24,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "calibrate",
+    "update",
     "predict",
     "ablate",
     "export",
@@ -46,6 +47,7 @@ EPILOG = """examples:
   bkd-fast train parts/ --out runs/parts          one model for a folder of good images (or MVTec AD's layout)
   bkd-fast evaluate runs/parts                    metrics, scores.csv and report.html on the test images
   bkd-fast calibrate runs/parts good/ --false-alarms 0.02  thresholds from new good images
+  bkd-fast update runs/parts new_good/              learn further good images, without training
   bkd-fast predict runs/parts new/*.png --out out/  scores, decisions, heat maps and masks
   bkd-fast predict runs/parts inbox/ --out out/ --watch  the same of images as they arrive
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--defects", type=Path, metavar="DIR", help="report how many of these defective images would be found"
     )
+    parser.add_argument("--roi", type=Path, metavar="DIR", help="of a run with a mask for each image: their masks")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
 
 
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.good,
             false_alarms=arguments.false_alarms,
             defects=arguments.defects,
+            roi=arguments.roi,
             device=arguments.device,
         )
     )

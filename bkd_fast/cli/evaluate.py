@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: RUN)")
     parser.add_argument("--anomalous", type=Path, help="with a plain folder: defective images")
     parser.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by relative path")
+    parser.add_argument("--roi", type=Path, metavar="DIR", help="of a run with a mask for each image: their masks")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
 
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         anomalous=arguments.anomalous,
         masks=arguments.masks,
+        roi=arguments.roi,
         device=arguments.device,
         skip_unreadable=arguments.skip_unreadable,
     )

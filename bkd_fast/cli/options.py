@@ -19,6 +19,7 @@ SHORTCUTS = {
     "weights": "teacher.weights",
     "strides": "teacher.strides",
     "tile": "teacher.tile",
+    "roi": "roi.mask",
     "shots": "support.shots",
     "epochs": "training.epochs",
     "batch_size": "training.batch_size",
@@ -57,6 +58,9 @@ def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = (
         help="share of good images that may be called anomalous (default: 0.01)",
     )
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="learn and predict in square tiles of this side")
+    parser.add_argument(
+        "--roi", metavar="MASK", help="an image, above zero where images are looked at, or a folder of one for each"
+    )
     add_reading(parser)
     parser.add_argument(
         "--set",

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the tables, heat maps and masks; new or empty"
     )
+    parser.add_argument("--roi", type=Path, metavar="DIR", help="of a run with a mask for each image: their masks")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--precision", default="32", help="32, bf16 or (GPUs) fp16 (default: %(default)s)")
     parser.add_argument("--tile", type=int, nargs="+", metavar="N", help="predict in tiles: side, or height and width")
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.run_folder,
         arguments.images,
         arguments.out,
+        roi=arguments.roi,
         device=arguments.device,
         precision=arguments.precision,
         tile=tile,

@@ -22,6 +22,7 @@ from bkd_fast.data.image import (
     resize_mask,
     to_tensor,
 )
+from bkd_fast.data.roi import fit_roi, load_roi, shrink_roi
 from bkd_fast.data.support import draw_support, load_support, save_support
 from bkd_fast.errors import ImageError
 
@@ -37,15 +38,18 @@ __all__ = [
     "draw_support",
     "file_records",
     "find_categories",
+    "fit_roi",
     "from_pil",
     "image_files",
     "infer_white",
     "load_image",
     "load_mask",
+    "load_roi",
     "load_support",
     "resize_image",
     "resize_mask",
     "save_support",
+    "shrink_roi",
     "split_normals",
     "to_tensor",
     "truth_of",

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from bkd_fast.config import DataConfig
 from bkd_fast.data.image import DEFAULT, SUFFIXES, load_image, load_mask, to_tensor
+from bkd_fast.data.roi import fill_outside, fit_roi, load_roi, roi_files, shrink_roi
 from bkd_fast.data.tiles import Tile, overlap_of, places
 from bkd_fast.errors import BKDError, ImageError, few
 from bkd_fast.files import checksum, is_component, is_output
@@ -45,6 +46,7 @@ class Sample:
         defect: its kind, ``good`` for none.
         masks: the files whose union is the ground truth; empty if there is none.
         name: path relative to the folder of its kind, with ``/``: together with ``defect`` the image's identity.
+        roi: the mask of its region of interest, where each image has one.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Sample:
     defect: str
     masks: tuple[Path, ...] = ()
     name: str = ""
+    roi: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -84,6 +87,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         size: (H, W) that images or tiles are resized to.
         tile: side of square tiles that cover each image, in its pixels; 0: images are taken whole.
         config: how pixels are read.
+        roi: (H, W) bool, what is looked at; the rest of an image gets one colour, and tiles without any of it are left
+            out. None: everything.
 
     Attributes:
         image_of: per item the index of its sample.
@@ -93,28 +98,82 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, samples: Sequence[Sample], size: tuple[int, int], tile: int = 0, config: DataConfig = DEFAULT
+        self,
+        samples: Sequence[Sample],
+        size: tuple[int, int],
+        tile: int = 0,
+        config: DataConfig = DEFAULT,
+        roi: np.ndarray | None = None,
     ) -> None:
-        self.samples, self.size, self.tile, self.config = list(samples), size, tile, config
+        self.samples, self.size, self.tile, self.config, self.roi = list(samples), size, tile, config, roi
+        self._regions: list[Tensor] = []  # of items, where they differ in what is looked at
+        if not tile and any(sample.roi for sample in self.samples):
+            self._regions = [shrink_roi(self._roi(index), size) for index in range(len(self.samples))]
+            for sample, region in zip(self.samples, self._regions, strict=True):
+                if not region.any():
+                    raise BKDError(f"nothing of the mask {sample.roi} is left at the network's size of {size}")
         self.image_of, self.places = list(range(len(self.samples))), [Tile(0, 0)] * len(self.samples)
         if tile:
-            cut = [places(_size(sample, config), (tile, tile), overlap_of(tile)) for sample in self.samples]
+            sizes = [_size(sample, config) for sample in self.samples]
+            cut = [places(whole, (tile, tile), overlap_of(tile)) for whole in sizes]
+            if roi is not None or any(sample.roi for sample in self.samples):
+                fitted = [
+                    fit_roi(self._roi(index), whole, sample.path)
+                    for index, (whole, sample) in enumerate(zip(sizes, self.samples, strict=True))
+                ]
+                inside = [
+                    [shrink_roi(cut_out(mask, place, tile), size) for place in tiles]
+                    for mask, tiles in zip(fitted, cut, strict=True)
+                ]
+                cut = [
+                    [place for place, region in zip(tiles, own, strict=True) if region.any()]
+                    for tiles, own in zip(cut, inside, strict=True)
+                ]
+                self._regions = [region for own in inside for region in own if region.any()]
+                for sample, tiles in zip(self.samples, cut, strict=True):
+                    if not tiles:
+                        raise BKDError(f"no tile of {sample.path} has any of the region of interest: use larger tiles")
             self.image_of = [index for index, tiles in enumerate(cut) for _ in tiles]
             self.places = [place for tiles in cut for place in tiles]
 
     def __len__(self) -> int:
         return len(self.image_of)
 
+    @property
+    def tiles(self) -> list[int]:
+        """How many tiles each image has."""
+        return np.bincount(self.image_of, minlength=len(self.samples)).tolist()
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return to_tensor(self.array(index), self.size), index
+        return to_tensor(self._array(index, blank=True), self.size), index
 
     def array(self, index: int) -> np.ndarray:
-        """Return the image or tile at its own size, (H, W, 3) uint8."""
-        image = load_image(self.samples[self.image_of[index]].path, self.config)
-        if not self.tile:
-            return image
-        top, left = self.places[index]
-        return np.ascontiguousarray(image[top : top + self.tile, left : left + self.tile])
+        """Return the image or tile at its own size, (H, W, 3) uint8, also what is not looked at."""
+        return self._array(index, blank=False)
+
+    def regions(self, indices: Sequence[int]) -> Tensor | None:
+        """Return what of tiles is looked at, (N, H, W) bool; None where that is the same for all images."""
+        return torch.stack([self._regions[index] for index in indices]) if self._regions else None
+
+    def _roi(self, image: int) -> np.ndarray:
+        """Return what is looked at of an image, at the size of its mask."""
+        roi = self.samples[image].roi
+        mask = self.roi if roi is None else load_roi(roi, self.config)
+        assert mask is not None
+        return mask
+
+    def _array(self, index: int, *, blank: bool) -> np.ndarray:
+        sample = self.samples[self.image_of[index]]
+        image = load_image(sample.path, self.config)
+        if blank and (self.roi is not None or sample.roi):
+            roi = fit_roi(self._roi(self.image_of[index]), image.shape[:2], sample.path)
+            image = np.asarray(fill_outside(image, roi))
+        return image if not self.tile else np.ascontiguousarray(cut_out(image, self.places[index], self.tile))
+
+
+def cut_out(image: np.ndarray, place: Tile, tile: int) -> np.ndarray:
+    """Return the part of an image or mask (H, W, …) that a tile covers."""
+    return image[place.top : place.top + tile, place.left : place.left + tile]
 
 
 def _size(sample: Sample, config: DataConfig) -> tuple[int, int]:
@@ -206,7 +265,12 @@ def find_categories(
 
 
 def check_samples(
-    samples: Sequence[Sample], *, skip_unreadable: bool = False, tile: int | None = None, config: DataConfig = DEFAULT
+    samples: Sequence[Sample],
+    *,
+    skip_unreadable: bool = False,
+    tile: int | None = None,
+    config: DataConfig = DEFAULT,
+    roi: np.ndarray | None = None,
 ) -> list[Sample]:
     """Decode every image and mask once, so that a bad file is known before any work is done.
 
@@ -217,16 +281,17 @@ def check_samples(
         skip_unreadable: leave out images that cannot be used, with a warning that names them.
         tile: side of the tiles that an image must hold at least one of, in pixels.
         config: how pixels are read.
+        roi: (H, W) bool, what is looked at; None: everything.
 
     Returns:
         The usable samples.
 
     Raises:
-        ImageError: images that cannot be decoded or are smaller than a tile, by name.
+        ImageError: images that cannot be decoded, are smaller than a tile or have another aspect than ``roi``, by name.
         BKDError: a mask whose size differs from its image's.
     """
     with ThreadPoolExecutor(max_workers=4) as pool:
-        checked = pool.map(partial(_checked, tile=tile, config=config), samples)
+        checked = pool.map(partial(_checked, tile=tile, config=config, roi=roi), samples)
         problems, shares = zip(*checked, strict=True) if samples else ((), ())
     broken = [problem for problem in problems if problem is not None]
     if broken and not skip_unreadable:
@@ -244,6 +309,18 @@ def check_samples(
                 "or not", len(odd), what, few(odd),
             )  # fmt: skip
     return [sample for sample, problem in zip(samples, problems, strict=True) if problem is None]
+
+
+def with_rois(samples: Sequence[Sample], folder: Path) -> list[Sample]:
+    """Return the samples with their masks of a folder of regions of interest; see :func:`roi_files`.
+
+    A mask is found by the image's name, or by its kind and name, as ``good/000.png``.
+    """
+    try:
+        paths = roi_files(folder, [sample.key for sample in samples])
+    except BKDError:
+        paths = roi_files(folder, [sample.name for sample in samples])
+    return [replace(sample, roi=path) for sample, path in zip(samples, paths, strict=True)]
 
 
 def truth_of(sample: Sample, config: DataConfig = DEFAULT) -> np.ndarray | None:
@@ -450,13 +527,18 @@ def _unknown(root: Path, name: str, known: list[str]) -> str:
     return f"{root} has no category {name!r}{hint} It has: {', '.join(known)}"
 
 
-def _checked(sample: Sample, tile: int | None, config: DataConfig) -> tuple[str | None, float | None]:
+def _checked(
+    sample: Sample, tile: int | None, config: DataConfig, roi: np.ndarray | None
+) -> tuple[str | None, float | None]:
     """Return what is wrong with an image file, or None; and the share of pixels that its masks mark, or None.
 
     A mask that does not fit is an error, whatever is skipped.
     """
     try:
         size = load_image(sample.path, config).shape[:2]
+        mask = roi if sample.roi is None else load_roi(sample.roi, config)
+        if mask is not None:
+            fit_roi(mask, (size[0], size[1]), sample.path)
     except ImageError as error:
         return str(error), None
     if tile and min(size) < tile:

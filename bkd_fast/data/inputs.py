@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -14,12 +15,27 @@ from torch import Tensor
 
 from bkd_fast.config import DataConfig
 from bkd_fast.data.image import DEFAULT, check_filled, from_array, from_pil, load_image, to_tensor
+from bkd_fast.data.roi import fill_outside, fit_roi
 from bkd_fast.errors import BKDError, ImageError
 
-OneImage: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
-ImageLike: TypeAlias = OneImage | Tensor
+Plain: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
 Size: TypeAlias = tuple[int, int]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """An image, and what of it is looked at, for a run with a mask for each image.
+
+    ``roi``: the path of a mask (:func:`bkd_fast.data.roi.load_roi`), or an array (H, W), above zero inside.
+    """
+
+    image: Plain | Tensor
+    roi: str | Path | np.ndarray
+
+
+OneImage: TypeAlias = Plain | Masked
+ImageLike: TypeAlias = OneImage | Tensor
 
 
 class Decoded:
@@ -37,6 +53,8 @@ class Decoded:
 
     def __init__(self, image: ImageLike, config: DataConfig = DEFAULT) -> None:
         self.values: np.ndarray | Tensor  # (H, W, 3) uint8, or (3, H, W) in [0, 1]
+        if isinstance(image, Masked):
+            image = image.image
         if isinstance(image, Tensor):
             self.values = _from_tensor(image, config)
         elif isinstance(image, np.ndarray):
@@ -53,6 +71,17 @@ class Decoded:
         """(H, W)."""
         shape = self.values.shape[1:] if isinstance(self.values, Tensor) else self.values.shape[:2]
         return shape[0], shape[1]
+
+    def within(self, roi: np.ndarray | None, name: object = None) -> Decoded:
+        """Return this image, of one colour outside a region of interest (H, W) bool of the same aspect.
+
+        Raises:
+            ImageError: another aspect.
+        """
+        if roi is not None:
+            named = name if isinstance(name, (str, os.PathLike)) else "the image"
+            self.values = fill_outside(self.values, fit_roi(roi, self.size, named))
+        return self
 
     def array(self) -> np.ndarray:
         """(H, W, 3) uint8; tensors are rounded."""
@@ -80,7 +109,7 @@ def is_one_image(image: object) -> bool:
     """Whether this is an image, and not several."""
     if isinstance(image, Tensor):
         return image.ndim != 4
-    return isinstance(image, (Image.Image, np.ndarray)) or is_encoded(image)
+    return isinstance(image, (Image.Image, np.ndarray, Masked)) or is_encoded(image)
 
 
 def taken(image: ImageLike) -> ImageLike:
@@ -89,6 +118,8 @@ def taken(image: ImageLike) -> ImageLike:
     Arrays, tensors and PIL images are copied, file objects are read; what cannot be is returned as it is.
     """
     try:
+        if isinstance(image, Masked):
+            return replace(image, image=taken(image.image))  # type: ignore[arg-type]  # of the kind that it was
         if isinstance(image, Tensor):
             return image.detach().clone()
         if isinstance(image, np.ndarray):

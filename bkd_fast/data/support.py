@@ -17,6 +17,8 @@ from bkd_fast.data.dataset import image_files
 from bkd_fast.data.image import load_image, to_tensor
 from bkd_fast.errors import BKDError
 
+STORED = DataConfig(max_pixels=178_000_000)  # reads the run's own files, of the size that training accepted
+
 
 def draw_support(count: int, shots: int, generator: torch.Generator, exclude: Collection[int] = ()) -> list[int]:
     """Draws ``shots`` of ``count`` images without replacement, none of ``exclude``.
@@ -58,5 +60,4 @@ def load_support(folder: Path, size: tuple[int, int], count: int | None = None) 
     files = image_files(folder) if folder.is_dir() else []
     if not files:
         raise BKDError(f"there are no support images in {folder}: the run is incomplete")
-    read = DataConfig(max_pixels=178_000_000)  # the run's own files, of the size that training accepted
-    return torch.stack([to_tensor(load_image(path, read), size) for path in files[:count]])
+    return torch.stack([to_tensor(load_image(path, STORED), size) for path in files[:count]])

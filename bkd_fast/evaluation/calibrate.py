@@ -11,6 +11,8 @@ import torch
 
 from bkd_fast.artifact import Calibration, read_category, write_manifest
 from bkd_fast.data import image_files
+from bkd_fast.data.inputs import ImageLike, Masked
+from bkd_fast.data.roi import roi_files
 from bkd_fast.decisions import NormalScores, check_rate, found_at_rates
 from bkd_fast.errors import BKDError
 from bkd_fast.files import locked
@@ -25,6 +27,7 @@ def calibrate(
     *,
     false_alarms: float | None = None,
     defects: str | Path | None = None,
+    roi: str | Path | None = None,
     device: str = "auto",
 ) -> str:
     """Set the thresholds of a run.
@@ -35,6 +38,7 @@ def calibrate(
         false_alarms: wanted false-alarm rate, between 0 and 1; None: the run's.
         defects: folder of defective images. The report says how many of them several rates would find; they do not
             change the thresholds.
+        roi: for a run with a mask for each image, the folder of the masks of all these images, by name.
         device: ``auto`` uses CUDA if there is a device.
 
     Returns:
@@ -49,11 +53,17 @@ def calibrate(
         check_rate(false_alarms)
     read_category(run)  # its errors before a lock is taken
     with locked(run):
-        return _calibrated(run, None if good is None else Path(good), false_alarms, defects, device)
+        masks = None if roi is None else Path(roi)
+        return _calibrated(run, None if good is None else Path(good), false_alarms, defects, masks, device)
 
 
 def _calibrated(
-    run: Path, good: Path | None, false_alarms: float | None, defects: str | Path | None, device: str
+    run: Path,
+    good: Path | None,
+    false_alarms: float | None,
+    defects: str | Path | None,
+    roi: Path | None,
+    device: str,
 ) -> str:
     manifest = read_category(run)
     detector = Detector.load(run, device=device)
@@ -62,21 +72,21 @@ def _calibrated(
     normal, level, teacher = before.normal, before.normal_level, before.teacher
     if good is not None:
         rows: list[np.ndarray] = []
-        scores, maxima, medians = _scores(detector, good, rows)
+        scores, maxima, medians = _scores(detector, good, roi, rows)
         normal, level = NormalScores("calibration", scores, maxima), float(np.median(medians))
         # Without an image's own statistics (tiles on a GPU) drift is watched by scores alone.
         teacher = statistics_of(torch.from_numpy(np.stack(rows))) if rows else {}
     after = Calibration.of(normal, level, rate, teacher)
     lines = [after.sentence(), f"image threshold {before.threshold:.4g} -> {after.threshold:.4g}"]
     if defects is not None:
-        defective, _, _ = _scores(detector, Path(defects), [])
+        defective, _, _ = _scores(detector, Path(defects), roi, [])
         lines += _defects_found(after, defective)
     write_manifest(run, replace(manifest, calibration=after))
     return "\n".join(lines)
 
 
 def _scores(
-    detector: Detector, folder: Path, statistics: list[np.ndarray]
+    detector: Detector, folder: Path, roi: Path | None, statistics: list[np.ndarray]
 ) -> tuple[list[float], list[float], list[float]]:
     """Return the scores of a folder's images, and the maximum and median of each anomaly map.
 
@@ -85,18 +95,24 @@ def _scores(
     files = image_files(folder) if folder.is_dir() else []
     if not files:
         raise BKDError(f"there are no images in {folder}: expected a folder of images")
+    images: list[ImageLike] = [*files]
+    if roi is not None:
+        masks = roi_files(roi, [path.relative_to(folder).as_posix() for path in files])
+        images = [Masked(path, mask) for path, mask in zip(files, masks, strict=True)]
     scores, maxima, medians = [], [], []
 
     def observe(_: float, row: np.ndarray | None) -> None:
         if row is not None:
             statistics.append(row)
 
-    for outcome in Observed(detector, detector.predictor(), observe, every=1).stream(files):
+    for outcome in Observed(detector, detector.predictor(), observe, every=1).stream(images):
         if outcome.result is None:
             raise outcome.error or BKDError(f"{outcome.item!r} cannot be read")
         scores.append(outcome.result.score)
         maxima.append(float(outcome.result.anomaly_map.max()))
-        medians.append(float(np.median(outcome.result.anomaly_map)))
+        found = outcome.result.anomaly_map
+        region = detector.region((found.shape[0], found.shape[1]), outcome.item)
+        medians.append(float(np.median(found if region is None else found[region])))
     return scores, maxima, medians
 
 

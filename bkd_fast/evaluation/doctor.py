@@ -13,19 +13,30 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 
 from bkd_fast.config import BKDConfig, DataConfig, RetrievedSupport
-from bkd_fast.data import Category, ImageDataset, find_categories, infer_white, load_image, split_normals, to_tensor
+from bkd_fast.data import (
+    Category,
+    ImageDataset,
+    find_categories,
+    fit_roi,
+    infer_white,
+    load_image,
+    load_roi,
+    split_normals,
+    to_tensor,
+)
 from bkd_fast.decisions import images_for
 from bkd_fast.errors import BKDError, ImageError, few
 from bkd_fast.evaluation.environment import describe
 from bkd_fast.files import checksum
 from bkd_fast.model import BKD
 from bkd_fast.model.teacher import with_image_size
+from bkd_fast.normals.thresholds import can_leave_out, near_duplicates
 from bkd_fast.training.sampler import Schedule
-from bkd_fast.training.thresholds import can_leave_out, near_duplicates
 from bkd_fast.training.weights import check_hub, found, load_weights
 
 TRAINING = ("lightning_fabric", "sklearn", "jinja2")  # packages of the extra "train"
@@ -70,11 +81,18 @@ def examine(data: Path | None, config: BKDConfig, out: Path = Path()) -> list[Fi
             categories = find_categories(data)
         except BKDError as error:
             findings.append(Finding("data", "stop", str(error)))
+    roi = None
+    if config.roi is not None:
+        try:
+            path = Path(config.roi.mask or "")
+            roi = None if path.is_dir() else load_roi(path, config.data)
+        except BKDError as error:
+            findings.append(Finding("roi", "stop", str(error)))
     images = max((len(category.train) for category in categories), default=0)
     if model is not None:
         findings += [_memory(model, images), _disk(model, images, out)]
     for category in categories:
-        findings += _category(category, config, model)
+        findings += _category(category, config, model, roi)
     return findings
 
 
@@ -168,7 +186,7 @@ def _bank_bytes(model: BKD, images: int) -> int:
     return min(kept, images) * _feature_bytes(model)
 
 
-def _category(category: Category, config: BKDConfig, model: BKD | None) -> Iterator[Finding]:
+def _category(category: Category, config: BKDConfig, model: BKD | None, roi: np.ndarray | None) -> Iterator[Finding]:
     def line(state: Literal["ok", "warning", "stop"], text: str) -> Finding:
         return Finding(category.name, state, text)
 
@@ -179,7 +197,7 @@ def _category(category: Category, config: BKDConfig, model: BKD | None) -> Itera
         yield line("stop", str(error))
         return
     with ThreadPoolExecutor(max_workers=4) as pool:
-        seen = list(pool.map(partial(_look, reading=config.data), paths))
+        seen = list(pool.map(partial(_look, reading=config.data, roi=roi), paths))
     broken = [one for one in seen if isinstance(one, ImageError)]
     pictures = [one for one in seen if isinstance(one, Picture)]
     if broken:
@@ -200,12 +218,14 @@ def _category(category: Category, config: BKDConfig, model: BKD | None) -> Itera
     yield from _copies(pictures, line)
     yield from _enough(len(pictures), config, model, line)
     if model is not None:
-        yield from _start(category, pictures, config, model, line)
+        yield from _start(category, pictures, config, model, roi, line)
 
 
-def _look(path: Path, reading: DataConfig) -> Picture | ImageError:
+def _look(path: Path, reading: DataConfig, roi: np.ndarray | None) -> Picture | ImageError:
     try:
         image = load_image(path, reading)
+        if roi is not None:
+            fit_roi(roi, image.shape[:2], path)
     except ImageError as error:
         return error
     with Image.open(path) as opened:
@@ -251,7 +271,12 @@ def _enough(count: int, config: BKDConfig, model: BKD | None, line: Callable[...
 
 
 def _start(
-    category: Category, pictures: Sequence[Picture], config: BKDConfig, model: BKD, line: Callable[..., Finding]
+    category: Category,
+    pictures: Sequence[Picture],
+    config: BKDConfig,
+    model: BKD,
+    roi: np.ndarray | None,
+    line: Callable[..., Finding],
 ) -> Iterator[Finding]:
     """What training itself asks of the images, and how long the teacher takes for them here."""
     usable = {one.path for one in pictures}
@@ -260,7 +285,7 @@ def _start(
     try:
         train, _ = split_normals(samples, config.training.validation_share, config.training.seed)
         if config.teacher.tile:
-            items = len(ImageDataset(samples, size, config.teacher.tile, config.data))
+            items = len(ImageDataset(samples, size, config.teacher.tile, config.data, roi))
         Schedule(len(train), config)
     except BKDError as error:
         yield line("stop", str(error))

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from bkd_fast.artifact import LOG, Manifest, category_folders, move, read_category, staging, write_manifest
-from bkd_fast.config import DataConfig
-from bkd_fast.data import Sample, check_samples, find_categories, resize_mask, truth_of
+from bkd_fast.data import Sample, check_samples, find_categories, fit_roi, resize_mask, truth_of
+from bkd_fast.data.dataset import with_rois
+from bkd_fast.data.inputs import Masked, OneImage, Plain
 from bkd_fast.data.progress import progress_bar
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.environment import describe
@@ -49,6 +50,7 @@ def evaluate(
     out: str | Path | None = None,
     anomalous: str | Path | None = None,
     masks: str | Path | None = None,
+    roi: str | Path | None = None,
     device: str = "auto",
     skip_unreadable: bool = False,
     pictures: bool = True,
@@ -65,6 +67,8 @@ def evaluate(
         out: the folder to write to; None: the run folder.
         anomalous, masks: for a plain folder, as in :func:`bkd_fast.train`; None: those given in training, if ``data``
             is None.
+        roi: for a run with a mask for each image, the folder of the masks of the test images, by name, or by kind and
+            name.
         device: ``auto`` uses CUDA if there is a device.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
         pictures: False leaves out ``overlays/`` and ``report.html``.
@@ -91,7 +95,7 @@ def evaluate(
         detectors = {name: Detector.load(folder, device=device) for name, folder in folders.items()}
         tests = {
             name: _test_samples(
-                folders[name], manifests[name], data, name, anomalous, masks, skip_unreadable, detectors[name]
+                folders[name], manifests[name], data, name, anomalous, masks, roi, skip_unreadable, detectors[name]
             )
             for name in folders
         }
@@ -172,15 +176,21 @@ def _evaluate_category(
     pixels = {branch: PixelMetrics() for branch in branches}
     scores: dict[str, list[float]] = {branch: [] for branch in branches}
     records: list[ImageRecord] = []
+    outside = 0  # defective images without a defect inside the region of interest
     with progress_bar(len(samples), f"evaluating {name}", "image", progress) as bar:
         for part, images, predicted in _predictions(detector, samples, branches):
             height, width = predicted[BOTH][1].shape[1:]
-            truths = [_truth(sample, (height, width), detector.config.data) for sample in part]
+            truths = [_truth(sample, (height, width), detector) for sample in part]
+            rois = [detector.region((height, width), _given(sample, b"")) for sample in part]
+            outside += sum(
+                bool(sample.label) and truth is not None and not truth.any()
+                for sample, truth in zip(part, truths, strict=True)
+            )
             for branch, (part_scores, maps) in predicted.items():
                 scores[branch] += part_scores
-                for truth, anomaly_map in zip(truths, maps, strict=True):
+                for truth, anomaly_map, roi in zip(truths, maps, rois, strict=True):
                     if truth is not None:
-                        pixels[branch].update(anomaly_map, truth)
+                        pixels[branch].update(anomaly_map, truth, roi)
             for sample, image, truth, score, anomaly_map in zip(part, images, truths, *predicted[BOTH], strict=True):
                 overlay = None
                 if scale is not None:
@@ -193,6 +203,12 @@ def _evaluate_category(
     metrics = {branch: {**image_metrics(labels, scores[branch]), **pixels[branch].compute()} for branch in branches}
     unmasked = sum(sample.label and not sample.masks for sample in samples)
     source = manifest.source
+    notes = [f"{unmasked} defective images have no mask and count for image metrics only"] if unmasked else []
+    if detector.config.roi is not None:
+        notes.append(
+            "Pixels outside the region of interest count for no metric. "
+            f"{outside} defective images have no defect inside, and count as defective nevertheless"
+        )
     report = CategoryReport(
         name=name,
         metrics=metrics[BOTH],
@@ -203,14 +219,14 @@ def _evaluate_category(
         pro=pixels[BOTH].pro(),
         log=log_rows,
         seconds=sum(row["seconds"] for row in log_rows) if log_rows else None,
-        train_count=len(source.train_files),
+        train_count=len(source.all_train),
         inside=[] if scale is None else inside(detector, samples, records),
-        notes=[f"{unmasked} defective images have no mask and count for image metrics only"] if unmasked else [],
+        notes=notes,
     )
     for accumulator in pixels.values():
         accumulator.close()
     decisions = classification_metrics(labels, [record.decision for record in records])
-    counts = {"train": len(source.train_files), "validation": len(source.validation_files), "test": len(samples)}
+    counts = {"train": len(source.all_train), "validation": len(source.all_validation), "test": len(samples)}
     return report, {**metrics[BOTH], "branches": metrics, "decisions": decisions, "images": counts}
 
 
@@ -227,20 +243,35 @@ def _predictions(
         part = samples[start : start + batch]
         images = [detector.read(sample.path) for sample in part]
         if tiled:
-            prediction = detector(images[0])
+            prediction = detector(_given(part[0], images[0]))
             yield part, images, {BOTH: ([prediction.score], prediction.anomaly_map[None])}
             continue
-        result = detector.distill(torch.stack([detector.preprocess(image).input for image in images]))
+        given = [detector.preprocess(_given(sample, image)) for sample, image in zip(part, images, strict=True)]
+        regions = [each.region for each in given if each.region is not None]
+        result = detector.distill(
+            torch.stack([each.input for each in given]), torch.stack(regions) if regions else None
+        )
         scored = {branch: detector.score_features(result, members) for branch, members in branches.items()}
         yield part, images, {branch: (scores.tolist(), maps.cpu().numpy()) for branch, (scores, maps) in scored.items()}
 
 
-def _truth(sample: Sample, size: tuple[int, int], reading: DataConfig) -> np.ndarray | None:
-    """Return the ground truth ``size`` bool, all False for a good image; None for a defective one without a mask."""
+def _truth(sample: Sample, size: tuple[int, int], detector: Detector) -> np.ndarray | None:
+    """Return the ground truth ``size`` bool, all False for a good image; None for a defective one without a mask.
+
+    Defects outside the detector's region of interest are none.
+    """
     if not sample.label:
         return np.zeros(size, bool)
-    truth = truth_of(sample, reading)
+    truth = truth_of(sample, detector.config.data)
+    roi = detector.roi_of(_given(sample, b""))
+    if truth is not None and roi is not None:
+        truth = truth & fit_roi(roi, (truth.shape[0], truth.shape[1]), sample.path)
     return None if truth is None else resize_mask(truth, size)
+
+
+def _given(sample: Sample, image: Plain) -> OneImage:
+    """Return an image with the mask of its region of interest, if it has one."""
+    return image if sample.roi is None else Masked(image, sample.roi)
 
 
 def _moved(report: CategoryReport, made: Path, out: Path) -> CategoryReport:
@@ -259,6 +290,7 @@ def _test_samples(
     name: str,
     anomalous: str | Path | None,
     masks: str | Path | None,
+    roi: str | Path | None,
     skip_unreadable: bool,
     detector: Detector,
 ) -> list[Sample]:
@@ -294,6 +326,17 @@ def _test_samples(
             if files:
                 log.warning("%d images in %s are %s: %s", len(files), root, what, ", ".join(files[:10]))
     config = detector.config
+    each = config.roi is not None and detector.roi is None
+    if each != (roi is not None):
+        raise BKDError(
+            f"{folder} looks at another region of each image: pass the folder of the test images' masks, --roi FOLDER"
+            if each
+            else f"{folder} has no mask for each image: leave out --roi"
+        )
     return check_samples(
-        matching[0].test, skip_unreadable=skip_unreadable, tile=config.teacher.tile, config=config.data
+        matching[0].test if roi is None else with_rois(matching[0].test, Path(roi)),
+        skip_unreadable=skip_unreadable,
+        tile=config.teacher.tile,
+        config=config.data,
+        roi=detector.roi,
     )

@@ -127,10 +127,10 @@ class PixelMetrics:
         self._images = self._normal = self._defect = self._components = 0
         self._sweep: _Sweep | None = None
 
-    def update(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
+    def update(self, anomaly_map: np.ndarray, mask: np.ndarray, roi: np.ndarray | None = None) -> None:
         """Add one image: its anomaly map (H, W) float32 and its ground truth (H, W) bool, all False for a good image.
 
-        Leave out defective images without a mask.
+        Leave out defective images without a mask. Pixels outside ``roi`` (H, W) bool count as neither.
 
         Raises:
             BKDError: another dtype or shape, or values that are not finite; then nothing is added.
@@ -147,12 +147,14 @@ class PixelMetrics:
         wrong = anomaly_map.size - int(np.isfinite(anomaly_map).sum())
         if wrong:
             raise BKDError(f"{which}: {wrong} of {anomaly_map.size} values of the anomaly map are NaN or infinite")
+        inside = np.ones_like(mask) if roi is None else roi
+        mask = mask & inside
         regions, count = ndimage.label(mask, np.ones((3, 3), int)) if mask.any() else (np.zeros(mask.shape, int), 0)
         area = np.bincount(regions.ravel(), minlength=1)[regions[mask]]
-        self._pixels.add(anomaly_map[~mask], anomaly_map[mask], area)
+        self._pixels.add(anomaly_map[inside & ~mask], anomaly_map[mask], area)
         self._images += 1
         self._defect += len(area)
-        self._normal += mask.size - len(area)
+        self._normal += int(inside.sum()) - len(area)
         self._components += count
         self._sweep = None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bkd_fast.data import Sample, resize_image
+from bkd_fast.data.inputs import Masked
 from bkd_fast.evaluation.report import HeatScale, ImageRecord, by_outcome, render_inside, render_panel, write_overlay
 from bkd_fast.files import fitting
 from bkd_fast.inference.detector import Detector
@@ -52,13 +53,16 @@ def inside(detector: Detector, samples: Sequence[Sample], records: Sequence[Imag
 
     The picture is ``NAME.inside.png`` beside the image's overlay, which the records must have.
     """
-    paths = {record.name: sample.path for record, sample in zip(records, samples, strict=True)}
+    by_name = {record.name: sample for record, sample in zip(records, samples, strict=True)}
     pictured = []
     for record in (group[0] for group in by_outcome(records).values() if group):
         assert record.overlay is not None
-        image = detector.read(paths[record.name])
+        sample = by_name[record.name]
+        image = detector.read(sample.path)
         picture = fitting(record.overlay.with_suffix(".inside.png"))
-        write_overlay(picture, render_inside(image, explain(detector, image)))
+        write_overlay(
+            picture, render_inside(image, explain(detector, image if sample.roi is None else Masked(image, sample.roi)))
+        )
         pictured.append(replace(record, overlay=picture))
     return pictured
 

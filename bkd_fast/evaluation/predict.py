@@ -19,7 +19,9 @@ from PIL import Image
 from bkd_fast.artifact import read_content, write_manifest
 from bkd_fast.data import ImageError, image_files
 from bkd_fast.data.arrivals import Arrival, Arrivals
+from bkd_fast.data.inputs import Masked
 from bkd_fast.data.progress import progress_bar
+from bkd_fast.data.roi import roi_files
 from bkd_fast.data.tiles import check_tiles
 from bkd_fast.errors import BKDError, check_float
 from bkd_fast.evaluation.pictures import heat_scale
@@ -73,6 +75,7 @@ def predict(
     watching: bool = False,
     watch_seconds: float | None = None,
     watch_idle: float | None = None,
+    roi: str | Path | None = None,
 ) -> Summary:
     """Predict images; write ``scores.csv``, ``predictions.jsonl``, ``heatmaps/`` and ``masks/`` into ``out``.
 
@@ -98,6 +101,7 @@ def predict(
         watching: predict the images in folders and those that arrive (:class:`bkd_fast.data.arrivals.Arrivals`), until
             Ctrl-C. What cannot be read is named and tried again once the file has changed.
         watch_seconds, watch_idle: stop watching after this time, or after this time without a new image, in seconds.
+        roi: for a run with a mask for each image, the folder of their masks, by name.
 
     Raises:
         BKDError: no images, an ``out`` that is not empty, not writable or in use, other settings than those that
@@ -121,6 +125,7 @@ def predict(
         raise BKDError(f"the output folder {out} is not empty: choose another --out, or resume with --resume")
     folders = [Path(image) for image in images]
     files = _watched(folders, out) if watching else _files(folders)
+    regions = {} if roi is None else dict(zip(files, roi_files(Path(roi), list(files.values())), strict=True))
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
     whole = detector.predictor(tile, overlap)
     predictor = watch(detector, whole, DriftMonitor(detector.calibration)) if drift else whole
@@ -133,6 +138,7 @@ def predict(
         "overlap": overlap,
         "threshold": detector.threshold,
         "pictures": pictures,
+        "roi": None if roi is None else str(Path(roi).resolve()),
     }
     scale = heat_scale([detector]) if pictures else None
 
@@ -140,7 +146,7 @@ def predict(
         path = image[1].path
         try:
             array = detector.read(path)
-            return array, predictor.preprocess(array)
+            return array, predictor.preprocess(Masked(array, regions[path]) if regions else array)
         except BKDError as error:
             named_already = isinstance(error, ImageError) and str(path) in str(error)
             raise error if named_already else ImageError(f"{path}: {error}") from error

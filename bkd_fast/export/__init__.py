@@ -48,6 +48,11 @@ def export(
         raise BKDError(f"deform_conv is an option of the format onnx, not of {format}")
     detector = Detector(load_trained(run), "cpu", pack=False)
     usual = Path(run) / f"model{SUFFIXES[format]}"
+    if detector.config.roi is not None and (detector.roi is None or detector.config.teacher.tile):
+        raise BKDError(
+            f"{run} looks at another region of each image or tile, which a graph cannot know: only one mask for whole "
+            "images is exported"
+        )
     path = usual if out is None else Path(out)
     if path.suffix != usual.suffix:
         raise BKDError(f"{path} does not end in {usual.suffix}, as files of the format {format} do")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from bkd_fast.artifact import Trained, load_trained, read_category
-from bkd_fast.data import FileRecord
-from bkd_fast.data.inputs import Decoded, ImageLike, OneImage
+from bkd_fast.artifact import Trained, copy_run, load_trained, read_category
+from bkd_fast.data import FileRecord, Sample, fit_roi, load_roi, shrink_roi
+from bkd_fast.data.inputs import Decoded, ImageLike, Masked, OneImage, is_one_image
+from bkd_fast.data.roi import check_roi
 from bkd_fast.data.tiles import Size, overlap_of
 from bkd_fast.decisions import normalized, p_value
-from bkd_fast.errors import BKDError, check_bool, check_float, check_int
+from bkd_fast.errors import BKDError, ImageError, check_bool, check_float, check_int
 from bkd_fast.inference.compilation import CompiledModel, check_mode
 from bkd_fast.inference.cuda_graphs import GraphedModel
 from bkd_fast.inference.fusing import fuse_teacher
@@ -33,6 +39,7 @@ from bkd_fast.model.support import Support
 if TYPE_CHECKING:
     from bkd_fast.inference.drift import DriftMonitor
 
+log = logging.getLogger("bkd_fast")
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
 
@@ -92,8 +99,9 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             check_mode(compile, self.device)
         reading = {"data.max_pixels": max_pixels, "data.pages": pages}
         self.config = trained.config.with_changes({key: value for key, value in reading.items() if value is not None})
-        self._run = trained.folder
-        self._options = {
+        self._run, self._files = trained.folder, trained.files
+        self._temporary: TemporaryDirectory[str] | None = None  # that holds the run
+        self._options: dict[str, Any] = {
             "device": "auto" if device == "auto" else str(self.device),
             "precision": precision,
             "compile": compile,
@@ -103,7 +111,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         }
         self._replaced = False
         self.batch = 1 if self.device.type == "cpu" else GPU_BATCH
-        self.calibration = trained.calibration
+        self.calibration, self.roi = trained.calibration, trained.roi
         self.threshold = trained.calibration.threshold
         self.pixel_threshold = trained.calibration.pixel_threshold
         self.model = trained.model.to(self.device).eval()
@@ -167,10 +175,101 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             raise BKDError("the support is empty: expected at least one image of a normal part")
         size = self.config.teacher.size
         with settled():  # not inference mode, whose tensors torch.compile does not take
-            stacked = torch.stack([Decoded(image, self.config.data).fitted(size).to(self.device) for image in images])
+            decoded = [Decoded(image, self.config.data).within(self.roi_of(image), image) for image in images]
+            stacked = torch.stack([image.fitted(size).to(self.device) for image in decoded])
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
             self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
         self._replaced = True
+
+    def add_normals(self, images: Sequence[ImageLike] | Tensor) -> Detector:
+        """Return a detector that has taken in further normal images without training; this one stays as it is.
+
+        Supports, memory, thresholds and the statistics of drift change as by `bkd-fast update`
+        (:func:`bkd_fast.normals.update.add_normals`), warnings included; thresholds that were set by hand do not carry
+        over. The new run is in a temporary folder that lasts as long as the new detector: :meth:`save` keeps it.
+
+        Args:
+            images: paths, or what :meth:`__call__` takes. At least one that the run does not have.
+
+        Raises:
+            BKDError: not images, none that is new, a run folder that is gone or has changed, or supports that
+                :meth:`set_support` has replaced.
+        """
+        from bkd_fast.normals.update import add_normals  # here, since a detector that only predicts needs none of it
+
+        self._check_run("images are added to the run's supports")
+        several: Sequence[Any] = [images] if is_one_image(images) else list(images)
+        temporary = TemporaryDirectory(prefix="bkd_fast-", ignore_cleanup_errors=True)
+        run, when = Path(temporary.name, "run"), datetime.now(timezone.utc).isoformat()
+        copy_run(self._run, run, self.calibration)
+        samples: dict[str, Sample] = {}
+        for index, image in enumerate(several):
+            array = self.read(image)  # its error, which names it
+            if isinstance(image, (str, Path)):
+                path = Path(image).resolve()
+                name = str(path)
+            else:
+                path, name = Path(temporary.name, f"{index:06}.png"), f"given {when}/{index:06}.png"
+                Image.fromarray(array).save(path, compress_level=1)
+            samples[name] = Sample(path, 0, "good", name=name)
+        log.info("%s", add_normals(run, list(samples.values()), "", self.device, progress=False))
+        with settled(build=True):
+            detector = Detector(load_trained(run), **self._options)
+        detector._temporary = temporary
+        return detector
+
+    def save(self, folder: str | Path) -> None:
+        """Write the run folder of this detector, with its thresholds as they are now.
+
+        Args:
+            folder: new or empty, or a run of the same training, which is replaced in one step.
+
+        Raises:
+            BKDError: a folder that holds something else or cannot be written, a run folder that is gone or has changed,
+                supports that :meth:`set_support` has replaced, or a pixel threshold that is not positive.
+        """
+        self._check_run("a run holds the images of its supports")
+        if self.pixel_threshold <= 0:
+            raise BKDError(f"pixel_threshold is {self.pixel_threshold}: expected a positive number to save")
+        calibration = replace(
+            self.calibration,
+            threshold=self.threshold,
+            pixel_threshold=self.pixel_threshold,
+            normal_level=min(self.calibration.normal_level, 0.5 * self.pixel_threshold),
+        )
+        copy_run(self._run, Path(folder), calibration)
+
+    def roi_of(self, image: ImageLike) -> np.ndarray | None:
+        """Return what of an image is looked at, (H, W) bool at the size of the mask; None: everything.
+
+        Raises:
+            BKDError: an image without a mask of its own where the run has none for all, or the reverse; or a mask that
+                cannot be used.
+        """
+        each = self.config.roi is not None and self.roi is None
+        if isinstance(image, Masked) != each:
+            raise BKDError(
+                "this run looks at another region of each image: give bkd_fast.data.inputs.Masked(image, mask), or a "
+                "folder of masks with --roi"
+                if each
+                else "this run has no mask for each image: give images without one"
+            )
+        if not isinstance(image, Masked):
+            return self.roi
+        return check_roi(image.roi) if isinstance(image.roi, np.ndarray) else load_roi(image.roi, self.config.data)
+
+    def region(self, size: Size, image: ImageLike = b"") -> np.ndarray | None:
+        """Return what is looked at of maps of the network's size or of an image's (H, W), bool; None: everything.
+
+        Args:
+            image: see :meth:`roi_of`; not needed where one mask is for all.
+        """
+        roi = self.roi_of(image)
+        if roi is None:
+            return None
+        if size == self.config.teacher.size and not self.config.teacher.tile:
+            return shrink_roi(roi, size).numpy()
+        return fit_roi(roi, size, "the map")
 
     def read(self, image: ImageLike) -> np.ndarray:
         """Return an image as (H, W, 3) uint8 RGB, its values read as the run's images are.
@@ -187,23 +286,33 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
 
     def preprocess(self, image: ImageLike) -> Preprocessed:
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
-        decoded = Decoded(image, self.config.data)
-        return Preprocessed(decoded.fitted(self.config.teacher.size), decoded.size)
+        roi, size = self.roi_of(image), self.config.teacher.size
+        decoded = Decoded(image, self.config.data).within(roi, image)
+        if roi is None:
+            return Preprocessed(decoded.fitted(size), decoded.size)
+        region = None if self.model.roi is not None else shrink_roi(roi, size)
+        if region is not None and not region.any():
+            raise ImageError(f"nothing of the region of interest is left at the network's size of {size}")
+        return Preprocessed(decoded.fitted(size), decoded.size, fit_roi(roi, decoded.size, image), region)
 
     def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
         """Return raw scores, and maps at the network's size."""
-        inputs, sizes = zip(*batch, strict=True)
-        scores, maps = self.score(torch.stack([image.to(inputs[0].device) for image in inputs]))
-        return [RawPrediction(*each) for each in zip(scores.tolist(), maps, sizes, strict=True)]
+        inputs, sizes, rois, regions = zip(*batch, strict=True)
+        region = None if regions[0] is None else torch.stack(regions)
+        scores, maps = self.score(torch.stack([image.to(inputs[0].device) for image in inputs]), region=region)
+        return [RawPrediction(*each) for each in zip(scores.tolist(), maps, sizes, rois, strict=True)]
 
     def postprocess(self, raw: RawPrediction) -> Prediction:
         """Return the prediction: above ``threshold`` an image is anomalous, above ``pixel_threshold`` a pixel."""
         anomaly_map = resize_map(raw.anomaly_map, raw.size).numpy()
+        mask = anomaly_map > self.pixel_threshold
+        if raw.roi is not None:
+            anomaly_map, mask = anomaly_map * raw.roi, mask & raw.roi
         return Prediction(
             raw.score,
             raw.score > self.threshold,
             anomaly_map,
-            anomaly_map > self.pixel_threshold,
+            mask,
             normalized(raw.score, self.threshold, self.calibration.spread),
             p_value(raw.score, self.calibration.scores),
         )
@@ -276,11 +385,16 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         return stream(images, batch=batch, workers=workers)
 
     @settled(inference=True)
-    def score(self, images: Tensor, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
-        """Return scores (N,) and raw maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size."""
-        if self._program is not None and tuple(branches) == BRANCHES:
+    def score(
+        self, images: Tensor, branches: Sequence[str] = BRANCHES, region: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return scores (N,) and raw maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size.
+
+        ``region``: what of each is looked at, where they are tiles; see :meth:`BKD.distill`.
+        """
+        if self._program is not None and tuple(branches) == BRANCHES and region is None:
             return self._program(images.to(self.device), self.support)
-        return self.score_features(self.distill(images), branches)
+        return self.score_features(self.distill(images, region), branches)
 
     @settled(inference=True)
     def levels(self, images: Tensor) -> list[Tensor]:
@@ -288,19 +402,24 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         return self.model.teacher(images.to(self.device))
 
     @settled(inference=True)
-    def distill(self, images: Tensor) -> Distillation:
+    def distill(self, images: Tensor, region: Tensor | None = None) -> Distillation:
         """Return both branches' features, for :meth:`score_features`."""
-        return self.model.distill(self.levels(images), self.support)
+        if region is None:
+            return self.model.distill(self.levels(images), self.support)
+        levels = self.model.teacher(images.to(self.device), blank=False)
+        return self.model.distill(levels, self.support, region=region.to(self.device))
 
     @settled(inference=True)
     def score_features(self, result: Distillation, branches: Sequence[str] = BRANCHES) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W) of the given branches."""
         maps = self.model.anomaly_map(result, self.config.teacher.size, branches)
         whole = (result.image, result.expected) if "forward" in branches else (None, None)
-        return self.model.image_score(maps, *whole), maps
+        region = None if result.region is self.model.roi else result.region
+        return self.model.image_score(maps, *whole, region), maps
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _loaded_again, (str(self._run.resolve()), _files(self._run), self._options, self.kept())
+        self._check_files()
+        return _loaded_again, (str(self._run.resolve()), self._files, self._options, self.kept())
 
     def kept(self) -> dict[str, Any]:
         """Return what differs, or may differ, from the detector that its run folder gives; for :meth:`restore`."""
@@ -317,6 +436,15 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         self.threshold, self.pixel_threshold = kept["threshold"], kept["pixel_threshold"]
         if kept["support"] is not None:
             self.support, self._replaced = _moved(kept["support"], self.device), True
+
+    def _check_files(self) -> None:
+        if _files(self._run) != self._files:
+            raise BKDError(f"{self._run} was trained or updated since this detector was loaded: load the new run")
+
+    def _check_run(self, why: str) -> None:
+        if self._replaced:
+            raise BKDError(f"set_support has replaced the supports, and {why}: load the run again")
+        self._check_files()
 
     def _fold(self, image: Tensor) -> None:
         if self.config.student is not None:
@@ -400,7 +528,7 @@ def _loaded_again(run: str, files: dict[str, FileRecord], options: dict[str, Any
         BKDError: its run folder is gone, or holds another model by now.
     """
     if _files(Path(run)) != files:
-        raise BKDError(f"{run} was trained again since this detector was pickled or copied: load the new run")
+        raise BKDError(f"{run} was trained or updated since this detector was pickled or copied: load the new run")
     with settled(build=True):
         detector = Detector(load_trained(run), **options)
     detector.restore(kept)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.data.inputs import Decoded, ImageLike
+from bkd_fast.data.roi import shrink_roi
 from bkd_fast.inference.detector import Detector
 from bkd_fast.model.ambient import settled
 from bkd_fast.model.memory import SparseMemory
@@ -56,8 +57,13 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
         BKDError: not an image.
     """
     model, size = detector.model, detector.config.teacher.size
-    levels = detector.levels(Decoded(image, detector.config.data).fitted(size).unsqueeze(0))
-    result = model.distill(levels, detector.support)
+    roi = detector.roi_of(image)
+    decoded = Decoded(image, detector.config.data).within(roi, image)
+    levels = detector.levels(decoded.fitted(size).unsqueeze(0))
+    region = None
+    if roi is not None and model.roi is None:
+        region = shrink_roi(roi, size).unsqueeze(0).to(detector.device)
+    result = model.distill(levels, detector.support, region=region)
     distances = {
         branch: {
             view: _array(level[0]) / scale

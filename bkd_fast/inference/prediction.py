@@ -39,18 +39,28 @@ class Prediction:
 
 
 class Preprocessed(NamedTuple):
-    """The network's input (3, H, W) float32 in [0, 1], and the ``size`` (H, W) of the image that it was made from."""
+    """The network's input (3, H, W) float32 in [0, 1], and the ``size`` (H, W) of the image that it was made from.
+
+    ``roi``: what of the image is looked at, (H, W) bool, where there is a region of interest. ``region``: the same at
+    the network's size, where images differ in it.
+    """
 
     input: Tensor
     size: Size
+    roi: np.ndarray | None = None
+    region: Tensor | None = None
 
 
 class RawPrediction(NamedTuple):
-    """A score, a raw anomaly map (h, w), and the ``size`` (H, W) that the map is resized to."""
+    """A score, a raw anomaly map (h, w), and the ``size`` (H, W) that the map is resized to.
+
+    ``roi``: see :class:`Preprocessed`.
+    """
 
     score: float
     anomaly_map: Tensor
     size: Size
+    roi: np.ndarray | None = None
 
 
 class Predictor(ABC, Generic[A, B]):

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bkd_fast.data.inputs import Decoded, ImageLike
+from bkd_fast.data.roi import fit_roi, shrink_roi
 from bkd_fast.data.tiles import Size, Tile, check_tiles, places
 from bkd_fast.errors import ImageError
 from bkd_fast.inference.prediction import Prediction, Predictor, RawPrediction, resize_map
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class TiledImage(NamedTuple):
-    """A decoded image, and what its tiles' maps are blended in."""
+    """A decoded image, what its tiles' maps are blended in, and what of it is looked at, (H, W) bool."""
 
     image: Decoded
     blender: TileBlender
+    roi: np.ndarray | None
 
 
 class TiledDetector(Predictor[TiledImage, RawPrediction]):
@@ -51,9 +54,11 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         Raises:
             ImageError: not an image, or one that is smaller than a tile.
         """
-        decoded = Decoded(image, self.detector.config.data)
+        roi = self.detector.roi_of(image)
+        decoded = Decoded(image, self.detector.config.data).within(roi, image)
+        roi = None if roi is None else fit_roi(roi, decoded.size, image)
         try:
-            return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap))
+            return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap), roi)
         except ImageError as error:
             raise ImageError(f"{image}: {error}" if isinstance(image, (str, PathLike)) else str(error)) from error
 
@@ -65,16 +70,38 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         """Return the prediction, decided by the detector's thresholds."""
         return self.detector.postprocess(raw)
 
-    def _predict(self, image: Decoded, blender: TileBlender) -> RawPrediction:
+    def _predict(self, image: Decoded, blender: TileBlender, roi: np.ndarray | None) -> RawPrediction:
         size, each = self.detector.config.teacher.size, self.detector.batch
         tiles, parts = list(blender.tiles()), []
+        regions = None if roi is None else self._regions(roi, tiles)
+        if regions is not None:
+            for tile in [tile for tile in tiles if not regions[tile].any()]:
+                blender.add(tile, torch.zeros(self.tile))
+            tiles = [tile for tile in tiles if regions[tile].any()]
         for start in range(0, len(tiles), each):
             group = tiles[start : start + each]
-            scores, maps = self.detector.score(torch.stack([image.fitted(size, *tile, self.tile) for tile in group]))
+            region = None if regions is None else torch.stack([regions[tile] for tile in group])
+            inputs = torch.stack([image.fitted(size, *tile, self.tile) for tile in group])
+            scores, maps = self.detector.score(inputs, region=region)
             parts.append(scores)
             for tile, tile_map in zip(group, maps, strict=True):
                 blender.add(tile, resize_map(tile_map, self.tile))
-        return RawPrediction(self.detector.model.tiles_score(torch.cat(parts)).item(), blender.blended(), image.size)
+        score = self.detector.model.tiles_score(torch.cat(parts)).item()
+        return RawPrediction(score, blender.blended(), image.size, roi)
+
+    def _regions(self, roi: np.ndarray, tiles: Sequence[Tile]) -> dict[Tile, Tensor]:
+        """Return what of each tile is looked at, at the network's size.
+
+        Raises:
+            ImageError: nothing of any tile.
+        """
+        (rows, columns), size = self.tile, self.detector.config.teacher.size
+        regions = {
+            tile: shrink_roi(roi[tile.top : tile.top + rows, tile.left : tile.left + columns], size) for tile in tiles
+        }
+        if not any(region.any() for region in regions.values()):
+            raise ImageError("nothing of the region of interest is left in any tile at the network's size")
+        return regions
 
 
 class TileBlender:

@@ -32,8 +32,8 @@ from bkd_fast.model import BKD
 from bkd_fast.model.calibration import learn_normal
 from bkd_fast.model.support import Exclude, Support
 from bkd_fast.model.teacher import Weights, with_image_size
+from bkd_fast.normals.thresholds import measure_normals
 from bkd_fast.training.step import TrainingStep, make_optimizer
-from bkd_fast.training.thresholds import measure_normals
 from bkd_fast.training.weights import load_weights
 
 
@@ -75,7 +75,7 @@ class BkdModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Seen:
-    """Images of the data module by index, for :func:`bkd_fast.training.thresholds.measure_normals`."""
+    """Images of the data module by index, for :func:`bkd_fast.normals.thresholds.measure_normals`."""
 
     selected: Sequence[int]
     levels_of: Callable[[int], list[Tensor]]
@@ -128,6 +128,8 @@ class Bkd(AnomalibModule):
         trained = None if run is None else load_trained(Path(run))
         config = BKDConfig.preset(preset, {"teacher.name": teacher, **(settings or {})})
         config = config.with_changes(teacher=with_image_size(config.teacher)) if trained is None else trained.config
+        if trained is None and config.roi is not None:
+            raise BKDError("a region of interest is learned by `bkd-fast train --roi MASK`: pass its run")
         if pre_processor is True:
             pre_processor = PreProcessor(transform=Compose([Resize(config.teacher.size, antialias=True)]))
         super().__init__(

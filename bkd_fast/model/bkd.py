@@ -35,6 +35,8 @@ class Distillation(NamedTuple):
     rebuild) without the reverse one. They are of the last views where a branch leaves the first ones out. ``image``
     (N,) is the distance of each whole image from the best combination of its supports, where queries retrieve them, and
     ``expected`` (N, 2) what to take off the logarithms of map and image for the score.
+    ``region`` (N or 1, H, W) bool: what is looked at, at the network's size; None: everything. Outside, both branches
+    give the query itself.
     """
 
     teacher: list[Tensor]
@@ -43,6 +45,7 @@ class Distillation(NamedTuple):
     offsets: list[Tensor]
     image: Tensor | None = None
     expected: Tensor | None = None
+    region: Tensor | None = None
 
 
 class BKD(nn.Module):
@@ -56,6 +59,8 @@ class BKD(nn.Module):
     Raises:
         BKDError: see :class:`bkd_fast.model.teacher.Teacher`.
     """
+
+    roi: Tensor | None  # (1, H, W) bool, see set_roi
 
     def __init__(self, config: BKDConfig, *, weights: Weights | None) -> None:
         super().__init__()
@@ -95,7 +100,28 @@ class BKD(nn.Module):
         counts = {"forward": len(widths), "reverse": len(remembered)}
         self.map_scale = {branch: [1.0] * counts[branch] for branch in self.branches()}
         self.score_scale = {name: [0.0, 1.0] for name in SCORES}
+        self.register_buffer("roi", None, persistent=False)
         self.to(memory_format=torch.channels_last)
+
+    def set_roi(self, roi: Tensor) -> None:
+        """Look at a region of each image only, (H, W) bool of the network's size.
+
+        Raises:
+            BKDError: no pixel is in it.
+        """
+        if not roi.any():
+            raise BKDError(f"no pixel of the region of interest is left at the network's size of {tuple(roi.shape)}")
+        device = next(self.buffers()).device
+        self.roi = roi.to(device).unsqueeze(0)
+        self.roi_pixels = int(roi.sum())
+        self.teacher.roi = self.roi.float().unsqueeze(1)
+        shapes = [shape[1:] for shape in self.teacher.shapes(self.config.teacher.size)]
+        if self.config.teacher.levels == "joint":  # as joint_views makes them
+            side_by_side = shapes[middle(len(shapes))]
+            shapes = [*shapes[: shapes[0] != side_by_side], side_by_side]
+        # Computed once: not every run-time has the pooling.
+        for index, shape in enumerate(shapes):
+            self.register_buffer(f"roi_{index}", cells(self.roi, shape), persistent=False)
 
     def get_extra_state(self) -> Tensor:
         """Return the scales of maps and scores as one tensor, float64."""
@@ -170,6 +196,7 @@ class BKD(nn.Module):
         support: Support,
         exclude: Exclude | None = None,
         branches: Sequence[str] = BRANCHES,
+        region: Tensor | None = None,
     ) -> Distillation:
         """Run the given branches that this model has.
 
@@ -177,6 +204,7 @@ class BKD(nn.Module):
             levels: the teacher's levels of the queries.
             support: of :meth:`make_support`.
             exclude: what queries that are training images must not be compared with: themselves.
+            region: (N, H, W) bool, what is looked at of each query; None: of all what :meth:`set_roi` says.
         """
         query = Query(levels, self.views(levels))
         aligned: list[Tensor] = []
@@ -190,7 +218,18 @@ class BKD(nn.Module):
             aligned, offsets = self.alignment(query.views, supports.levels)
         if self.config.reverse_branch and "reverse" in branches:
             reconstruction = self._rebuild(query.views, exclude)
-        return Distillation(list(query.views), aligned, reconstruction, offsets, image, expected)
+        if region is not None or self.roi is not None:
+            inside = self._inside(region, query.views)
+            aligned = _outside_as(query.views, aligned, inside)
+            reconstruction = _outside_as(query.views, reconstruction, inside)
+            region = self.roi if region is None else region
+        return Distillation(list(query.views), aligned, reconstruction, offsets, image, expected, region)
+
+    def _inside(self, region: Tensor | None, views: Sequence[Tensor]) -> list[Tensor]:
+        """Return which pixels of each view show any of a region, (N or 1, 1, H, W) bool."""
+        if region is None:
+            return [self.get_buffer(f"roi_{index}") for index in range(len(views))]
+        return [cells(region, view.shape[2:]) for view in views]
 
     def learned_branches(self) -> tuple[str, ...]:
         """The branches that have something to learn; the others are calibrated only."""
@@ -255,20 +294,21 @@ class BKD(nn.Module):
         flat = [view for views in outputs.values() for view in views]
         if self.config.anomaly_map.fusion != "geometric":
             targets = result.teacher[-min(len(views) for views in outputs.values()) :]
-            return self._map(targets, flat, size, [1 / scale for branch in outputs for scale in self.map_scale[branch]])
+            weights = [1 / scale for branch in outputs for scale in self.map_scale[branch]]
+            return _within(self._map(targets, flat, size, weights), result.region)
         # (d / scale) ** exponent of every branch and view: branches count the same. Of joint views the finest level
         # counts half: it sharpens the map of parts that supports explain, and blurs that of textures.
         targets = [view for views in outputs.values() for view in result.teacher[-len(views) :]]
         weights = [1 / scale for branch in outputs for scale in self.map_scale[branch]]
         shares = [self._shares(len(views)) for views in outputs.values()]
         exponents = [share / (len(outputs) * sum(own)) for own in shares for share in own]
-        return self._map(targets, flat, size, weights, exponents)
+        return _within(self._map(targets, flat, size, weights, exponents), result.region)
 
     def level_maps(self, result: Distillation, size: tuple[int, int]) -> dict[str, list[Tensor]]:
         """Return the maps (N, H, W) of ``size`` that each view of each branch would give alone, not scaled."""
         return {
             branch: [
-                self._map([target], [output], size)
+                _within(self._map([target], [output], size), result.region)
                 for target, output in zip(result.teacher[-len(views) :], views, strict=True)
             ]
             for branch, views in self.outputs(result).items()
@@ -307,26 +347,40 @@ class BKD(nn.Module):
             if levels
         }
 
-    def predict(self, images: Tensor, support: Support) -> tuple[Tensor, Tensor]:
+    def predict(self, images: Tensor, support: Support, region: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W), float32, of images (N, 3, H, W) in [0, 1] of the configured size."""
-        result = self.distill(self.teacher(images), support)
+        result = self.distill(self.teacher(images), support, region=region)
         maps = self.anomaly_map(result, self.config.teacher.size)
-        return self.image_score(maps, result.image, result.expected), maps
+        return self.image_score(maps, result.image, result.expected, region), maps
 
-    def top_mean(self, maps: Tensor) -> Tensor:
-        """Return the mean of the ``top_fraction`` largest pixels of each map (N, H, W), or its maximum: (N,)."""
+    def top_mean(self, maps: Tensor, region: Tensor | None = None) -> Tensor:
+        """Return the mean of the ``top_fraction`` largest pixels of each map (N, H, W), or its maximum: (N,).
+
+        The fraction is of the pixels that are looked at, in each ``region`` (N, H, W), or as :meth:`set_roi` says.
+        """
         flat = maps.flatten(1)
-        count = max(1, round(self.config.anomaly_map.top_fraction * flat.shape[1]))
-        return top_mean(flat, count)
+        if region is None:
+            return top_mean(flat, self._top(flat.shape[1] if self.roi is None else self.roi_pixels))
+        counts = region.flatten(1).sum(1).tolist()
+        return torch.cat([top_mean(row, self._top(count)) for row, count in zip(flat.split(1), counts, strict=True)])
 
-    def image_score(self, maps: Tensor, image: Tensor | None = None, expected: Tensor | None = None) -> Tensor:
+    def _top(self, pixels: int) -> int:
+        return max(1, round(self.config.anomaly_map.top_fraction * pixels))
+
+    def image_score(
+        self,
+        maps: Tensor,
+        image: Tensor | None = None,
+        expected: Tensor | None = None,
+        region: Tensor | None = None,
+    ) -> Tensor:
         """Return the scores (N,) of images from their maps (N, H, W) and the distances (N,) of the whole images.
 
         ``log(exp(z_map) + image_weight exp(z_image))``, z the logarithm of each, less what is ``expected`` (N, 2) of
         images like it, in units of its std over normal images: a small defect shows in one, a part out of place in the
         other. With ``image_weight`` 0 the map's mean alone.
         """
-        return self.score_of(self.top_mean(maps), image, expected)
+        return self.score_of(self.top_mean(maps, region), image, expected)
 
     def score_of(self, top: Tensor, image: Tensor | None, expected: Tensor | None = None) -> Tensor:
         """See :meth:`image_score`, from :meth:`top_mean`."""
@@ -357,3 +411,19 @@ class BKD(nn.Module):
     def branches(self) -> tuple[str, ...]:
         """The branches that this model has."""
         return tuple(name for name in BRANCHES if getattr(self.config, f"{name}_branch"))
+
+
+def cells(region: Tensor, size: Sequence[int]) -> Tensor:
+    """Return which feature pixels show any of a region (N, H, W) bool: (N, 1, h, w) bool."""
+    return F.adaptive_avg_pool2d(region.float().unsqueeze(1), (size[0], size[1])) > 0
+
+
+def _outside_as(views: Sequence[Tensor], outputs: list[Tensor], inside: list[Tensor]) -> list[Tensor]:
+    """Return the outputs of the last views, outside those of the query itself: there is no distance."""
+    first = len(views) - len(outputs)
+    return [torch.where(inside[first + index], output, views[first + index]) for index, output in enumerate(outputs)]
+
+
+def _within(maps: Tensor, region: Tensor | None) -> Tensor:
+    """Return maps (N, H, W) that are zero outside a region (N or 1, H, W)."""
+    return maps if region is None else maps * region

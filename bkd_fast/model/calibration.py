@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from bkd_fast.config import RetrievedSupport
-from bkd_fast.model.bkd import BKD, Distillation
+from bkd_fast.model.bkd import BKD, Distillation, cells
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.support import describe, shrink
 
 CANDIDATES = 200_000  # features that a memory's coreset is chosen from
 PROJECTED = 64  # dimensions that distances are compared in
+Regions: TypeAlias = Callable[[Sequence[int]], Tensor | None]
+
+
+def whole(indices: Sequence[int]) -> None:
+    """Return what of images is looked at, where no image has a region of its own: None."""
 
 
 @torch.no_grad()
 def learn_normal(
-    model: BKD, levels: Iterable[list[Tensor]], count: int, generator: torch.Generator | None
+    model: BKD,
+    levels: Iterable[list[Tensor]],
+    count: int,
+    generator: torch.Generator | None,
+    regions: Regions = whole,
 ) -> list[int]:
     """Learn what one pass over the normal images tells, before any training.
 
@@ -26,6 +36,7 @@ def learn_normal(
         levels: raw teacher levels (1, C_l, H_l, W_l) of each image, in order; used up.
         count: how many there are.
         generator: see :func:`calibrate`; None where the model has its statistics and memory from a checkpoint.
+        regions: see :func:`calibrate`.
 
     Returns:
         The images of the support bank, by index; empty where supports are sampled.
@@ -40,7 +51,7 @@ def learn_normal(
 
     passing = seen()
     if generator is not None:
-        calibrate(model, passing, count, generator)
+        calibrate(model, passing, count, generator, regions)
     for _ in passing:
         pass
     support = model.config.support
@@ -53,13 +64,21 @@ def learn_normal(
 
 
 @torch.no_grad()
-def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator: torch.Generator) -> None:
+def calibrate(
+    model: BKD,
+    batches: Iterable[list[Tensor]],
+    count: int,
+    generator: torch.Generator,
+    regions: Regions = whole,
+) -> None:
     """Set the teacher's statistics and the memory's first items, as the configuration asks.
 
     Args:
         batches: raw teacher levels (N, C_l, H_l, W_l) of normal images, each once.
         count: how many images there are in all.
         generator: on the CPU; draws the candidate features.
+        regions: gives for indices of images what of each is looked at, (N, H, W) bool, or None: of all what the model
+            says (:meth:`BKD.set_roi`).
     """
     config, teacher = model.config, model.teacher
     coreset = config.memory is not None and config.memory.init == "coreset"
@@ -71,14 +90,18 @@ def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator
     origins: list[int] = []
     seen = 0
     for levels in batches:
+        region = _region(model, regions, range(seen, seen + len(levels[0])))
         for level, features in enumerate(levels):
-            wide = features.permute(0, 2, 3, 1).flatten(0, 2).double()
+            wide = features.permute(0, 2, 3, 1)
+            inside = None if region is None else cells(region, features.shape[2:])[:, 0].expand(wide.shape[:3])
+            wide = (wide.flatten(0, 2) if inside is None else wide[inside.to(wide.device)]).double()
             sums[level] += torch.stack([wide.sum(0), wide.square().sum(0)]).cpu()
             pixels[level] += wide.shape[0]
         if coreset:
             for index in range(len(levels[0])):
                 views = model.views([level[index : index + 1] for level in levels])[-len(model.memories) :]
-                candidates.append([_sampled(view, -(-CANDIDATES // count), generator) for view in views])
+                own = None if region is None else region[index : index + 1] if len(region) > 1 else region
+                candidates.append([_sampled(view, -(-CANDIDATES // count), generator, own) for view in views])
                 origins.append(seen + index)
         seen += len(levels[0])
     for level, total in enumerate(sums, start=1):
@@ -102,9 +125,81 @@ def calibrate(model: BKD, batches: Iterable[list[Tensor]], count: int, generator
         memory.get_buffer("origin")[: len(chosen)] = origin.to(chosen.device)[chosen]
 
 
-def _sampled(view: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """At most ``limit`` of the features of a view (1, C, H, W), as rows."""
+@torch.no_grad()
+def learn_more(
+    model: BKD,
+    deepest: Tensor | None,
+    shown: int,
+    levels: Iterable[list[Tensor]],
+    count: int,
+    known: int,
+    generator: torch.Generator,
+    regions: Regions = whole,
+) -> list[int]:
+    """Take further normal images into the memory and the support, without training.
+
+    The memory's items become a coreset of its items and of features of the new images, and a support bank those of its
+    images and the new ones that differ most; a sampled support is drawn again from all images. Statistics, and items
+    and weights that were learned, stay.
+
+    Args:
+        deepest: the supports' deepest level (k, C, H, W), standardised; None where queries retrieve none.
+        shown: k, also of a model without supports, whose run shows images nevertheless.
+        levels: standardised levels (1, C_l, H_l, W_l) of each new image, in order.
+        count: how many new images there are.
+        known: how many images were learned from before; new ones are counted from there.
+        generator: on the CPU; draws the candidate features and the supports.
+        regions: of the new images, see :func:`calibrate`.
+
+    Returns:
+        The images to keep as support, ascending: below k a former one, from k on a new one.
+    """
+    config = model.config
+    grows = takes_items(model)
+    descriptors = [] if deepest is None else [deepest]
+    candidates: list[list[Tensor]] = []  # per image the rows of every view
+    for index, image in enumerate(levels):
+        if grows:
+            views = model.views(image)[-len(model.memories) :]
+            region = _region(model, regions, [index])
+            candidates.append([_sampled(view, -(-CANDIDATES // count), generator, region) for view in views])
+        if deepest is not None:
+            descriptors.append(shrink(image[-1].float()).to(deepest.device))
+    for index, memory in enumerate(model.memories if grows else ()):
+        assert isinstance(memory, SparseMemory)
+        origin = memory.get_buffer("origin")
+        former = origin >= 0  # the others are where they began at random
+        fresh = [image[index] for image in candidates]
+        rows = torch.cat([memory.items[former], *(row.float() for row in fresh)])
+        of = torch.arange(known, known + count).repeat_interleave(torch.tensor([len(row) for row in fresh]))
+        origins = torch.cat([origin[former], of.to(origin.device)])
+        chosen = greedy_coreset(rows, len(memory.items))
+        memory.items[: len(chosen)], origin[: len(chosen)] = rows[chosen], origins[chosen]
+    if isinstance(config.support, RetrievedSupport):
+        return choose_bank(descriptors, config.support.bank_size)
+    keep = shown if config.support is None else min(config.support.shots, known + count)
+    drawn = torch.randperm(known + count, generator=generator)[:keep].tolist()
+    fresh_images = sorted(shown + image - known for image in drawn if image >= known)
+    return [*range(keep - len(fresh_images)), *fresh_images]
+
+
+def takes_items(model: BKD) -> bool:
+    """Return whether the memory's items are normal features, which others can join."""
+    memory = model.config.memory
+    return memory is not None and memory.init == "coreset" and not memory.learned
+
+
+def _region(model: BKD, regions: Regions, indices: Sequence[int]) -> Tensor | None:
+    """Return what of images is looked at, (N or 1, H, W) bool; None: everything."""
+    region = regions(indices)
+    return model.roi if region is None else region
+
+
+def _sampled(view: Tensor, limit: int, generator: torch.Generator, region: Tensor | None) -> Tensor:
+    """At most ``limit`` of the features of a view (1, C, H, W) that show any of a region (1, H, W), as rows."""
     rows = view[0].flatten(1).T
+    if region is not None:
+        rows = rows[cells(region, view.shape[2:]).flatten().to(rows.device)]
     chosen = torch.randperm(len(rows), generator=generator)[:limit]
     return rows[chosen.to(rows.device)].half()
 
@@ -166,8 +261,9 @@ def scale_maps(model: BKD, results: Iterable[Distillation]) -> None:
     for result in results:
         maps_of = model.level_maps(result, model.config.teacher.size)
         images += len(result.teacher[0])
+        share = 1.0 if result.region is None else result.region.double().mean((1, 2))
         for branch, maps in maps_of.items():
-            sums[branch] += torch.stack([level.double().mean((1, 2)).sum().cpu() for level in maps])
+            sums[branch] += torch.stack([(level.double().mean((1, 2)) / share).sum().cpu() for level in maps])
     model.map_scale = {branch: (total / images).clamp_min(1e-12).tolist() for branch, total in sums.items()}
 
 

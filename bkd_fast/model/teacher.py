@@ -58,6 +58,8 @@ class Teacher(nn.Module):
         BKDError: an unknown model name, a model without the layers asked for, or weights that do not fit.
     """
 
+    roi: Tensor | None  # (1, 1, H, W) float32, zero where images are blank; see BKD.set_roi
+
     def __init__(self, config: TeacherConfig, weights: Weights | None = None) -> None:
         super().__init__()
         self.config = config
@@ -74,6 +76,7 @@ class Teacher(nn.Module):
         for level, channels in enumerate(self.channels, start=1):
             self.register_buffer(f"mean_{level}", torch.zeros(1, channels, 1, 1))
             self.register_buffer(f"std_{level}", torch.ones(1, channels, 1, 1))
+        self.register_buffer("roi", None, persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -82,14 +85,19 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, *, blank: bool = True) -> list[Tensor]:
         """(N, 3, H, W) in [0, 1] -> levels [(N, C_l, H_l, W_l)], about H / s_l high and W / s_l wide."""
-        return [self.standardized(level, index) for index, level in enumerate(self.raw(images), start=1)]
+        return [self.standardized(level, index) for index, level in enumerate(self.raw(images, blank=blank), start=1)]
 
     @torch.no_grad()
-    def raw(self, images: Tensor) -> list[Tensor]:
-        """Return the pooled levels before :meth:`standardized`."""
+    def raw(self, images: Tensor, *, blank: bool = True) -> list[Tensor]:
+        """Return the pooled levels before :meth:`standardized`.
+
+        ``blank``: images are whole, and blank outside the region of interest, if there is one.
+        """
         normalized = (images - self.get_buffer("image_mean")) / self.get_buffer("image_std")
+        if blank and self.roi is not None:
+            normalized = normalized * self.roi
         levels = self.network(normalized.contiguous(memory_format=torch.channels_last))
         if self.channels_last:
             levels = [level.permute(0, 3, 1, 2) for level in levels]

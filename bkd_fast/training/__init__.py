@@ -1,4 +1,4 @@
-"""From images to an artifact: loop, step, sampler, feature cache, checkpoints and thresholds.
+"""From images to an artifact: loop, step, sampler and checkpoints.
 
 Training and inference do not import each other.
 """

@@ -23,10 +23,10 @@ class TrainingStep(nn.Module):
         self.branches = model.learned_branches()
 
     def forward(
-        self, query: list[Tensor], support: Support, exclude: Exclude | None = None
+        self, query: list[Tensor], support: Support, exclude: Exclude | None = None, region: Tensor | None = None
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Return the losses, and the largest and mean absolute offset of every level."""
-        result = self.model.distill(query, support, exclude, self.branches)
+        result = self.model.distill(query, support, exclude, self.branches, region)
         offsets = [offset.detach().abs() for offset in result.offsets]
         return self.model.losses(result), [torch.stack([offset.max(), offset.mean()]) for offset in offsets]
 
@@ -39,6 +39,7 @@ def train_step(
     support: Support,
     exclude: Exclude | None = None,
     clip_norm: float | None = None,
+    region: Tensor | None = None,
 ) -> tuple[dict[str, float], list[Tensor]]:
     """Update the weights once; not if the total loss is not finite, which is for the caller to check.
 
@@ -48,11 +49,12 @@ def train_step(
         support: of :meth:`BKD.make_support` (not frozen).
         exclude: supports that each query must not choose: itself.
         clip_norm: largest norm of the gradient; None = no limit.
+        region: what of each query is looked at, see :meth:`BKD.distill`.
 
     Returns:
         Losses by name before the update, and the offsets' sizes as :class:`TrainingStep` gives them.
     """
-    losses, offsets = step(query, support, exclude)
+    losses, offsets = step(query, support, exclude, region)
     values = {name: float(loss.detach()) for name, loss in losses.items()}
     if math.isfinite(values["total"]):
         optimizer.zero_grad()

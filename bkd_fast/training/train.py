@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -17,15 +18,19 @@ from bkd_fast.artifact import CHECKPOINT, DataSource, read_category, write_manif
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import (
     Category,
+    FileRecord,
     Sample,
     check_samples,
     file_records,
     find_categories,
+    image_files,
     infer_white,
+    load_roi,
     split_normals,
 )
+from bkd_fast.data.dataset import with_rois
 from bkd_fast.errors import BKDError, check_choice, check_float, check_int
-from bkd_fast.files import MANIFEST, is_empty, locked
+from bkd_fast.files import MANIFEST, checksum, is_empty, locked
 from bkd_fast.model.ambient import settled
 from bkd_fast.model.bottleneck import check_strides
 from bkd_fast.model.teacher import Teacher, with_image_size
@@ -97,6 +102,11 @@ def train(
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0  # of the processes that train together
     found = find_categories(data, categories, anomalous=_path(anomalous), masks=_path(masks))
     source = DataSource(str(data.resolve()), "", _absolute(anomalous), _absolute(masks))
+    if config.roi is not None and len(found) > 1 and Path(config.roi.mask or "").is_dir():
+        raise BKDError(
+            f"{config.roi.mask} has a mask for each image, and {data} has {len(found)} categories: train each alone, "
+            "with its own"
+        )
     with ExitStack() as stack:
         begun = out.exists()
         if first and begun:  # before anything is read that another process may be writing
@@ -135,17 +145,26 @@ def _job(
     if resume and (folder / MANIFEST).is_file():
         read_category(folder)  # its errors now
         return Job(category.name, [], [], folder, source, done=True), config
+    masks = None if config.roi is None else Path(config.roi.mask or "")
+    each = masks if masks is not None and masks.is_dir() else None
+    roi = None if masks is None or each is not None else load_roi(masks, config.data)
+    mask = None if masks is None else _record(masks)
     checkpoint = folder / CHECKPOINT
     tile = config.teacher.tile
     if resume and checkpoint.is_file():
         saved, begun = read_begun(checkpoint)
+        if saved.roi != mask:
+            raise BKDError(f"{folder} was begun with another mask of the region of interest: resume with the same")
         whites = {name: getattr(begun.data, name) for name in WHITES if getattr(config.data, name) is None}
         config = replace(config, data=replace(config.data, **whites))
-        train, validation = _same_files(category, saved, folder)
-        check_samples([*train, *validation], tile=tile, config=config.data)
-        return Job(category.name, train, validation, folder, saved), config
+        train, validation = (
+            files if each is None else with_rois(files, each) for files in _same_files(category, saved, folder)
+        )
+        check_samples([*train, *validation], tile=tile, config=config.data, roi=roi)
+        return Job(category.name, train, validation, folder, saved, roi=roi), config
     config = replace(config, data=infer_white((sample.path for sample in category.train), config.data))
-    samples = check_samples(category.train, skip_unreadable=skip_unreadable, tile=tile, config=config.data)
+    samples = list(category.train) if each is None else with_rois(category.train, each)
+    samples = check_samples(samples, skip_unreadable=skip_unreadable, tile=tile, config=config.data, roi=roi)
     train, validation = split_normals(samples, config.training.validation_share, config.training.seed)
     Schedule(len(train), config)  # its error for too few images, before anything is written
     set_aside = [sample for sample in category.test if category.plain and not sample.label]
@@ -155,8 +174,18 @@ def _job(
         train_files=file_records(train),
         validation_files=file_records(validation),
         test_files=file_records(set_aside),
+        roi=mask,
     )
-    return Job(category.name, train, validation, folder, used), config
+    return Job(category.name, train, validation, folder, used, roi=roi), config
+
+
+def _record(path: Path) -> FileRecord:
+    """Return size and SHA-256 of a mask, or of the names and sums of all masks in a folder."""
+    if not path.is_dir():
+        return FileRecord(path.stat().st_size, checksum(path))
+    files = image_files(path)
+    text = "".join(f"{file.relative_to(path).as_posix()} {checksum(file)}\n" for file in files)
+    return FileRecord(sum(file.stat().st_size for file in files), hashlib.sha256(os.fsencode(text)).hexdigest())
 
 
 def _same_files(category: Category, saved: DataSource, folder: Path) -> tuple[list[Sample], list[Sample]]:

@@ -11,24 +11,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from bkd_fast.artifact import CHECKPOINT, LOG, Calibration, DataSource, save_trained
+from bkd_fast.artifact import CHECKPOINT, LOG, Calibration, DataSource, Manifest, save_trained
 from bkd_fast.config import BKDConfig, SampledSupport
-from bkd_fast.data import ImageDataset, Sample, augment, draw_support
+from bkd_fast.data import ImageDataset, Sample, augment, draw_support, shrink_roi
 from bkd_fast.data.progress import counted, is_terminal, progress_bar
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import learn_normal
 from bkd_fast.model.support import Exclude, Support
+from bkd_fast.normals.features import FeatureSource
+from bkd_fast.normals.thresholds import measure_normals
 from bkd_fast.training.checkpoint import Progress, load_checkpoint, save_checkpoint, write_log
-from bkd_fast.training.feature_cache import FeatureSource
 from bkd_fast.training.interruption import interruptible
 from bkd_fast.training.sampler import Schedule, Step
 from bkd_fast.training.step import TrainingStep, make_optimizer, train_step
-from bkd_fast.training.thresholds import measure_normals
 from bkd_fast.training.weights import load_weights
 from bkd_fast.version import __version__
 
@@ -40,7 +41,10 @@ PLATEAU = 0.002  # the share by which a validation loss must fall to count as lo
 
 @dataclass(frozen=True)
 class Job:
-    """One category to train, its images checked and divided; ``done`` if its run is there already."""
+    """One category to train, its images checked and divided; ``done`` if its run is there already.
+
+    ``roi``: (H, W) bool, what is looked at; None: everything.
+    """
 
     name: str
     train: list[Sample]
@@ -48,6 +52,7 @@ class Job:
     folder: Path
     source: DataSource
     done: bool = False
+    roi: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Trainer:
         self.show = progress if fabric.is_global_zero else False
         fabric.seed_everything(config.training.seed, verbose=False)
         self.model = BKD(config, weights=load_weights(config.teacher)).to(fabric.device)
+        if job.roi is not None and not config.teacher.tile:
+            self.model.set_roi(shrink_roi(job.roi, config.teacher.size))
         self.learned = self.model.learned_branches()
         self.optimizer: Any = make_optimizer(self.model, config) if self.learned else None
         self.features = self._source(job.train, cache)
@@ -78,7 +85,9 @@ class Trainer:
     def _source(self, samples: list[Sample], cache: CacheBudget) -> FeatureSource:
         share = len(samples) / (len(self.job.train) + len(self.job.validation))
         return FeatureSource(
-            ImageDataset(samples, self.config.teacher.size, self.config.teacher.tile or 0, self.config.data),
+            ImageDataset(
+                samples, self.config.teacher.size, self.config.teacher.tile or 0, self.config.data, self.job.roi
+            ),
             self.model.teacher,
             self.fabric.device,
             int(share * cache.bytes),
@@ -121,7 +130,7 @@ class Trainer:
                 levels = islice(levels, self.features.capacity)
         else:
             generator = torch.Generator().manual_seed(self.config.training.seed)
-        self.bank = learn_normal(self.model, levels, count, generator)
+        self.bank = learn_normal(self.model, levels, count, generator, self.features.regions)
         if self.bank:
             self.index_in_bank = torch.full((count,), -1)
             self.index_in_bank[self.bank] = torch.arange(len(self.bank))
@@ -142,7 +151,8 @@ class Trainer:
             support = self._step_support(part)
             exclude = self._exclude(part.queries) if self.bank else None
             clip_norm = self.config.training.clip_norm
-            values, offsets = train_step(self.fabric, step, optimizer, query, support, exclude, clip_norm)
+            region = self.features.regions(part.queries)
+            values, offsets = train_step(self.fabric, step, optimizer, query, support, exclude, clip_norm, region)
             largest = [float(offset[0]) for offset in offsets]
             if not math.isfinite(values["total"]):
                 raise self._not_finite(state, values, largest)
@@ -221,7 +231,8 @@ class Trainer:
         for start in range(0, count, self.schedule.batch):
             indices = range(start, min(start + self.schedule.batch, count))
             with self.fabric.autocast():
-                result = model.distill(self.validation.levels(indices), support, branches=self.learned)
+                levels, region = self.validation.levels(indices), self.validation.regions(indices)
+                result = model.distill(levels, support, branches=self.learned, region=region)
             total += len(indices) * float(model.losses(result)["total"])
         model.train()
         return total / count
@@ -292,7 +303,9 @@ class Trainer:
                 )
             log.info("%s: %s", self.job.name, calibration.sentence())
             images = [self.features.dataset.array(index) for index in chosen]
-            save_trained(self.job.folder, self.model, calibration, self.job.source, images, levels, __version__)
+            tiles = self.features.dataset.tiles if self.config.teacher.tile else []
+            manifest = Manifest(__version__, calibration, self.job.source, {}, chosen, tiles)
+            save_trained(self.job.folder, self.model, manifest, images, levels, self.job.roi)
             self.checkpoint.unlink(missing_ok=True)
         self.features.close()
         self.validation.close()

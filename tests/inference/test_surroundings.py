@@ -132,7 +132,7 @@ def test_a_pickle_of_a_run_that_is_gone_or_another_says_so(tiny_run, tiny_defaul
         with pytest.raises(BKDError, match=r"run folder .*run cannot be read"):
             use()
     shutil.copytree(tiny_default_run, folder)
-    with pytest.raises(BKDError, match="was trained again since"):
+    with pytest.raises(BKDError, match="was trained or updated since"):
         pickle.loads(content)
 
 

@@ -19,7 +19,7 @@ from bkd_fast.data import load_image
 from bkd_fast.errors import BKDError
 from bkd_fast.inference.detector import Detector
 from bkd_fast.integrations.anomalib import Bkd
-from bkd_fast.training.thresholds import measure_normals
+from bkd_fast.normals.thresholds import measure_normals
 
 SETTINGS = {
     "teacher.weights": "none",

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from bkd_fast.decisions import NormalScores
+from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.bkd import SCORES
-from bkd_fast.model.calibration import level_statistics, scale_maps, statistics_of
+from bkd_fast.model.calibration import level_statistics, scale_maps, statistics_of, whole
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.support import Exclude, Support, SupportBank, describe, nearest
 
@@ -22,8 +23,20 @@ BATCH = 8
 DUPLICATE = 0.01
 
 
+class Batch(NamedTuple):
+    """Levels of some images, what they must not be compared with, and what of each is looked at."""
+
+    levels: list[Tensor]
+    exclude: Exclude | None
+    region: Tensor | None
+
+
 class Normals(Protocol):
-    """Normal images or their tiles by number, as the teacher sees them. ``image_of``: which image each shows."""
+    """Normal images or their tiles by number, as the teacher sees them. ``image_of``: which image each shows.
+
+    It may have a method ``regions`` as :class:`bkd_fast.normals.features.FeatureSource`, where images differ in what is
+    looked at.
+    """
 
     @property
     def image_of(self) -> Sequence[int]:
@@ -39,17 +52,28 @@ class Normals(Protocol):
 class Measured:
     """Scores of normal images, the median pixel of their maps, and how many of them are near duplicates.
 
-    ``teacher``: :func:`bkd_fast.model.calibration.statistics_of` these images.
+    ``teacher``: :func:`bkd_fast.model.calibration.statistics_of` these images. ``images``: which image each score is
+    of; the validation images come first, then the training images.
     """
 
     scores: NormalScores
     normal_level: float
     duplicates: int
     teacher: dict[str, list[float]]
+    images: list[int]
 
 
 @torch.no_grad()
-def measure_normals(model: BKD, support: Support, train: Normals, validation: Normals, bank: Sequence[int]) -> Measured:
+def measure_normals(
+    model: BKD,
+    support: Support,
+    train: Normals,
+    validation: Normals,
+    bank: Sequence[int],
+    *,
+    origin: Tensor | None = None,
+    rescale: bool = True,
+) -> Measured:
     """Score normal images, and set the scale of the model's maps from those that were not trained on.
 
     Training images are scored without themselves and their near duplicates among supports and memory items, where
@@ -57,29 +81,35 @@ def measure_normals(model: BKD, support: Support, train: Normals, validation: No
 
     Args:
         support: of :meth:`BKD.make_support`.
-        bank: the training images that are the support bank; empty where supports are sampled.
+        bank: the training images that are the support bank, -1 for one that is not among them; empty where supports
+            are sampled.
+        origin: the same of each memory item; None: what the memory says.
+        rescale: False keeps the scales of maps and scores that the model has.
     """
-    results = (model.distill(levels, support) for levels in _batches(validation))
-    scale_maps(model, results)
-    parts = [_scored(model, ((levels, None) for levels in _batches(validation)), support)]
+    if rescale:
+        scale_maps(model, (model.distill(each.levels, support, region=each.region) for each in _batches(validation)))
+    parts = [_scored(model, _batches(validation), support)] if len(validation) else []
     images = list(validation.image_of)
     source, duplicates, rows = "validation", 0, list[int]()
     if can_leave_out(model):
-        descriptors = torch.cat([describe(levels[-1].float()) for levels in _batches(train)])
+        descriptors = torch.cat([describe(each.levels[-1].float()) for each in _batches(train)])
         own = torch.tensor(train.image_of, device=descriptors.device)
         itself = own.unsqueeze(1) == own  # all tiles of an image
         same = itself | near_duplicates(descriptors)
         duplicates = int((same & ~itself).any(1).sum())
-        hidden = _hidden(model, same, bank)
+        hidden = _hidden(model, same, bank, origin)
         shots = model.config.support.shots if model.config.support is not None else 0
         rows = _comparable(model, hidden, len(train))
         if rows:
             parts.append(_scored(model, _left_out(train, rows, hidden, shots), support))
             source = "leave-one-out"
-            images += [max(images, default=-1) + 1 + train.image_of[row] for row in rows]
+            first = max(images, default=-1) + 1
+            images += [first + train.image_of[row] for row in rows]
+    if not parts:
+        raise BKDError("there are no images to take thresholds from: give at least two")
     maps, distances = (torch.cat([getattr(part, name) for part in parts]) for name in ("maps", "images"))
-    whole = distances if len(distances) else None
-    measured = [maps[:, 0]] if whole is None else [maps[:, 0], whole]
+    distance = distances if len(distances) else None
+    measured = [maps[:, 0]] if distance is None else [maps[:, 0], distance]
     logarithms = torch.stack(measured).double().clamp_min(1e-12).log()
     expected = None
     if isinstance(support, SupportBank):
@@ -87,15 +117,27 @@ def measure_normals(model: BKD, support: Support, train: Normals, validation: No
         retrieved = [shots for part in parts for shots in part.shots]
         expected = _measure_supports(model, logarithms.T, [scored.get(row) for row in bank], retrieved)
         logarithms = logarithms - expected.T
-    for name, logarithm in zip(SCORES, logarithms, strict=False):
+    for name, logarithm in zip(SCORES, logarithms, strict=False) if rescale else ():
         # Of one image there is no std, and of equal ones none to divide by.
         model.score_scale[name] = [float(logarithm.mean()), max(float(logarithm.std(unbiased=False)), 0.01)]
-    scores = model.score_of(maps[:, 0], whole, expected)
+    scores = model.score_of(maps[:, 0], distance, expected)
     normal = NormalScores(
         source, _by_image(scores, images, model.tiles_score), _by_image(maps[:, 1], images, torch.amax)
     )
     teacher = _means(torch.cat([part.teacher for part in parts]), images)
-    return Measured(normal, float(maps[:, 2].median()), duplicates, statistics_of(teacher))
+    numbers = sorted(set(images))
+    return Measured(normal, float(maps[:, 2].median()), duplicates, statistics_of(teacher), numbers)
+
+
+@torch.no_grad()
+def image_scores(model: BKD, support: Support, normals: Normals) -> list[float]:
+    """Return the score of each image as the model is, nothing left out."""
+    part = _scored(model, _batches(normals), support)
+    expected = None
+    if isinstance(support, SupportBank):
+        expected = torch.stack([support.expected.cpu()[shots].mean(0) for shots in part.shots])
+    scores = model.score_of(part.maps[:, 0], part.images if len(part.images) else None, expected)
+    return _by_image(scores, normals.image_of, model.tiles_score)
 
 
 def _measure_supports(
@@ -110,8 +152,10 @@ def _measure_supports(
     """
     excess = model.get_buffer("support_excess")
     mean = logarithms.mean(0)
+    excess.zero_()
     for position, row in enumerate(scored):
-        excess[position] = 0 if row is None else logarithms[row] - mean
+        if row is not None:
+            excess[position] = logarithms[row] - mean
     expected = model.config.anomaly_map.relative * excess.cpu()
     return torch.stack([expected[shots].mean(0) for shots in retrieved])
 
@@ -150,14 +194,18 @@ def near_duplicates(descriptors: Tensor) -> Tensor:
     return itself | (distance < DUPLICATE * nearest.median())
 
 
-def _hidden(model: BKD, same: Tensor, bank: Sequence[int]) -> Exclude:
+def _hidden(model: BKD, same: Tensor, bank: Sequence[int], origin: Tensor | None) -> Exclude:
     """The supports and items that show the part that a training image shows, for all of them."""
-    supports = same[:, torch.tensor(bank, device=same.device)] if bank else None
+    supports = _columns(same, torch.tensor(bank, device=same.device)) if bank else None
     if not model.config.reverse_branch:
         return Exclude(supports, None)
-    origin = model.memories[0].get_buffer("origin")
-    # Items of no image (origin -1) are nobody's own.
-    return Exclude(supports, same[:, origin.clamp_min(0)] & (origin >= 0))
+    origin = model.memories[0].get_buffer("origin") if origin is None else origin.to(same.device)
+    return Exclude(supports, _columns(same, origin))
+
+
+def _columns(same: Tensor, images: Tensor) -> Tensor:
+    """Return the columns of ``same`` for ``images``; what is of no image (-1) is nobody's own."""
+    return same[:, images.clamp_min(0)] & (images >= 0)
 
 
 def _comparable(model: BKD, hidden: Exclude, count: int) -> list[int]:
@@ -172,9 +220,7 @@ def _comparable(model: BKD, hidden: Exclude, count: int) -> list[int]:
     return kept.nonzero().flatten().tolist()
 
 
-def _left_out(
-    source: Normals, rows: Sequence[int], hidden: Exclude, shots: int
-) -> Iterator[tuple[list[Tensor], Exclude]]:
+def _left_out(source: Normals, rows: Sequence[int], hidden: Exclude, shots: int) -> Iterator[Batch]:
     left = dict.fromkeys(rows, 0)
     if hidden.supports is not None:
         left = {row: min(shots, int((~hidden.supports[row]).sum())) for row in rows}
@@ -183,7 +229,7 @@ def _left_out(
         alike = list(group)
         for start in range(0, len(alike), BATCH):
             part = alike[start : start + BATCH]
-            yield source.levels(part), Exclude(*(None if one is None else one[part] for one in hidden))
+            yield _batch(source, part, Exclude(*(None if one is None else one[part] for one in hidden)))
 
 
 class _Parts(NamedTuple):
@@ -199,23 +245,32 @@ class _Parts(NamedTuple):
     shots: list[Tensor]
 
 
-def _scored(model: BKD, batches: Iterable[tuple[list[Tensor], Exclude | None]], support: Support) -> _Parts:
+def _scored(model: BKD, batches: Iterable[Batch], support: Support) -> _Parts:
     maps, images, teacher, shots = [], [], [], list[Tensor]()
-    for levels, exclude in batches:
+    for levels, exclude, region in batches:
         if isinstance(support, SupportBank):
             assert model.config.support is not None
             hidden = None if exclude is None else exclude.supports
             shots += nearest(describe(levels[-1].float()), support, model.config.support.shots, hidden).cpu()
-        result = model.distill(levels, support, exclude)
+        result = model.distill(levels, support, exclude, region=region)
         found = model.anomaly_map(result, model.config.teacher.size)
         flat = found.flatten(1)
-        maps.append(torch.stack([model.top_mean(found), flat.amax(1), flat.median(1).values], 1).cpu())
+        if result.region is None:
+            median = flat.median(1).values
+        else:
+            inside = result.region.flatten(1).expand_as(flat)
+            median = torch.stack([row[own].median() for row, own in zip(flat, inside, strict=True)])
+        maps.append(torch.stack([model.top_mean(found, region), flat.amax(1), median], 1).cpu())
         if result.image is not None:
             images.append(result.image.cpu())
         teacher.append(level_statistics(levels).cpu())
     return _Parts(torch.cat(maps), torch.cat(images) if images else torch.empty(0), torch.cat(teacher), shots)
 
 
-def _batches(source: Normals) -> Iterator[list[Tensor]]:
+def _batches(source: Normals) -> Iterator[Batch]:
     for start in range(0, len(source), BATCH):
-        yield source.levels(range(start, min(start + BATCH, len(source))))
+        yield _batch(source, range(start, min(start + BATCH, len(source))))
+
+
+def _batch(source: Normals, indices: Sequence[int], exclude: Exclude | None = None) -> Batch:
+    return Batch(source.levels(indices), exclude, getattr(source, "regions", whole)(indices))

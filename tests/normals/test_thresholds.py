@@ -12,7 +12,7 @@ from bkd_fast.model import BKD
 from bkd_fast.model.calibration import calibrate
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.support import describe
-from bkd_fast.training.thresholds import can_leave_out, measure_normals, near_duplicates
+from bkd_fast.normals.thresholds import can_leave_out, measure_normals, near_duplicates
 
 SMALL = {"teacher.name": "resnet18", "teacher.weights": "none", "teacher.image_size": (64, 64), "memory.items": 60}
 

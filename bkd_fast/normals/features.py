@@ -89,6 +89,11 @@ class FeatureSource:
                     store[index] = level[0].permute(1, 2, 0)
             yield [level.float() for level in levels]
 
+    def regions(self, indices: Sequence[int]) -> Tensor | None:
+        """What of tiles is looked at, (N, H, W) bool on the device; None where the model knows it."""
+        regions = self.dataset.regions(indices)
+        return None if regions is None else regions.to(self.device)
+
     def levels(self, indices: Sequence[int]) -> list[Tensor]:
         """The teacher levels (N, C_l, H_l, W_l), standardised, channels_last, of images that were filled in."""
         if all(index < self.capacity for index in indices):
