@@ -113,7 +113,7 @@ def measure_normals(
     logarithms = torch.stack(measured).double().clamp_min(1e-12).log()
     expected = None
     if isinstance(support, SupportBank):
-        scored = {row: len(parts[0].maps) + index for index, row in enumerate(rows)}
+        scored = {row: len(validation) + index for index, row in enumerate(rows)}
         retrieved = [shots for part in parts for shots in part.shots]
         expected = _measure_supports(model, logarithms.T, [scored.get(row) for row in bank], retrieved)
         logarithms = logarithms - expected.T
