@@ -15,7 +15,9 @@
 #include "../common/checks.h"
 #include "launch.h"
 
-#if !defined(BKD_ON_CPU)
+#if defined(BKD_ON_CPU)
+#include "device.h"
+#else
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #endif
@@ -37,7 +39,7 @@ constexpr std::initializer_list<ScalarType> KERNEL_TYPES = {ScalarType::Float, S
 class Current {
  public:
 #if defined(BKD_ON_CPU)
-  explicit Current(const Tensor&) : device{nullptr, 4} {}
+  explicit Current(const Tensor&) : device{nullptr, emulated::multiprocessors} {}
 #else
   explicit Current(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;

@@ -60,6 +60,13 @@ void conv(const Tensor& input, const Tensor& offset, const std::optional<Tensor>
   p.weight = data(weight);
   p.bias = data(bias);
   p.output = data(output);
+  p.parts = deform_conv_parts(p, current.device);
+  std::optional<Tensor> partial;
+  if (p.parts > 1) {
+    const int64_t sizes[] = {p.parts, p.pixels, p.outputs};
+    partial = torch::stable::new_empty(input, sizes, ScalarType::Float);
+    p.partial = data<float>(partial);
+  }
   deform_conv(p, type_of(input), tf32, current.device);
 }
 

@@ -1,6 +1,9 @@
 // Modulated deformable convolution as an implicit GEMM: a block samples one tap of its pixels into shared memory and
 // multiplies by the weights, without a column buffer. docs/kernels.md explains the notation.
 #include "deform_conv.h"
+
+#include <algorithm>
+
 #include "sampling.cuh"
 #include "tile.cuh"
 
@@ -13,9 +16,23 @@ struct Depth {
   int last;   // end of the channels that group and offset group share
   int table;  // which of the two neighbour tables
 };
-__device__ __forceinline__ Depth first_depth(const DeformConv& p, int begin) {
-  const int offset_group = begin / p.offset_channels();
-  return {offset_group, 0, begin, min(begin + p.group_channels(), (offset_group + 1) * p.offset_channels()), 0};
+// The position after `step` steps in the group whose channels start at `begin`. Without a `step`, count the steps.
+template <class T>
+__device__ __forceinline__ int seek(const DeformConv& p, int begin, Depth& d, int step = 0x7fffffff) {
+  const int end = begin + p.group_channels();
+  int before = 0;
+  for (d.offset_group = begin / p.offset_channels(), d.channel = begin; d.channel < end; ++d.offset_group) {
+    d.last = min(end, (d.offset_group + 1) * p.offset_channels());
+    const int steps = (d.last - d.channel + kDepth<T> - 1) / kDepth<T>;  // of a tap
+    if (step - before < steps * p.sampling.taps) {
+      d.tap = (step - before) / steps;
+      d.channel += (step - before - d.tap * steps) * kDepth<T>;
+      break;
+    }
+    before += steps * p.sampling.taps;
+    d.channel = d.last;
+  }
+  return before;
 }
 // Advance within the group whose channels start at `begin`; return true if a new tap or offset group begins.
 template <class T>
@@ -33,6 +50,8 @@ __device__ __forceinline__ bool next_depth(const DeformConv& p, int begin, Depth
   return true;
 }
 
+constexpr int kMinDepth = 128;  // numbers of depth in a part
+
 template <class T, int kM, int kN>
 struct Stages {
   unsigned char a[2][Tile<T, kM, true>::kBytes], b[2][Tile<T, kN, true>::kBytes];
@@ -40,7 +59,7 @@ struct Stages {
 };
 
 template <class T, bool kTensor, int kM, int kN>
-__global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1) : 3)
+__global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 && kTensor ? 2 : 1) : 3)
     deform_conv_kernel(const DeformConv p) {
   using A = Tile<T, kM, true>;
   using B = Tile<T, kN, true>;
@@ -53,6 +72,14 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1
   const int first_pixel = blockIdx.x * kM, thread = threadIdx.x;
 
   const int begin = group * p.group_channels();  // of the group's channels
+  constexpr bool kSplit = kM == 64;  // large tiles fill the device without
+  Depth next{};
+  const int64_t all_steps = seek<T>(p, begin, next);
+  const int first_step = kSplit ? static_cast<int>(all_steps * blockIdx.z / p.parts) : 0;
+  const int end_step = static_cast<int>(kSplit ? all_steps * (blockIdx.z + 1) / p.parts : all_steps);
+  const int steps = end_step - first_step;
+  next = {};
+  seek<T>(p, begin, next, first_step);
   auto more = [&](const Depth& d) { return d.channel < begin + p.group_channels(); };
   auto compute = [&](const Depth& d) {
     const int own = first_pixel + thread;
@@ -95,34 +122,36 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1
   AccumulatorFragment<kM, kN> acc;
   acc.clear();
   // Software pipeline: multiply one step, sample `next`, and compute the neighbours of the one after.
-  Depth next = first_depth(p, begin);
-  compute(next);
-  compute_next(next);
-  __syncthreads();
-  copy_weights(next, 0);
+  if (steps) {
+    compute(next);
+    compute_next(next);
+    __syncthreads();
+    copy_weights(next, 0);
 #pragma unroll
-  for (int part = 0; part < kParts; ++part) {
-    fetch(next, part);
-    put(next, part, 0);
+    for (int part = 0; part < kParts; ++part) {
+      fetch(next, part);
+      put(next, part, 0);
+    }
   }
-  for (int buffer = 0;; buffer ^= 1) {
+  for (int step = 0; step < steps; ++step) {
+    const int buffer = step & 1;
+    const bool sampling = step + 1 < steps;
     next_depth<T>(p, begin, next);
     wait_for_copies<0>();
     __syncthreads();
-    if (more(next)) {
+    if (sampling) {
       copy_weights(next, buffer ^ 1);
       compute_next(next);
     }
 #pragma unroll 1  // to save registers
     for (int part = 0; part < kParts; ++part) {
-      if (more(next)) fetch(next, part);
+      if (sampling) fetch(next, part);
 #pragma unroll
-      for (int step = part * kSteps / kParts; step < (part + 1) * kSteps / kParts; ++step) {
-        multiply_step<T, kTensor, A, B>(acc, shared.a[buffer], shared.b[buffer], step);
+      for (int mma = part * kSteps / kParts; mma < (part + 1) * kSteps / kParts; ++mma) {
+        multiply_step<T, kTensor, A, B>(acc, shared.a[buffer], shared.b[buffer], mma);
       }
-      if (more(next)) put(next, part, buffer ^ 1);
+      if (sampling) put(next, part, buffer ^ 1);
     }
-    if (!more(next)) break;
   }
 
   const T* bias = static_cast<const T*>(p.bias);
@@ -132,6 +161,12 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1
     if (pixel >= p.pixels || within >= p.group_outputs()) return;
     const int channel = group * p.group_outputs() + within;
     const bool both = within + 1 < p.group_outputs();
+    if (kSplit && p.parts > 1) {
+      float* to = p.partial + (int64_t{blockIdx.z} * p.pixels + pixel) * p.outputs + channel;
+      store(to, first);
+      if (both) store(to + 1, second);
+      return;
+    }
     if (bias) first += wide(load<T>(bias + channel));
     if (bias && both) second += wide(load<T>(bias + channel + 1));
     T* to = output + int64_t{pixel} * p.outputs + channel;
@@ -144,24 +179,66 @@ __global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 ? 2 : 1
   });
 }
 
+// The output from its parts: their sum in order, and the bias. A thread has kEach numbers.
+template <class T, int kEach>
+__global__ void __launch_bounds__(kThreads) deform_conv_sum_kernel(const DeformConv p) {
+  const int count = p.pixels * p.outputs, first = (blockIdx.x * kThreads + threadIdx.x) * kEach;
+  if (first >= count) return;
+  Vec<float, kEach> sum = load<Vec<float, kEach>>(p.partial + first);
+#pragma unroll 4
+  for (int part = 1; part < p.parts; ++part) {
+    const auto own = load<Vec<float, kEach>>(p.partial + int64_t{part} * count + first);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) sum.value[i] += own.value[i];
+  }
+  const T* bias = static_cast<const T*>(p.bias);
+  Vec<T, kEach> result;
+  int channel = first % p.outputs;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    result.value[i] = narrow<T>(sum.value[i] + (bias ? wide(load<T>(bias + channel)) : 0));
+    if (++channel == p.outputs) channel = 0;
+  }
+  store(static_cast<T*>(p.output) + first, result);
+}
+
+template <class T, int kEach>
+void start_sum(const DeformConv& p, const Device& device) {
+  launch("deform_conv_sum", &deform_conv_sum_kernel<T, kEach>,
+         blocks_for(int64_t{p.pixels} * p.outputs, kThreads * kEach), 1, 1, kThreads, 0, device, p);
+}
+
 template <class T, bool kTensor, int kM, int kN>
 void start(const DeformConv& p, const Device& device) {
   launch("deform_conv", &deform_conv_kernel<T, kTensor, kM, kN>, blocks_for(p.pixels, kM),
-         p.groups * blocks_for(p.group_outputs(), kN), 1, kThreads, 0, device, p);
+         p.groups * blocks_for(p.group_outputs(), kN), p.parts, kThreads, 0, device, p);
+  if (p.parts == 1) return;
+  const bool aligned = p.outputs % 4 == 0 && reinterpret_cast<uintptr_t>(p.output) % (4 * sizeof(T)) == 0;
+  aligned ? start_sum<T, 4>(p, device) : start_sum<T, 1>(p, device);
+}
+
+int64_t tiles(const DeformConv& p, int rows, int columns) {
+  return blocks_for(p.pixels, rows) * p.groups * blocks_for(p.group_outputs(), columns);
+}
+// Large tiles need the fewest reads, if there are two for each multiprocessor.
+bool has_large_tiles(const DeformConv& p, const Device& device) {
+  return p.group_outputs() > 64 && tiles(p, 128, 128) >= 2 * device.multiprocessors;
 }
 
 template <class T, bool kTensor>
 void choose(const DeformConv& p, const Device& device) {
-  // Large tiles need the fewest reads; small ones keep all multiprocessors busy.
-  const int64_t blocks = blocks_for(p.pixels, 128) * p.groups * blocks_for(p.group_outputs(), 128);
-  if (p.group_outputs() > 64 && blocks >= 2 * device.multiprocessors) {
-    start<T, kTensor, 128, 128>(p, device);
-  } else {
-    start<T, kTensor, 64, 64>(p, device);
-  }
+  has_large_tiles(p, device) ? start<T, kTensor, 128, 128>(p, device) : start<T, kTensor, 64, 64>(p, device);
 }
 
 }  // namespace
+
+int deform_conv_parts(const DeformConv& p, const Device& device) {
+  const int64_t blocks = std::max<int64_t>(1, tiles(p, 64, 64));
+  if (has_large_tiles(p, device) || blocks >= 2 * device.multiprocessors) return 1;
+  // A part has at least kMinDepth numbers of depth, so that its sums cost less than they save.
+  const int64_t depth = int64_t{p.group_channels()} * p.sampling.taps;
+  return static_cast<int>(std::max<int64_t>(1, std::min(blocks_for(2 * device.multiprocessors, blocks), depth / kMinDepth)));
+}
 
 void deform_conv(const DeformConv& p, Type type, bool tf32, const Device& device) {
   if (type == Type::kHalf) return choose<Half, true>(p, device);

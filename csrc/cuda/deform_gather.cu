@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 3) deform_gather_backward_kernel(con
     float dots[4] = {};
     for (int channel = 2 * lane; channel < p.channels; channel += 2 * kWarpSize) {
       const auto pair = load<Vec2<T>>(grad + channel);
-      scatter(make_float2(wide(pair.first), wide(pair.second)), sample, projected + slot * p.channels,
+      scatter(make_float2(wide(pair.value[0]), wide(pair.value[1])), sample, projected + slot * p.channels,
               p.taps * p.channels, channel, p.grad_projected.from(int64_t{slot} * p.channels), scale,
               p.grad_sampling.needed(), dots);
     }

@@ -55,11 +55,13 @@ void dispatch(Type type, const Call& call) {
   call(float{});
 }
 
-// Two elements, loaded or stored at once.
-template <class T>
-struct alignas(2 * sizeof(T)) Vec2 {
-  T first, second;
+// Elements, loaded or stored at once.
+template <class T, int kEach>
+struct alignas(kEach * sizeof(T)) Vec {
+  T value[kEach];
 };
+template <class T>
+using Vec2 = Vec<T, 2>;
 
 // 16 bytes of elements, loaded or stored at once.
 template <class T>

@@ -48,7 +48,7 @@ __device__ __forceinline__ void scatter(float2 grad, const Sample& sample, const
     const int64_t at = int64_t{sample.pixel[i]} * line + channel;
     if (needs_dots) {
       const auto value = load<Vec2<T>>(input + at);
-      dots[i] += grad.x * wide(value.first) + grad.y * wide(value.second);
+      dots[i] += grad.x * wide(value.value[0]) + grad.y * wide(value.value[1]);
     }
     const float weight = sample.weight[i] * sample.mask;
     if (grad_input.needed() && weight != 0) {

@@ -180,6 +180,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv: neither mask nor bias": lambda: conv(mask=False, bias=False, offsets_last=True),
     "conv: large tiles": lambda: conv(1, 40, 130, (32, 33), (1, 1)),
     "conv: many channels": lambda: conv(1, 200, 9, (3, 3)),
+    "conv: a split depth": lambda: conv(1, 96, 72, (9, 9), groups=2, offset_groups=3),
     "gather": gather,
     "gather: shared": lambda: gather(shared=True),
     "gather: groups of taps": lambda: gather(shared=True, groups=3),

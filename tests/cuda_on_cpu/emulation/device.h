@@ -1,0 +1,9 @@
+// The emulated device, as the bindings ask for it; the tests change it.
+#pragma once
+
+namespace emulated {
+
+inline int multiprocessors = 4;
+inline bool dry = false;  // record launches without running them
+
+}  // namespace emulated

@@ -1,0 +1,36 @@
+"""Grids at batch 1: enough blocks for every multiprocessor of an H100. Launches are recorded, not run."""
+
+import pytest
+import torch
+
+from bkd_fast.ops import backend, modulated_deform_conv2d
+
+H100 = 132  # multiprocessors
+LEVELS = ((256, 64), (512, 32), (1024, 16))  # channels and side of WideResNet50's levels
+
+
+@pytest.fixture
+def h100(on_cpu):
+    torch.ops.cuda_on_cpu.device(H100, True)
+    yield
+    torch.ops.cuda_on_cpu.device(4, False)
+
+
+def blocks(kernel):
+    """Return the blocks of the last launch of a kernel."""
+    lines = (line.split() for line in torch.ops.cuda_on_cpu.launches().splitlines())
+    return {name: int(count) for name, _, _, count in lines}[kernel]
+
+
+@pytest.mark.parametrize(("channels", "side"), LEVELS)
+@pytest.mark.parametrize("group", [0, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_convolution_of_one_image_fills_the_device(channels, side, group, dtype, h100):
+    def zeros(*shape):
+        return torch.zeros(shape, dtype=dtype)
+
+    weight = zeros(channels, group or channels, 3, 3)
+    image, offset, mask = (zeros(1, count, side, side) for count in (channels, 18, 9))
+    with backend("native"):
+        modulated_deform_conv2d(image, offset, weight, None, padding=1, mask=mask)
+    assert blocks("deform_conv") >= 2 * H100
