@@ -2,6 +2,7 @@
 #include "deform_conv.h"
 
 #include "bindings.h"
+#include "conv_policy.h"
 #include "convolution.h"
 
 namespace bkd {
@@ -22,6 +23,7 @@ Checks check_arguments(const char* function, const Tensor& input, const Tensor& 
   check.in_range("offset_groups", offset_groups, 1, channels);
   check.that(channels % offset_groups == 0, "offset_groups", "is " + std::to_string(offset_groups),
              "a divisor of the " + std::to_string(channels) + " channels of input");
+  check.in_range("the depth of the product", part * kernel[0] * kernel[1], 1, MAX_INT);
   check.chunks("input", input, part), check.chunks("input", input, channels / offset_groups);
   check_sampling(check, input, input.size(0), offset, mask, {kernel, stride, padding, dilation}, offset_groups);
   return check;
@@ -40,6 +42,8 @@ DeformConv problem(const Tensor& input, const Tensor& offset, const std::optiona
   p.pixels = static_cast<int>(offset.size(0)) * p.sampling.pixels();
   p.channels = static_cast<int>(input.size(1)), p.outputs = static_cast<int>(outputs);
   p.groups = static_cast<int>(groups), p.offset_groups = static_cast<int>(offset_groups);
+  p.group_channels = p.channels / p.groups, p.group_outputs = p.outputs / p.groups;
+  p.offset_channels = p.channels / p.offset_groups;
   p.input = data(input);
   return p;
 }
@@ -60,10 +64,10 @@ void conv(const Tensor& input, const Tensor& offset, const std::optional<Tensor>
   p.weight = data(weight);
   p.bias = data(bias);
   p.output = data(output);
-  p.parts = deform_conv_parts(p, current.device);
+  p.plan = plan_conv(p, tf32 || !is_float(input), current.device);
   std::optional<Tensor> partial;
-  if (p.parts > 1) {
-    const int64_t sizes[] = {p.parts, p.pixels, p.outputs};
+  if (p.plan.parts > 1) {
+    const int64_t sizes[] = {p.plan.parts, p.pixels, p.outputs};
     partial = torch::stable::new_empty(input, sizes, ScalarType::Float);
     p.partial = data<float>(partial);
   }

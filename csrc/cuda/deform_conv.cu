@@ -2,10 +2,9 @@
 // multiplies by the weights, without a column buffer. docs/kernels.md explains the notation.
 #include "deform_conv.h"
 
-#include <algorithm>
-
+#include "conv_policy.h"
+#include "pipeline.cuh"
 #include "sampling.cuh"
-#include "tile.cuh"
 
 namespace bkd {
 namespace {
@@ -13,180 +12,229 @@ namespace {
 // Position in the depth (K) of the GEMM: kDepth channels of one tap, offset group and group.
 struct Depth {
   int offset_group, tap, channel;
-  int last;   // end of the channels that group and offset group share
-  int table;  // which of the two neighbour tables
+  int first, last;  // the channels that group and offset group share
+  int table;        // of neighbours: those of the first tap of a window are in table 0
 };
-// The position after `step` steps in the group whose channels start at `begin`. Without a `step`, count the steps.
+// To the next tap or offset group of the group whose channels end at `end`.
+__device__ __forceinline__ void next_tap(const DeformConv& p, int end, Depth& d) {
+  ++d.table;
+  if (++d.tap == p.sampling.taps) {
+    d.tap = 0;
+    d.first = d.last;
+    d.last = min(end, (++d.offset_group + 1) * p.offset_channels);
+  }
+  d.channel = d.first;
+}
 template <class T>
-__device__ __forceinline__ int seek(const DeformConv& p, int begin, Depth& d, int step = 0x7fffffff) {
-  const int end = begin + p.group_channels();
+__device__ __forceinline__ void next_step(const DeformConv& p, int end, Depth& d) {
+  d.channel += kDepth<T>;
+  if (d.channel >= d.last) next_tap(p, end, d);
+}
+template <class T>
+__device__ __forceinline__ int steps_of(int channels) {
+  return (channels + kDepth<T> - 1) / kDepth<T>;
+}
+// The position after `step` steps in the group whose channels start at `begin`. Returns all steps before it: of the
+// whole group for a `step` beyond.
+template <class T>
+__device__ __forceinline__ int seek(const DeformConv& p, int begin, Depth& d, int step) {
+  const int end = begin + p.group_channels;
+  d = {begin / p.offset_channels, 0, begin, begin, begin, 0};
   int before = 0;
-  for (d.offset_group = begin / p.offset_channels(), d.channel = begin; d.channel < end; ++d.offset_group) {
-    d.last = min(end, (d.offset_group + 1) * p.offset_channels());
-    const int steps = (d.last - d.channel + kDepth<T> - 1) / kDepth<T>;  // of a tap
+  for (; d.first < end; d.first = d.last, ++d.offset_group) {
+    d.last = min(end, (d.offset_group + 1) * p.offset_channels);
+    const int steps = steps_of<T>(d.last - d.first);  // of a tap
     if (step - before < steps * p.sampling.taps) {
       d.tap = (step - before) / steps;
-      d.channel += (step - before - d.tap * steps) * kDepth<T>;
-      break;
+      d.channel = d.first + (step - before - d.tap * steps) * kDepth<T>;
+      return step;
     }
     before += steps * p.sampling.taps;
-    d.channel = d.last;
   }
   return before;
 }
-// Advance within the group whose channels start at `begin`; return true if a new tap or offset group begins.
+
+// Interpolates in T, two numbers at once, where the device multiplies them so; else in float32.
 template <class T>
-__device__ __forceinline__ bool next_depth(const DeformConv& p, int begin, Depth& d) {
-  d.channel += kDepth<T>;
-  if (d.channel < d.last) return false;
-  d.table ^= 1;
-  if (++d.tap < p.sampling.taps) {
-    d.channel = max(begin, d.offset_group * p.offset_channels());
-  } else {
-    d.tap = 0;
-    d.channel = d.last;
-    d.last = min(begin + p.group_channels(), (++d.offset_group + 1) * p.offset_channels());
+constexpr bool kPairedSums = std::is_same<T, Half>::value || (std::is_same<T, BFloat>::value && BKD_ARCH >= 800);
+
+constexpr int kChunks = kDepthBytes / 16, kRowsAtOnce = kThreads / kChunks;  // a thread has one chunk of a row
+
+// Copies the weights of kN outputs.
+template <class T, int kN>
+struct Weights {
+  using Target = Tile<T, kN, true>;
+  const T* from;   // the thread's first chunk, at channel 0 of tap 0
+  int64_t stride;  // between the rows of a thread
+  int rows, chunk, target;
+
+  __device__ __forceinline__ Weights(const DeformConv& p, int group, int first_output) {
+    const int row = threadIdx.x / kChunks, depth = p.sampling.taps * p.group_channels;
+    chunk = threadIdx.x % kChunks * kVector<T>;
+    from = static_cast<const T*>(p.weight) + int64_t{group * p.group_outputs + first_output + row} * depth + chunk -
+           group * p.group_channels;
+    stride = int64_t{kRowsAtOnce} * depth;
+    rows = p.group_outputs - first_output - row;
+    target = Target::chunk(row, threadIdx.x % kChunks);
   }
-  return true;
-}
-
-constexpr int kMinDepth = 128;  // numbers of depth in a part
-
-template <class T, int kM, int kN>
-struct Stages {
-  unsigned char a[2][Tile<T, kM, true>::kBytes], b[2][Tile<T, kN, true>::kBytes];
-  Neighbors<kM> neighbors[2];
+  __device__ __forceinline__ void copy(const DeformConv& p, const Depth& d, unsigned char* tile) const {
+    const T* own = from + (d.tap * p.group_channels + d.channel);
+    const bool inside = d.channel + chunk < d.last;
+#pragma unroll
+    for (int i = 0; i < kN / kRowsAtOnce; ++i) {
+      copy_async(tile + target + i * kRowsAtOnce * Target::kStride, own + i * stride, inside && i * kRowsAtOnce < rows);
+    }
+  }
 };
 
-template <class T, bool kTensor, int kM, int kN>
-__global__ void __launch_bounds__(kThreads, kM == 128 ? (BKD_ARCH >= 800 && kTensor ? 2 : 1) : 3)
-    deform_conv_kernel(const DeformConv p) {
-  using A = Tile<T, kM, true>;
-  using B = Tile<T, kN, true>;
-  using Shared = Stages<T, kM, kN>;
-  BKD_SHARED(Shared, shared);
-  constexpr int kChunks = kDepthBytes / 16, kParts = kM * kChunks / kThreads;
-  const T* weight = static_cast<const T*>(p.weight);
-  const int tiles = (p.group_outputs() + kN - 1) / kN;
-  const int group = blockIdx.y / tiles, first_output = blockIdx.y % tiles * kN;  // of the group
-  const int first_pixel = blockIdx.x * kM, thread = threadIdx.x;
+// Samples kM pixels. kInFlight: chunks of a thread whose neighbours are loaded together.
+template <class T, bool kTensor, int kM, int kInFlight>
+struct Samples {
+  using Target = Tile<T, kM, true>;
+  using Table = Neighbors<kM, std::conditional_t<kPairedSums<T>, T, float>>;
+  static constexpr int kParts = kM / kRowsAtOnce, kTurns = kParts / kInFlight;
+  const DeformConv& p;
+  Depth d;
+  const Depth& following;  // the position of the next step
+  const Table* tables;
+  unsigned char* tile;
+  CornerValues<T> corners[kInFlight];
 
-  const int begin = group * p.group_channels();  // of the group's channels
-  constexpr bool kSplit = kM == 64;  // large tiles fill the device without
-  Depth next{};
-  const int64_t all_steps = seek<T>(p, begin, next);
-  const int first_step = kSplit ? static_cast<int>(all_steps * blockIdx.z / p.parts) : 0;
-  const int end_step = static_cast<int>(kSplit ? all_steps * (blockIdx.z + 1) / p.parts : all_steps);
-  const int steps = end_step - first_step;
-  next = {};
-  seek<T>(p, begin, next, first_step);
-  auto more = [&](const Depth& d) { return d.channel < begin + p.group_channels(); };
-  auto compute = [&](const Depth& d) {
-    const int own = first_pixel + thread;
-    if (thread < kM)
-      shared.neighbors[d.table].template compute<T>(thread, p.sampling, own, own < p.pixels, d.offset_group, d.tap);
-  };
-  // Compute the neighbours of the next tap or offset group, if `d` is the last step of its own.
-  auto compute_next = [&](Depth d) {
-    if (next_depth<T>(p, begin, d) && more(d)) compute(d);
-  };
-  auto copy_weights = [&](const Depth& d, int buffer) {
-#pragma unroll
-    for (int i = 0; i < kN * kChunks / kThreads; ++i) {
-      const int row = (i * kThreads + thread) / kChunks, chunk = thread % kChunks;
-      const int output = first_output + row, channel = d.channel + chunk * kVector<T>;
-      const bool valid = output < p.group_outputs() && channel < d.last;
-      const int64_t line = (int64_t{group} * p.group_outputs() + output) * p.sampling.taps + d.tap;
-      copy_async(shared.b[buffer] + B::chunk(row, chunk),
-                 weight + (valid ? line * p.group_channels() + channel - begin : 0), valid);
-    }
-    commit_copies();
-  };
-  // kThreads chunks of neighbour values in flight.
-  CornerValues<T> corners;
-  auto fetch = [&](const Depth& d, int part) {
-    const T* input = static_cast<const T*>(p.input);
-    const int row = (part * kThreads + thread) / kChunks, channel = d.channel + thread % kChunks * kVector<T>;
-    if (channel < d.last)
-      corners.fetch(input, load_shared<uint4>(&shared.neighbors[d.table].pixel[row]), p.channels, channel);
-  };
-  auto put = [&](const Depth& d, int part, int buffer) {
-    const int row = (part * kThreads + thread) / kChunks, chunk = thread % kChunks;
-    Pack<T> sampled{};
-    if (d.channel + chunk * kVector<T> < d.last) {
-      sampled = corners.template sums<kTensor>(load_shared<float4>(&shared.neighbors[d.table].weight[row]));
-    }
-    store_shared(shared.a[buffer] + A::chunk(row, chunk), sampled);
-  };
+  __device__ __forceinline__ int row() const { return threadIdx.x / kChunks; }
+  __device__ __forceinline__ int channel() const { return d.channel + threadIdx.x % kChunks * kVector<T>; }
 
-  AccumulatorFragment<kM, kN> acc;
-  acc.clear();
-  // Software pipeline: multiply one step, sample `next`, and compute the neighbours of the one after.
-  if (steps) {
-    compute(next);
-    compute_next(next);
-    __syncthreads();
-    copy_weights(next, 0);
+  __device__ __forceinline__ void next() { d = following; }
+  __device__ __forceinline__ void fetch(int turn) {
+    if (channel() >= d.last) return;
+    const T* input = static_cast<const T*>(p.input) + channel();
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      fetch(next, part);
-      put(next, part, 0);
+    for (int i = 0; i < kInFlight; ++i) {
+      const int at = row() + (turn * kInFlight + i) * kRowsAtOnce;
+      corners[i].fetch(input, load_shared<uint4>(&tables[d.table].pixel[at]), p.channels * sizeof(T));
     }
   }
-  for (int step = 0; step < steps; ++step) {
-    const int buffer = step & 1;
-    const bool sampling = step + 1 < steps;
-    next_depth<T>(p, begin, next);
-    wait_for_copies<0>();
-    __syncthreads();
-    if (sampling) {
-      copy_weights(next, buffer ^ 1);
-      compute_next(next);
-    }
-#pragma unroll 1  // to save registers
-    for (int part = 0; part < kParts; ++part) {
-      if (sampling) fetch(next, part);
+  __device__ __forceinline__ void put(int turn, int buffer) {
 #pragma unroll
-      for (int mma = part * kSteps / kParts; mma < (part + 1) * kSteps / kParts; ++mma) {
-        multiply_step<T, kTensor, A, B>(acc, shared.a[buffer], shared.b[buffer], mma);
+    for (int i = 0; i < kInFlight; ++i) {
+      const int at = row() + (turn * kInFlight + i) * kRowsAtOnce;
+      Pack<T> sampled{};
+      if (channel() < d.last) {
+        sampled = corners[i].template sums<kTensor>(load_shared<typename Table::Weight>(&tables[d.table].weight[at]));
       }
-      if (sampling) put(next, part, buffer ^ 1);
+      store_shared(tile + buffer * Target::kBytes + Target::chunk(row(), threadIdx.x % kChunks) +
+                       (turn * kInFlight + i) * kRowsAtOnce * Target::kStride,
+                   sampled);
     }
   }
+};
 
+// Store a tile: the output, or the sums of one part of the depth.
+template <class T, int kM, int kN>
+__device__ __forceinline__ void store_tile(const DeformConv& p, const AccumulatorFragment<kM, kN>& acc, int group,
+                                           int first_output, int first_pixel) {
   const T* bias = static_cast<const T*>(p.bias);
-  T* output = static_cast<T*>(p.output);
-  acc.pairs([&](int row, int column, float first, float second) {
-    const int pixel = first_pixel + row, within = first_output + column;
-    if (pixel >= p.pixels || within >= p.group_outputs()) return;
-    const int channel = group * p.group_outputs() + within;
-    const bool both = within + 1 < p.group_outputs();
-    if (kSplit && p.parts > 1) {
-      float* to = p.partial + (int64_t{blockIdx.z} * p.pixels + pixel) * p.outputs + channel;
-      store(to, first);
-      if (both) store(to + 1, second);
+  acc.columns([&](int column, auto each_row) {
+    const int within = first_output + column, channel = group * p.group_outputs + within;
+    if (within >= p.group_outputs) return;
+    const bool both = within + 1 < p.group_outputs, adjacent = both && (p.outputs | channel) % 2 == 0;
+    if (p.plan.parts > 1) {
+      float* sums = p.partial + int64_t{blockIdx.z} * p.pixels * p.outputs + channel;
+      each_row([&](int row, float first, float second) {
+        if (first_pixel + row >= p.pixels) return;
+        float* to = sums + int64_t{first_pixel + row} * p.outputs;
+        if (adjacent) return store(to, make_float2(first, second));
+        store(to, first);
+        if (both) store(to + 1, second);
+      });
       return;
     }
-    if (bias) first += wide(load<T>(bias + channel));
-    if (bias && both) second += wide(load<T>(bias + channel + 1));
-    T* to = output + int64_t{pixel} * p.outputs + channel;
-    if (both && (p.outputs | channel) % 2 == 0) {
-      store(to, Vec2<T>{narrow<T>(first), narrow<T>(second)});
-    } else {
-      store(to, narrow<T>(first));
-      if (both) store(to + 1, narrow<T>(second));
-    }
+    const float bias_first = bias ? wide(load<T>(bias + channel)) : 0;
+    const float bias_second = bias && both ? wide(load<T>(bias + channel + 1)) : 0;
+    each_row([&](int row, float first, float second) {
+      if (first_pixel + row >= p.pixels) return;
+      T* to = static_cast<T*>(p.output) + int64_t{first_pixel + row} * p.outputs + channel;
+      const Vec2<T> pair{narrow<T>(first + bias_first), narrow<T>(second + bias_second)};
+      if (adjacent) return store(to, pair);
+      store(to, pair.value[0]);
+      if (both) store(to + 1, pair.value[1]);
+    });
   });
 }
 
-// The output from its parts: their sum in order, and the bias. A thread has kEach numbers.
+template <class T, bool kTensor, int kM, int kN>
+__global__ void __launch_bounds__(kThreads, ConvPolicy<kM, kN>::blocks(BKD_ARCH))
+    deform_conv_kernel(const DeformConv p) {
+  using Policy = ConvPolicy<kM, kN>;
+  using A = Tile<T, kM, true>;
+  using B = Tile<T, kN, true>;
+  using Sampler = Samples<T, kTensor, kM, Policy::kInFlight>;
+  using Table = typename Sampler::Table;
+  static_assert(
+      2 * A::kBytes + Policy::kStages * B::kBytes == Policy::kStageBytes && sizeof(Table) <= Policy::kTableBytes,
+      "the policy sizes shared memory");
+  unsigned char* a = dynamic_shared();
+  unsigned char* b = a + 2 * A::kBytes;
+  Table* tables = reinterpret_cast<Table*>(a + Policy::kStageBytes);
+  const int output_tiles = (p.group_outputs + kN - 1) / kN;
+  const int group = blockIdx.y / output_tiles, first_output = blockIdx.y % output_tiles * kN;  // of the group
+  const int first_pixel = blockIdx.x * kM;
+  const int begin = group * p.group_channels, end = begin + p.group_channels, taps = p.sampling.taps;
+
+  Depth at;
+  const int64_t all_steps = seek<T>(p, begin, at, 0x7fffffff);
+  const int first_step = static_cast<int>(all_steps * blockIdx.z / p.plan.parts);
+  int left = static_cast<int>(all_steps * (blockIdx.z + 1) / p.plan.parts) - first_step;
+  seek<T>(p, begin, at, first_step);
+
+  const Weights<T, kN> weights(p, group, first_output);
+  AccumulatorFragment<kM, kN> acc;
+  acc.clear();
+  // A window is the steps whose neighbours the tables hold: mostly all.
+  while (left > 0) {
+    Depth next = at;
+    int steps = 0, count = 0;
+    for (; count < p.plan.tables && steps < left; ++count) {
+      steps += steps_of<T>(next.last - next.channel);
+      next_tap(p, end, next);
+    }
+    steps = min(steps, left);
+    for (int i = threadIdx.x; i < count * kM; i += kThreads) {
+      const int slot = at.offset_group * taps + at.tap + i / kM, row = i % kM, pixel = first_pixel + row;
+      tables[i / kM].template compute<T>(row, p.sampling, pixel, pixel < p.pixels, slot / taps, slot % taps);
+    }
+    __syncthreads();
+    // Samples are a step behind the copies, so that one position is worked out for both.
+    static_assert(Policy::kStages == 3, "copies are two steps ahead");
+    Depth copying = at, copied = at;
+    const auto copy = [&](int stage) {
+      weights.copy(p, copying, b + stage * B::kBytes);
+      copied = copying;
+      next_step<T>(p, end, copying);
+    };
+    Sampler samples{p, at, copied, tables, a};
+    run_pipeline<Policy::kStages>(steps, copy, samples, [&](int turn, int stage, int buffer) {
+      constexpr int kEach = kSteps / Sampler::kTurns;
+#pragma unroll
+      for (int step = turn * kEach; step < (turn + 1) * kEach; ++step) {
+        multiply_step<T, kTensor, A, B>(acc, a + buffer * A::kBytes, b + stage * B::kBytes, step);
+      }
+    });
+    left -= steps;
+    at = next;
+    at.table = 0;
+    if (left > 0) __syncthreads();  // before tables and stages are used again
+  }
+  store_tile<T>(p, acc, group, first_output, first_pixel);
+}
+
+// The output from the parts of the depth: their sum in order, and the bias. A thread has kEach numbers.
 template <class T, int kEach>
 __global__ void __launch_bounds__(kThreads) deform_conv_sum_kernel(const DeformConv p) {
   const int count = p.pixels * p.outputs, first = (blockIdx.x * kThreads + threadIdx.x) * kEach;
   if (first >= count) return;
-  Vec<float, kEach> sum = load<Vec<float, kEach>>(p.partial + first);
+  auto sum = load<Vec<float, kEach>>(p.partial + first);
 #pragma unroll 4
-  for (int part = 1; part < p.parts; ++part) {
+  for (int part = 1; part < p.plan.parts; ++part) {
     const auto own = load<Vec<float, kEach>>(p.partial + int64_t{part} * count + first);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) sum.value[i] += own.value[i];
@@ -211,34 +259,23 @@ void start_sum(const DeformConv& p, const Device& device) {
 template <class T, bool kTensor, int kM, int kN>
 void start(const DeformConv& p, const Device& device) {
   launch("deform_conv", &deform_conv_kernel<T, kTensor, kM, kN>, blocks_for(p.pixels, kM),
-         p.groups * blocks_for(p.group_outputs(), kN), p.parts, kThreads, 0, device, p);
-  if (p.parts == 1) return;
+         p.groups * blocks_for(p.group_outputs, kN), p.plan.parts, kThreads, p.plan.shared, device, p);
+  if (p.plan.parts == 1) return;
   const bool aligned = p.outputs % 4 == 0 && reinterpret_cast<uintptr_t>(p.output) % (4 * sizeof(T)) == 0;
   aligned ? start_sum<T, 4>(p, device) : start_sum<T, 1>(p, device);
 }
 
-int64_t tiles(const DeformConv& p, int rows, int columns) {
-  return blocks_for(p.pixels, rows) * p.groups * blocks_for(p.group_outputs(), columns);
-}
-// Large tiles need the fewest reads, if there are two for each multiprocessor.
-bool has_large_tiles(const DeformConv& p, const Device& device) {
-  return p.group_outputs() > 64 && tiles(p, 128, 128) >= 2 * device.multiprocessors;
-}
-
 template <class T, bool kTensor>
 void choose(const DeformConv& p, const Device& device) {
-  has_large_tiles(p, device) ? start<T, kTensor, 128, 128>(p, device) : start<T, kTensor, 64, 64>(p, device);
+  if constexpr (kTensor) {
+    if (p.plan.columns == 256) return start<T, kTensor, 128, 256>(p, device);
+  }
+  if (p.plan.rows == 128) return start<T, kTensor, 128, 128>(p, device);
+  if (p.plan.columns == 128) return start<T, kTensor, 64, 128>(p, device);
+  start<T, kTensor, 64, 64>(p, device);
 }
 
 }  // namespace
-
-int deform_conv_parts(const DeformConv& p, const Device& device) {
-  const int64_t blocks = std::max<int64_t>(1, tiles(p, 64, 64));
-  if (has_large_tiles(p, device) || blocks >= 2 * device.multiprocessors) return 1;
-  // A part has at least kMinDepth numbers of depth, so that its sums cost less than they save.
-  const int64_t depth = int64_t{p.group_channels()} * p.sampling.taps;
-  return static_cast<int>(std::max<int64_t>(1, std::min(blocks_for(2 * device.multiprocessors, blocks), depth / kMinDepth)));
-}
 
 void deform_conv(const DeformConv& p, Type type, bool tf32, const Device& device) {
   if (type == Type::kHalf) return choose<Half, true>(p, device);

@@ -1,5 +1,6 @@
 """Grids at batch 1: enough blocks for every multiprocessor of an H100. Launches are recorded, not run."""
 
+import cases
 import pytest
 import torch
 
@@ -11,9 +12,9 @@ LEVELS = ((256, 64), (512, 32), (1024, 16))  # channels and side of WideResNet50
 
 @pytest.fixture
 def h100(on_cpu):
-    torch.ops.cuda_on_cpu.device(H100, True)
+    torch.ops.cuda_on_cpu.device(H100, 228 * 1024, True)
     yield
-    torch.ops.cuda_on_cpu.device(4, False)
+    torch.ops.cuda_on_cpu.device(4, 164 * 1024, False)
 
 
 def blocks(kernel):
@@ -34,3 +35,16 @@ def test_a_convolution_of_one_image_fills_the_device(channels, side, group, dtyp
     with backend("native"):
         modulated_deform_conv2d(image, offset, weight, None, padding=1, mask=mask)
     assert blocks("deform_conv") >= 2 * H100
+
+
+@pytest.mark.parametrize("name", ["conv", "conv: groups", "conv: large tiles"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_convolutions_agree_with_the_reference_in_small_shared_memory(name, dtype, order):
+    """64 KB, as on Turing: the taps' neighbours are computed in several windows."""
+    case = cases.rounded(cases.CASES[name](), dtype)
+    exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
+    torch.ops.cuda_on_cpu.device(4, 64 * 1024, False)
+    try:
+        cases.check(cases.results(case, "native", dtype), plain, exact, cases.ROUNDING[dtype])
+    finally:
+        torch.ops.cuda_on_cpu.device(4, 164 * 1024, False)

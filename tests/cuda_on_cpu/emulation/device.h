@@ -4,6 +4,7 @@
 namespace emulated {
 
 inline int multiprocessors = 4;
-inline bool dry = false;  // record launches without running them
+inline int shared_bytes = 164 * 1024;  // of a multiprocessor
+inline bool dry = false;               // record launches without running them
 
 }  // namespace emulated

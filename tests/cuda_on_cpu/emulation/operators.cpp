@@ -17,8 +17,9 @@ void choose_order(std::string order, int64_t seed) {
 }
 void count_traffic(bool on) { traffic::count(on); }
 std::string traffic_report() { return traffic::report(); }
-void choose_device(int64_t processors, bool is_dry) {
+void choose_device(int64_t processors, int64_t shared, bool is_dry) {
   multiprocessors = static_cast<int>(processors);
+  shared_bytes = static_cast<int>(shared);
   dry = is_dry;
 }
 // A line each: kernel, threads, bytes of dynamic shared memory, blocks.
@@ -38,7 +39,7 @@ STABLE_TORCH_LIBRARY(cuda_on_cpu, m) {
   m.def("order(str order, int seed) -> ()");
   m.def("count_traffic(bool on) -> ()");
   m.def("traffic() -> str");
-  m.def("device(int multiprocessors, bool dry) -> ()");
+  m.def("device(int multiprocessors, int shared, bool dry) -> ()");
   m.def("launches() -> str");
 }
 STABLE_TORCH_LIBRARY_IMPL(cuda_on_cpu, CompositeExplicitAutograd, m) {
