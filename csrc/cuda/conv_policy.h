@@ -8,17 +8,24 @@
 
 namespace bkd {
 
-// A tile of kM pixels and kN outputs.
+// A tile of kM pixels and kN outputs. Kernels ask for what depends on the architecture and the bytes of a number.
 template <int kM, int kN>
 struct ConvPolicy {
   static constexpr int kStages = 3;                                     // of the weights; samples have two buffers
   static constexpr int kBlocks = kN > 128 ? 1 : kM + kN > 128 ? 2 : 3;  // on a multiprocessor
-  static constexpr int kInFlight = kN > 128 ? 2 : 1;                    // chunks of a thread that are loaded together
   static constexpr int kStageBytes = 64 * (2 * kM + kStages * kN);
   static constexpr int kTableBytes = 32 * kM;  // of the neighbours of one tap
 
-  // Turing has half the registers for each thread of the large tiles.
-  static constexpr int blocks(int architecture) { return architecture < 800 && kM == 128 ? 1 : kBlocks; }
+  // From 10.0 the compiler needs more registers for float32, and would spill.
+  static constexpr bool is_tight(int architecture, int bytes) { return architecture >= 1000 && bytes == 4; }
+  static constexpr int blocks(int architecture, int bytes, bool tensor) {
+    if (architecture < 800 && kM == 128) return 1;  // Turing has half the registers
+    return is_tight(architecture, bytes) && (kM == kN || !tensor) ? kBlocks - 1 : kBlocks;
+  }
+  // Chunks of a thread that are loaded together.
+  static constexpr int in_flight(int architecture, int bytes) {
+    return kN > 128 && !is_tight(architecture, bytes) ? 2 : 1;
+  }
 };
 
 // Plan for a tile. needed: tables of all taps of a part. As many blocks share a multiprocessor as leave two tables.

@@ -23,9 +23,9 @@ Checks check_arguments(const char* function, const Tensor& input, const Tensor& 
   check.in_range("offset_groups", offset_groups, 1, channels);
   check.that(channels % offset_groups == 0, "offset_groups", "is " + std::to_string(offset_groups),
              "a divisor of the " + std::to_string(channels) + " channels of input");
-  check.in_range("the depth of the product", part * kernel[0] * kernel[1], 1, MAX_INT);
   check.chunks("input", input, part), check.chunks("input", input, channels / offset_groups);
   check_sampling(check, input, input.size(0), offset, mask, {kernel, stride, padding, dilation}, offset_groups);
+  check.in_range("the depth of the product", part * kernel[0] * kernel[1], 1, MAX_INT);
   return check;
 }
 
@@ -44,6 +44,7 @@ DeformConv problem(const Tensor& input, const Tensor& offset, const std::optiona
   p.groups = static_cast<int>(groups), p.offset_groups = static_cast<int>(offset_groups);
   p.group_channels = p.channels / p.groups, p.group_outputs = p.outputs / p.groups;
   p.offset_channels = p.channels / p.offset_groups;
+  p.input_line = static_cast<uint32_t>(input.size(1) * static_cast<int64_t>(input.element_size()));
   p.input = data(input);
   return p;
 }

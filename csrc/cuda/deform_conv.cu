@@ -110,7 +110,7 @@ struct Samples {
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int at = row() + (turn * kInFlight + i) * kRowsAtOnce;
-      corners[i].fetch(input, load_shared<uint4>(&tables[d.table].pixel[at]), p.channels * sizeof(T));
+      corners[i].fetch(input, load_shared<uint4>(&tables[d.table].pixel[at]), p.input_line);
     }
   }
   __device__ __forceinline__ void put(int turn, int buffer) {
@@ -162,12 +162,12 @@ __device__ __forceinline__ void store_tile(const DeformConv& p, const Accumulato
 }
 
 template <class T, bool kTensor, int kM, int kN>
-__global__ void __launch_bounds__(kThreads, ConvPolicy<kM, kN>::blocks(BKD_ARCH))
+__global__ void __launch_bounds__(kThreads, ConvPolicy<kM, kN>::blocks(BKD_ARCH, sizeof(T), kTensor))
     deform_conv_kernel(const DeformConv p) {
   using Policy = ConvPolicy<kM, kN>;
   using A = Tile<T, kM, true>;
   using B = Tile<T, kN, true>;
-  using Sampler = Samples<T, kTensor, kM, Policy::kInFlight>;
+  using Sampler = Samples<T, kTensor, kM, Policy::in_flight(BKD_ARCH, sizeof(T))>;
   using Table = typename Sampler::Table;
   static_assert(
       2 * A::kBytes + Policy::kStages * B::kBytes == Policy::kStageBytes && sizeof(Table) <= Policy::kTableBytes,

@@ -21,6 +21,7 @@ struct DeformConv {
   int pixels;  // output pixels of all images
   int channels, outputs, groups, offset_groups;
   int group_channels, group_outputs, offset_channels;  // of one group; kernels divide slowly
+  uint32_t input_line;                                 // bytes of a pixel of the input
   const void* input;
   const void* weight;
   const void* bias;  // null, or of the input's type

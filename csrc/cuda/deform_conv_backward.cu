@@ -37,7 +37,7 @@ struct Columns {
 };
 
 template <class T, bool kTensor, bool kExact>
-__global__ void __launch_bounds__(kThreads, 2) deform_conv_backward_kernel(const DeformConv p) {
+__global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1) deform_conv_backward_kernel(const DeformConv p) {
   using A = Tile<T, kM, true>;
   using B = Tile<T, kN, false>;
   using Shared = Columns<T>;

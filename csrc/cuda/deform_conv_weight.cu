@@ -64,7 +64,7 @@ struct PixelSamples {
   __device__ __forceinline__ void fetch(int) {
     if (!valid()) return;
     corners.fetch(static_cast<const T*>(p.input) + channel(),
-                  load_shared<uint4>(&shared.neighbors[step % 2].pixel[row()]), p.channels * sizeof(T));
+                  load_shared<uint4>(&shared.neighbors[step % 2].pixel[row()]), p.input_line);
   }
   __device__ __forceinline__ void put(int, int buffer) {
     Pack<T> values{};

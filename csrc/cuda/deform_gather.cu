@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGat
       shared.neighbors[slot].template compute<T>(index, s, pixel, pixel < p.pixels, group, tap, p.shared);
     }
     __syncthreads();
-    if (!active) continue;
-    for (int slot = 0; slot < count; ++slot) {
+#pragma unroll 1  // to save registers
+    for (int slot = 0; slot < (active ? count : 0); ++slot) {
       const uint4 pixel = load_shared<uint4>(&shared.neighbors[slot].pixel[row]);
       const float4 weight = load_shared<float4>(&shared.neighbors[slot].weight[row]);
       CornerValues<T> corners;
@@ -74,9 +74,8 @@ __global__ void __launch_bounds__(kThreads, 3) deform_gather_backward_kernel(con
     for (int channel = 0; channel < p.channels; channel += kTileChannels) {
       float own[kLaneChannels];
       Lane::load_tile(own, grad + channel, p.channels - channel);
-      scatter<kExact>(own, sample, static_cast<const T*>(p.projected), int64_t{p.taps} * p.channels,
-                      slot * p.channels + channel, p.channels - channel, p.grad_projected, scale,
-                      p.grad_sampling.needed(), dots);
+      scatter<kExact>(own, sample, static_cast<const T*>(p.projected), p.taps * p.channels, slot * p.channels + channel,
+                      p.channels - channel, p.grad_projected, scale, p.grad_sampling.needed(), dots);
     }
     if (p.grad_sampling.needed())
       store_sampling_gradients(s, p.grad_sampling, p.taps / s.taps, out, group, tap, sample, dots);

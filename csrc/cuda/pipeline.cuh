@@ -41,8 +41,8 @@ __device__ __forceinline__ void run_pipeline(int steps, Copy copy, Samples& samp
       multiply(turn, stage, buffer);
       if (more) samples.put(turn, buffer ^ 1);
     }
+    free_stage = stage;
     stage = stage + 1 == kStages ? 0 : stage + 1;
-    free_stage = free_stage + 1 == kStages ? 0 : free_stage + 1;
   }
 }
 

@@ -91,14 +91,14 @@ __device__ __forceinline__ V of_half(const V (&value)[4], int i) {
 // neighbours.
 template <bool kExact, class T>
 __device__ __forceinline__ void scatter(const float (&grad)[kLaneChannels], const Sample& sample, const T* input,
-                                        int64_t line, int channel, int count, const Accumulator& grad_input,
+                                        uint32_t line, int channel, int count, const Accumulator& grad_input,
                                         float scale, bool needs_dots, float (&dots)[2]) {
   using Lane = LaneChannels<kExact>;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const uint32_t pixel = of_half(sample.pixel, i);
     if (pixel == kOutside) continue;  // uniform across the half warp
-    const int64_t at = int64_t{pixel} * line + channel;
+    const int64_t at = static_cast<int64_t>(uint64_t{pixel} * line) + channel;
     if (needs_dots) {
       float value[kLaneChannels];
       Lane::load_tile(value, input + at, count);

@@ -1,10 +1,11 @@
-"""Grids at batch 1: enough blocks for every multiprocessor of an H100. Launches are recorded, not run."""
+"""Grids at batch 1 on a device of an H100's size, small shared memory, and sectors of memory."""
 
 import cases
 import pytest
 import torch
 
 from bkd_fast.ops import backend, modulated_deform_conv2d
+from tools.cuda_on_cpu import traffic
 
 H100 = 132  # multiprocessors
 LEVELS = ((256, 64), (512, 32), (1024, 16))  # channels and side of WideResNet50's levels
@@ -12,6 +13,7 @@ LEVELS = ((256, 64), (512, 32), (1024, 16))  # channels and side of WideResNet50
 
 @pytest.fixture
 def h100(on_cpu):
+    """Launches are recorded, not run."""
     torch.ops.cuda_on_cpu.device(H100, 228 * 1024, True)
     yield
     torch.ops.cuda_on_cpu.device(4, 164 * 1024, False)
@@ -48,3 +50,12 @@ def test_convolutions_agree_with_the_reference_in_small_shared_memory(name, dtyp
         cases.check(cases.results(case, "native", dtype), plain, exact, cases.ROUNDING[dtype])
     finally:
         torch.ops.cuda_on_cpu.device(4, 164 * 1024, False)
+
+
+def test_a_convolution_and_its_gradients_move_whole_sectors():
+    forward, backward = traffic.conv(128, (8, 8)), traffic.gradients(128, (8, 8), [True, True, False, False, True])
+    with backend("native"), torch.no_grad():
+        for call in (forward, backward):
+            moved = traffic.count(call)
+            assert moved.sectors * 32 <= 1.05 * moved.asked
+            assert moved.passes == moved.least

@@ -38,7 +38,7 @@ def read_instructions() -> list[tuple[str, str, int]]:
 
 
 def read_issue() -> list[tuple[str, int, float]]:
-    """Return prefixes of kernel names, the first architecture, and the most instructions per tensor-core instruction."""
+    """Return prefixes of kernel names, the first architecture, and the max instructions per tensor-core one."""
     with open(HERE / "issue.csv", newline="", encoding="utf-8") as file:
         return [(row["kernel"], int(row["from"]), float(row["max"])) for row in csv.DictReader(file)]
 
@@ -78,8 +78,8 @@ def faults(kernels: Sequence[Kernel]) -> list[str]:
         if not any(kernel.name.startswith(name) for kernel in kernels):
             messages.append(f"no kernel begins with {name}")
         messages += [
-            f"{kernel.name} on {kernel.architecture} issues {kernel.issued} instructions per tensor-core instruction in "
-            f"its main loop, allowed are {most}"
+            f"{kernel.name} on {kernel.architecture} issues {kernel.issued} instructions per tensor-core instruction, "
+            f"allowed are {most}"
             for kernel in own
             if not 0 < kernel.issued <= most
         ]

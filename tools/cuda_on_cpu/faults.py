@@ -276,8 +276,8 @@ FAULTS = (
         "backward: gradients of outside pixels go to the first pixel",
         "scatter.cuh",
         "    if (pixel == kOutside) continue;  // uniform across the half warp\n"
-        "    const int64_t at = int64_t{pixel} * line + channel;",
-        "    const int64_t at = int64_t{pixel == kOutside ? 0 : pixel} * line + channel;",
+        "    const int64_t at = static_cast<int64_t>(uint64_t{pixel} * line) + channel;",
+        "    const int64_t at = static_cast<int64_t>(uint64_t{pixel == kOutside ? 0 : pixel} * line) + channel;",
         "outside_is_zero or beyond_the_image",
     ),
     Fault(
@@ -364,8 +364,8 @@ FAULTS = (
     Fault(
         "gather: gradients of the first tap for all",
         "deform_gather.cu",
-        "slot * p.channels + channel, p.channels - channel, p.grad_projected",
-        "0 * p.channels + channel, p.channels - channel, p.grad_projected",
+        "p.taps * p.channels, slot * p.channels + channel,",
+        "p.taps * p.channels, 0 * p.channels + channel,",
         GATHER,
     ),
     Fault(
