@@ -15,7 +15,9 @@
 #include "../common/checks.h"
 #include "launch.h"
 
-#if !defined(BKD_ON_CPU)
+#if defined(BKD_ON_CPU)
+#include "device.h"
+#else
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #endif
@@ -37,17 +39,20 @@ constexpr std::initializer_list<ScalarType> KERNEL_TYPES = {ScalarType::Float, S
 class Current {
  public:
 #if defined(BKD_ON_CPU)
-  explicit Current(const Tensor&) : device{nullptr, 4} {}
+  explicit Current(const Tensor&)
+      : device{nullptr, emulated::multiprocessors, emulated::shared_bytes, emulated::shared_bytes - 1024} {}
 #else
   explicit Current(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
     const int index = tensor.get_device_index();
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
-    int multiprocessors = 0;
-    if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index) != cudaSuccess) {
-      throw std::runtime_error("bkd_fast: cannot query the number of multiprocessors of the CUDA device");
-    }
-    device = {stream, multiprocessors};
+    const auto attribute = [&](cudaDeviceAttr name) {
+      int value = 0;
+      if (cudaDeviceGetAttribute(&value, name, index) == cudaSuccess) return value;
+      throw std::runtime_error("bkd_fast: cannot query the multiprocessors and shared memory of the CUDA device");
+    };
+    device = {stream, attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+              attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
   }
 
  private:

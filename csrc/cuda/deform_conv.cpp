@@ -2,6 +2,7 @@
 #include "deform_conv.h"
 
 #include "bindings.h"
+#include "conv_policy.h"
 #include "convolution.h"
 
 namespace bkd {
@@ -24,6 +25,7 @@ Checks check_arguments(const char* function, const Tensor& input, const Tensor& 
              "a divisor of the " + std::to_string(channels) + " channels of input");
   check.chunks("input", input, part), check.chunks("input", input, channels / offset_groups);
   check_sampling(check, input, input.size(0), offset, mask, {kernel, stride, padding, dilation}, offset_groups);
+  check.in_range("the depth of the product", part * kernel[0] * kernel[1], 1, MAX_INT);
   return check;
 }
 
@@ -40,6 +42,9 @@ DeformConv problem(const Tensor& input, const Tensor& offset, const std::optiona
   p.pixels = static_cast<int>(offset.size(0)) * p.sampling.pixels();
   p.channels = static_cast<int>(input.size(1)), p.outputs = static_cast<int>(outputs);
   p.groups = static_cast<int>(groups), p.offset_groups = static_cast<int>(offset_groups);
+  p.group_channels = p.channels / p.groups, p.group_outputs = p.outputs / p.groups;
+  p.offset_channels = p.channels / p.offset_groups;
+  p.input_line = static_cast<uint32_t>(input.size(1) * static_cast<int64_t>(input.element_size()));
   p.input = data(input);
   return p;
 }
@@ -60,6 +65,13 @@ void conv(const Tensor& input, const Tensor& offset, const std::optional<Tensor>
   p.weight = data(weight);
   p.bias = data(bias);
   p.output = data(output);
+  p.plan = plan_conv(p, tf32 || !is_float(input), current.device);
+  std::optional<Tensor> partial;
+  if (p.plan.parts > 1) {
+    const int64_t sizes[] = {p.plan.parts, p.pixels, p.outputs};
+    partial = torch::stable::new_empty(input, sizes, ScalarType::Float);
+    p.partial = data<float>(partial);
+  }
   deform_conv(p, type_of(input), tf32, current.device);
 }
 

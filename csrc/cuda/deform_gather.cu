@@ -1,6 +1,9 @@
 // Memory-bound sampling and summation. Forward: a thread accumulates 16 bytes of channels of one pixel over all taps.
-// Backward: one warp per pixel.
+// Backward: one warp per pixel and tap.
 #include "deform_gather.h"
+
+#include <algorithm>
+
 #include "scatter.cuh"
 
 namespace bkd {
@@ -9,6 +12,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTaps = 9;  // taps per neighbour table
 constexpr int kMaxPixels = 64;
+constexpr int kMaxGrid = 65535;  // blocks along y
 
 struct Taps {
   Neighbors<kMaxPixels> neighbors[kTaps];
@@ -34,12 +38,12 @@ __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGat
       shared.neighbors[slot].template compute<T>(index, s, pixel, pixel < p.pixels, group, tap, p.shared);
     }
     __syncthreads();
-    if (!active) continue;
-    for (int slot = 0; slot < count; ++slot) {
+#pragma unroll 1  // to save registers
+    for (int slot = 0; slot < (active ? count : 0); ++slot) {
       const uint4 pixel = load_shared<uint4>(&shared.neighbors[slot].pixel[row]);
       const float4 weight = load_shared<float4>(&shared.neighbors[slot].weight[row]);
       CornerValues<T> corners;
-      corners.fetch(projected, pixel, p.taps * p.channels, (first + slot) * p.channels + channel);
+      corners.fetch(projected + (first + slot) * p.channels + channel, pixel, p.taps * p.channels * sizeof(T));
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
         const float2 value = corners.sum(i, weight);
@@ -54,25 +58,24 @@ __global__ void __launch_bounds__(kThreads) deform_gather_kernel(const DeformGat
   store(static_cast<T*>(p.output) + int64_t{first_pixel + row} * p.channels + channel, result);
 }
 
-template <class T>
+template <class T, bool kExact>
 __global__ void __launch_bounds__(kThreads, 3) deform_gather_backward_kernel(const DeformGather p) {
-  const T* projected = static_cast<const T*>(p.projected);
+  using Lane = LaneChannels<kExact>;
   const Sampling& s = p.sampling;
-  const int lane = threadIdx.x % kWarpSize;
   const int64_t index = int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
   if (index >= p.pixels) return;  // uniform across the warp
   const OutputPixel out = output_pixel(s, static_cast<int>(index));
   const T* grad = static_cast<const T*>(p.grad) + index * p.channels;
-  const float scale = p.grad_projected.fixed ? load<float>(p.grad_projected.scale) : 1;
-  for (int slot = 0; slot < p.taps; ++slot) {
+  const float scale = kExact ? load<float>(p.grad_projected.scale) : 1;
+  for (int slot = blockIdx.y; slot < p.taps; slot += gridDim.y) {
     const int group = slot / s.taps, tap = slot - group * s.taps;
     const Sample sample = sample_at<T>(s, out, group, tap, p.shared);
-    float dots[4] = {};
-    for (int channel = 2 * lane; channel < p.channels; channel += 2 * kWarpSize) {
-      const auto pair = load<Vec2<T>>(grad + channel);
-      scatter(make_float2(wide(pair.first), wide(pair.second)), sample, projected + slot * p.channels,
-              p.taps * p.channels, channel, p.grad_projected.from(int64_t{slot} * p.channels), scale,
-              p.grad_sampling.needed(), dots);
+    float dots[2] = {};
+    for (int channel = 0; channel < p.channels; channel += kTileChannels) {
+      float own[kLaneChannels];
+      Lane::load_tile(own, grad + channel, p.channels - channel);
+      scatter<kExact>(own, sample, static_cast<const T*>(p.projected), p.taps * p.channels, slot * p.channels + channel,
+                      p.channels - channel, p.grad_projected, scale, p.grad_sampling.needed(), dots);
     }
     if (p.grad_sampling.needed())
       store_sampling_gradients(s, p.grad_sampling, p.taps / s.taps, out, group, tap, sample, dots);
@@ -89,7 +92,9 @@ void start(const DeformGather& p, const Device& device) {
 
 template <class T>
 void start_backward(const DeformGather& p, const Device& device) {
-  launch("deform_gather_backward", &deform_gather_backward_kernel<T>, blocks_for(p.pixels, kThreads / kWarpSize), 1, 1,
+  const auto kernel =
+      p.grad_projected.fixed ? &deform_gather_backward_kernel<T, true> : &deform_gather_backward_kernel<T, false>;
+  launch("deform_gather_backward", kernel, blocks_for(p.pixels, kThreads / kWarpSize), std::min(p.taps, kMaxGrid), 1,
          kThreads, 0, device, p);
 }
 

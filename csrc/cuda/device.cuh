@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -55,11 +56,13 @@ void dispatch(Type type, const Call& call) {
   call(float{});
 }
 
-// Two elements, loaded or stored at once.
-template <class T>
-struct alignas(2 * sizeof(T)) Vec2 {
-  T first, second;
+// Elements, loaded or stored at once.
+template <class T, int kEach>
+struct alignas(kEach * sizeof(T)) Vec {
+  T value[kEach];
 };
+template <class T>
+using Vec2 = Vec<T, 2>;
 
 // 16 bytes of elements, loaded or stored at once.
 template <class T>
@@ -67,6 +70,13 @@ struct alignas(16) Pack {
   static constexpr int kCount = 16 / sizeof(T);
   T value[kCount];
 
+  // Elements 2 i and 2 i + 1 of two bytes each, as they are.
+  __device__ __forceinline__ uint32_t word(int i) const {
+    uint32_t bits;
+    memcpy(&bits, &value[2 * i], 4);
+    return bits;
+  }
+  __device__ __forceinline__ void set_word(int i, uint32_t bits) { memcpy(&value[2 * i], &bits, 4); }
   // Elements 2 i and 2 i + 1: a paired conversion costs no more than a single one.
   __device__ __forceinline__ float2 pair(int i) const {
 #if defined(__CUDACC__)

@@ -21,6 +21,21 @@ template <class T>
 constexpr bool kHasTensorCores =
     BKD_ARCH >= 800 || (BKD_ARCH >= 750 && sizeof(T) == 2 && !std::is_same<T, BFloat>::value);
 
+// Whether four floats in memory can be added to at once.
+constexpr bool kHasVectorAtomics = BKD_ARCH >= 900;
+
+// Add to four adjacent floats, aligned to 16 bytes, at once.
+__device__ __forceinline__ void add_atomic(float* to, float4 value BKD_SEEN) {
+#if !defined(__CUDACC__)
+  BKD_SEE(global, to, sizeof(value), kAtomic);
+  emulated::add_vector(to, value);
+#elif BKD_ARCH >= 900
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+               : "memory");
+#endif
+}
+
 // ldmatrix: four 8 x 8 matrices of 16-bit elements (or 8 x 4 floats) from shared memory. Lanes 8 i to 8 i + 7 pass the
 // row addresses of matrix i. Lane l gets word l % 4 of row l / 4 or, transposed, elements 2 (l % 4) and the next of
 // column l / 4.
@@ -98,6 +113,60 @@ __device__ __forceinline__ float rounded_to_tf32(float x) {
 #else
   return emulated::rounded_to_tf32(x);
 #endif
+}
+
+// Zeros to read in place of what lies outside, which takes fewer instructions than clearing registers.
+#if defined(__CUDACC__)
+__device__ const uint4 kZeros{};
+#endif
+
+// Load 16 bytes at base + index * stride, or zeros for kOutside. The memory does not change while the kernel runs.
+constexpr uint32_t kOutside = 0xffffffffu;
+template <class V>
+__device__ __forceinline__ V load_indexed(const void* base, uint32_t index, uint32_t stride BKD_SEEN) {
+  static_assert(sizeof(V) == 16, "one vector");
+#if defined(__CUDACC__)
+  uint32_t word[4];
+  asm("{\n\t.reg .pred inside;\n\t.reg .u64 from;\n\t"
+      "setp.ne.u32 inside, %4, 0xffffffff;\n\t"
+      "mad.wide.u32 from, %4, %5, %6;\n\t"
+      "@inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [from];\n\t"
+      "@!inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%7];\n\t}"
+      : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+      : "r"(index), "r"(stride), "l"(__cvta_generic_to_global(base)), "l"(__cvta_generic_to_global(&kZeros)));
+  V result;
+  memcpy(&result, word, 16);
+  return result;
+#else
+  if (index == kOutside) return V{};
+  return load<V>(static_cast<const char*>(base) + uint64_t{index} * stride, file, line);
+#endif
+}
+
+// a b + c for two numbers of 16 bits at once, each rounded once. bfloat16 from 8.0.
+template <class T>
+__device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
+#if !defined(__CUDACC__)
+  return emulated::multiply_add<T>(a, b, c);
+#else
+  uint32_t result = 0;
+  if constexpr (std::is_same<T, Half>::value) {
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  } else {
+#if BKD_ARCH >= 800
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+#endif
+  }
+  return result;
+#endif
+}
+// A pair of equal numbers of 16 bits.
+template <class T>
+__device__ __forceinline__ uint32_t equal_pair(float x) {
+  const T both[2] = {narrow<T>(x), narrow<T>(x)};
+  uint32_t bits;
+  memcpy(&bits, both, 4);
+  return bits;
 }
 
 // cp.async: copy 16 bytes from global to shared memory, zeros if not `valid`. Visible after commit, wait and a barrier.

@@ -13,6 +13,7 @@ enum class Type { kFloat, kHalf, kBFloat };
 struct Device {
   void* stream;
   int multiprocessors;
+  int shared, shared_per_block;  // bytes of shared memory of a multiprocessor, and at most of a block
 };
 
 }  // namespace bkd

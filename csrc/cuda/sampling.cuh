@@ -39,14 +39,17 @@ __device__ __forceinline__ float mask_at(const Sampling& s, const OutputPixel& o
   return load_either<T>(s.mask, at, s.float_mask);
 }
 
-constexpr uint32_t kOutside = 0xffffffffu;  // outside the image: zero, even where border pixels are Inf or NaN
+// Outside the image: kOutside, which reads as zero even where border pixels are Inf or NaN.
 __device__ __forceinline__ uint32_t pixel_from(uint32_t base, int pixel) { return pixel < 0 ? kOutside : base + pixel; }
 
-// For each output pixel of a tile and one tap: the four neighbours, and their bilinear weights times the mask.
-template <int kPixels>
+// For each output pixel of a tile and one tap: the four neighbours, and their bilinear weights times the mask. W: the
+// type of a weight; one of 16 bits is there as a pair.
+template <int kPixels, class W = float>
 struct Neighbors {
+  static constexpr bool kPaired = sizeof(W) == 2;
+  using Weight = std::conditional_t<kPaired, uint4, float4>;
   uint4 pixel[kPixels];  // index over all images, or kOutside
-  float4 weight[kPixels];
+  Weight weight[kPixels];
 
   // Compute entry `index` for output pixel `output`; not `valid` means no neighbours.
   template <class T>
@@ -64,7 +67,12 @@ struct Neighbors {
       weights = make_float4(c.weight[0] * mask, c.weight[1] * mask, c.weight[2] * mask, c.weight[3] * mask);
     }
     store_shared(&pixel[index], pixels);
-    store_shared(&weight[index], weights);
+    if constexpr (kPaired) {
+      store_shared(&weight[index], make_uint4(equal_pair<W>(weights.x), equal_pair<W>(weights.y),
+                                              equal_pair<W>(weights.z), equal_pair<W>(weights.w)));
+    } else {
+      store_shared(&weight[index], weights);
+    }
   }
 };
 
@@ -73,19 +81,30 @@ template <class T>
 struct CornerValues {
   Pack<T> value[4];
 
-  __device__ __forceinline__ void fetch(const T* input, const uint4& pixel, int channels, int channel) {
+  // input: the channels of pixel 0. line: bytes from one pixel to the next.
+  __device__ __forceinline__ void fetch(const T* input, const uint4& pixel, uint32_t line) {
     const uint32_t index[4] = {pixel.x, pixel.y, pixel.z, pixel.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      value[i] = Pack<T>{};
-      if (index[i] != kOutside) value[i] = load<Pack<T>>(input + int64_t{index[i]} * channels + channel);
-    }
+    for (int i = 0; i < 4; ++i) value[i] = load_indexed<Pack<T>>(input, index[i], line);
   }
   // Interpolate elements 2 i and 2 i + 1.
   __device__ __forceinline__ float2 sum(int i, const float4& weight) const {
     const float2 a = value[0].pair(i), b = value[1].pair(i), c = value[2].pair(i), d = value[3].pair(i);
     return make_float2(weight.x * a.x + weight.y * b.x + weight.z * c.x + weight.w * d.x,
                        weight.x * a.y + weight.y * b.y + weight.z * c.y + weight.w * d.y);
+  }
+  // Interpolate all elements in their own type, two at a time.
+  template <bool>
+  __device__ __forceinline__ Pack<T> sums(const uint4& weight) const {
+    Pack<T> result;
+#pragma unroll
+    for (int i = 0; i < Pack<T>::kCount / 2; ++i) {
+      uint32_t sum = multiply_add<T>(value[0].word(i), weight.x, 0);
+      sum = multiply_add<T>(value[1].word(i), weight.y, sum);
+      sum = multiply_add<T>(value[2].word(i), weight.z, sum);
+      result.set_word(i, multiply_add<T>(value[3].word(i), weight.w, sum));
+    }
+    return result;
   }
   // Interpolate all elements; round to TF32 for tensor cores if kTf32.
   template <bool kTf32>

@@ -10,7 +10,7 @@
 namespace bkd {
 namespace {
 
-constexpr int kThreads = 256;  // of every GEMM block: 4 x 2 warps
+constexpr int kThreads = 256;  // of every GEMM block
 constexpr int kDepthBytes = 64;
 template <class T>
 constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));
@@ -62,7 +62,9 @@ struct Tile {
 // A thread's accumulators of c, in the layout of multiply().
 template <int kM, int kN>
 struct AccumulatorFragment {
-  static constexpr int kRows = kM / 64, kColumns = kN / 16;  // 16 x 8 mma tiles per warp
+  // Warps over the rows and columns of c; a warp's part is nearly square, so that it loads few fragments.
+  static constexpr int kWarpRows = kN > kM ? 2 : 4, kWarpColumns = kThreads / kWarpSize / kWarpRows;
+  static constexpr int kRows = kM / 16 / kWarpRows, kColumns = kN / 8 / kWarpColumns;  // 16 x 8 mma tiles per warp
   float value[kRows][kColumns][4];
 
   __device__ __forceinline__ void clear() {
@@ -73,9 +75,30 @@ struct AccumulatorFragment {
 #pragma unroll
         for (int k = 0; k < 4; ++k) value[i][j][k] = 0;
   }
-  static __device__ __forceinline__ int first_row() { return threadIdx.x / kWarpSize / 2 * (kM / 4); }
-  static __device__ __forceinline__ int first_column() { return threadIdx.x / kWarpSize % 2 * (kN / 2); }
+  static __device__ __forceinline__ int first_row() {
+    return threadIdx.x / kWarpSize / kWarpColumns * (kM / kWarpRows);
+  }
+  static __device__ __forceinline__ int first_column() {
+    return threadIdx.x / kWarpSize % kWarpColumns * (kN / kWarpColumns);
+  }
 
+  // Call visit(column, each_row) for all pairs of columns of this thread; each_row(call) calls call(row,
+  // c[row][column], c[row][column + 1]) for all its rows.
+  template <class Visit>
+  __device__ __forceinline__ void columns(Visit visit) const {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      visit(first_column() + j * 8 + lane % 4 * 2, [&](auto call) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i)
+#pragma unroll
+          for (int below = 0; below < 2; ++below) {
+            call(first_row() + i * 16 + below * 8 + lane / 4, value[i][j][below * 2], value[i][j][below * 2 + 1]);
+          }
+      });
+    }
+  }
   // Call visit(row, column, c[row][column], c[row][column + 1]) for all pairs of this thread.
   template <class Visit>
   __device__ __forceinline__ void pairs(Visit visit) const {

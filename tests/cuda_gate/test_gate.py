@@ -33,6 +33,23 @@ def test_a_kernel_that_needs_more_is_found(kernels):
     assert "deform_conv<half, yes, 128, 128> on 80 has no HMMA" in budget.faults(plain)
 
 
+def test_a_kernel_that_issues_more_is_found(kernels):
+    one = next(kernel for kernel in kernels if kernel.name == "deform_conv<half, yes, 128, 256>")
+    assert 0 < one.issued < 10
+    for issued in (0.0, 17.6):
+        found = budget.faults([one._replace(issued=issued), *(kernel for kernel in kernels if kernel != one)])
+        assert [fault for fault in found if f"{one.name} on {one.architecture} issues {issued}" in fault]
+
+
+def test_the_main_loop_is_the_shortest_with_products():
+    """13 instructions for two products; the loop around it, and one without products, do not count."""
+    code = ["MOV R1, R2", *["IADD3 R3, R3, 0x1, RZ"] * 10, "HMMA.16816.F32 R4, R8, R12, R4"]
+    code = [*code, "HMMA.16816.F32 R4, R8, R12, R4", "@P0 BRA 0x0010", "@!P1 BRA 0x00e0", "BRA.U UP0, 0x0000"]
+    body = "\n".join(f"        /*{16 * index:04x}*/ {one} ;" for index, one in enumerate(code))
+    assert compiling.issued(body) == 13 / 2
+    assert compiling.issued("        /*0000*/ MOV R1, R2 ;\n        /*0010*/ BRA 0x0010 ;") == 0
+
+
 def test_the_table_has_a_row_for_each_kernel(kernels):
     assert len(table.table(kernels).splitlines()) == 2 + len({kernel.name for kernel in kernels})
 

@@ -1,4 +1,5 @@
-"""The resources that kernels may use (budget.csv) and the instructions that they must contain (instructions.csv)."""
+"""The resources that kernels may use (budget.csv), the instructions that they must contain (instructions.csv), and how
+many they may issue per tensor-core instruction (issue.csv)."""
 
 from __future__ import annotations
 
@@ -36,6 +37,12 @@ def read_instructions() -> list[tuple[str, str, int]]:
         return [(row["kernel"], row["instruction"], int(row["from"])) for row in csv.DictReader(file)]
 
 
+def read_issue() -> list[tuple[str, int, float]]:
+    """Return prefixes of kernel names, the first architecture, and the max instructions per tensor-core one."""
+    with open(HERE / "issue.csv", newline="", encoding="utf-8") as file:
+        return [(row["kernel"], int(row["from"]), float(row["max"])) for row in csv.DictReader(file)]
+
+
 def faults(kernels: Sequence[Kernel]) -> list[str]:
     """Return what exceeds the budget or is missing on the architectures of ``kernels``."""
     compiled = {kernel.architecture for kernel in kernels}
@@ -65,5 +72,15 @@ def faults(kernels: Sequence[Kernel]) -> list[str]:
             f"{kernel.name} on {kernel.architecture} has no {instruction}"
             for kernel in own
             if instruction not in kernel.instructions
+        ]
+    for name, first, most in read_issue():
+        own = [kernel for kernel in kernels if kernel.name.startswith(name) and int(kernel.architecture) >= first]
+        if not any(kernel.name.startswith(name) for kernel in kernels):
+            messages.append(f"no kernel begins with {name}")
+        messages += [
+            f"{kernel.name} on {kernel.architecture} issues {kernel.issued} instructions per tensor-core instruction, "
+            f"allowed are {most}"
+            for kernel in own
+            if not 0 < kernel.issued <= most
         ]
     return messages

@@ -32,12 +32,16 @@ class Kernel(NamedTuple):
     spills: int
     threads: int
     instructions: tuple[str, ...]  # of SEEN
+    issued: float = 0.0  # instructions per tensor-core instruction of the main loop; 0: there is none
 
 
 # Threads of a block where they are not 256; tests/cuda_on_cpu compares them with the launches.
 THREADS = {"select_matches": 128, "top_mean": 1024}
-# Tensor-core products, fragment loads, asynchronous copies, atomic additions.
-SEEN = ("HMMA", "LDSM", "LDGSTS", "RED")
+# Tensor-core products, fragment loads, asynchronous copies, additions to memory, and those of four floats at once.
+SEEN = {
+    "HMMA": r"\bHMMA\b", "LDSM": r"\bLDSM\b", "LDGSTS": r"\bLDGSTS\b", "RED": r"\bREDG?\b",
+    "RED.128": r"\bREDG?\.E\.(ADD\.F32x4|128\.ADD\.F32|ADD\.128)",
+}  # fmt: skip
 
 
 def why_not() -> str | None:
@@ -69,7 +73,8 @@ def _compile(job: tuple[Path, str]) -> list[Kernel]:
     source, architecture = job
     cache = CACHE / f"{source.stem}_{architecture}_{_digest(source)}.json"
     if cache.exists():
-        return [Kernel(*fields[:-1], tuple(fields[-1])) for fields in json.loads(cache.read_text())]
+        kernels = [Kernel(*fields) for fields in json.loads(cache.read_text())]
+        return [kernel._replace(instructions=tuple(kernel.instructions)) for kernel in kernels]
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:  # another process may do the same
         cubin = Path(folder) / "kernels.cubin"
@@ -102,14 +107,41 @@ def _read(log: str, code: str, architecture: str) -> list[Kernel]:
                 short_name(symbol),
                 architecture,
                 number(r"Used (\d+) registers"),
-                number(r"(\d+) bytes smem"),
+                number(r"(\d+) bytes smem") + dynamic_shared(short_name(symbol)),
                 number(r"(\d+) bytes stack frame"),
                 number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
                 THREADS.get(short_name(symbol).split("<")[0], 256),
-                tuple(one for one in SEEN if re.search(rf"\b{one}\b", body)),
+                tuple(one for one, pattern in SEEN.items() if re.search(pattern, body)),
+                issued(body),
             )
         )
     return kernels
+
+
+def dynamic_shared(name: str) -> int:
+    """Return the shared memory that a launch adds: the convolution's for nine taps (csrc/cuda/conv_policy.h)."""
+    tile = re.fullmatch(r"deform_conv<\w+, \w+, (\d+), (\d+)>", name)
+    if not tile:
+        return 0
+    rows, columns = int(tile[1]), int(tile[2])
+    return 64 * (2 * rows + 3 * columns) + 9 * 32 * rows
+
+
+def issued(code: str) -> float:
+    """Return the instructions of the main loop for each tensor-core instruction in it.
+
+    The main loop is the shortest that has such an instruction; a loop ends with a branch back to its start.
+    """
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;/]*);", code)]
+    loops = []
+    for at, text in lines:
+        target = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) <= at:
+            body = [one for where, one in lines if int(target[1], 16) <= where <= at]
+            products = sum("HMMA" in one for one in body)
+            if products:
+                loops.append((len(body), products))
+    return round(min(loops)[0] / min(loops)[1], 2) if loops else 0.0
 
 
 def short_name(symbol: str) -> str:

@@ -50,7 +50,8 @@ def planted(fault: Fault, folder: Path) -> Path:
 
 def _caught(fault: Fault) -> bool:
     try:
-        library = building.build(FOLDER / "objects", sources=planted(fault, FOLDER / "csrc"))
+        objects = FOLDER / f"objects_{fault.architecture}"
+        library = building.build(objects, architecture=fault.architecture, sources=planted(fault, FOLDER / "csrc"))
     except RuntimeError as error:
         raise RuntimeError(f"{fault.name} does not compile, so that no test can catch it: {error}") from error
     # Under its own name: a process that has it open keeps it.

@@ -58,7 +58,7 @@ def modulated_deform_conv2d_backward(grad: Tensor, a: Arguments, needs: Sequence
     grad_input = Accumulator(p.input, needs[0], bound)
     grad_offset = floats(a.offset.shape if needs[1] else (0,), a.input)
     grad_mask = floats((0,) if a.mask is None or not needs[4] else a.mask.shape, a.input)
-    grad_kernel = torch.zeros(kernel.shape if needs[2] else (0,), dtype=torch.float32, device=a.input.device)
+    grad_kernel: Tensor | None = None
     for part in image_slices(a.offset, a.input):
         shared = (grad_output[part], p.input[part], p.offset[part], None if p.mask is None else p.mask[part])
         if needs[0] or needs[1] or needs[4]:
@@ -68,7 +68,10 @@ def modulated_deform_conv2d_backward(grad: Tensor, a: Arguments, needs: Sequence
                 grad_mask[part],
             )  # fmt: skip
         if needs[2]:
-            grad_kernel += _grad_weight(shared, kernel, a, p)
+            own = _grad_weight(shared, kernel, a, p)
+            grad_kernel = own if grad_kernel is None else grad_kernel + own
+    if grad_kernel is None:  # not needed, or there are no images
+        grad_kernel = kernel.new_zeros(kernel.shape if needs[2] else (0,), dtype=torch.float32)
     if needs[2]:
         outputs = kernel.shape[0] // p.groups
         grad_kernel = without_chunks(without_chunks(grad_kernel, 0, each, outputs), 1, p.piece, p.whole)
@@ -91,4 +94,5 @@ def _grad_weight(
     count = min(math.ceil(2 * multiprocessors(kernel) / blocks), math.ceil(pixels / 256))
     sums = floats((count, outputs, taps, channels), kernel)
     kernels().deform_conv_weight(*shared, size, a.stride, a.padding, a.dilation, p.offset_groups, p.tf32, sums)
-    return sums.sum(0).unflatten(1, size).permute(0, 3, 1, 2)
+    total = sums[0] if count == 1 else sums.sum(0)
+    return total.unflatten(1, size).permute(0, 3, 1, 2).contiguous()

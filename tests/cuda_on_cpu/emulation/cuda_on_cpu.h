@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "device.h"
 #include "fibers.h"
 #include "traffic.h"
 
@@ -108,8 +109,13 @@ struct ThreadIndex {
 };
 inline const ThreadIndex thread_index;
 
-// Block size and dynamic shared memory of every launched kernel, for tests.
-inline std::map<std::string, std::pair<int, size_t>> launched;
+// Block size, dynamic shared memory and number of blocks of every launched kernel, for tests.
+struct Launched {
+  int threads;
+  size_t shared;
+  long long blocks;
+};
+inline std::map<std::string, Launched> launched;
 
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), dim3 grid, int threads, size_t shared, A... arguments) {
@@ -117,7 +123,8 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, int threads, size
     throw std::runtime_error("a grid has 1 to 2^31 - 1 by 65535 by 65535 blocks");
   }
   if (shared > kShared) throw std::runtime_error("more shared memory than a block can have");
-  launched[name] = {threads, shared};
+  launched[name] = {threads, shared, static_cast<long long>(grid.x) * grid.y * grid.z};
+  if (dry) return;
   grid_size = grid;
   block_size = {static_cast<unsigned>(threads), 1, 1};
   const std::function<void()> body = [&] { kernel(arguments...); };

@@ -84,6 +84,28 @@ void multiply(float (&c)[4], const uint32_t* a, const uint32_t* b, EMULATED_HERE
   }
 }
 
+// red of four floats; from 9.0.
+inline void add_vector(float* target, float4 value) {
+  if (BKD_ARCH < 900) throw std::runtime_error("red: this device adds no vectors");
+  if (reinterpret_cast<uintptr_t>(target) % 16) throw std::runtime_error("red: an address is not aligned to 16 bytes");
+  target[0] += value.x, target[1] += value.y, target[2] += value.z, target[3] += value.w;
+}
+
+// fma.rn.f16x2 and .bf16x2: products of such numbers are exact in double precision.
+inline __half rounded(double x, __half) { return {static_cast<_Float16>(x)}; }
+inline __nv_bfloat16 rounded(double x, __nv_bfloat16) { return __float2bfloat16_rn(static_cast<float>(x)); }
+template <class T>
+uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
+  T x[2], y[2], z[2];
+  std::memcpy(x, &a, 4), std::memcpy(y, &b, 4), std::memcpy(z, &c, 4);
+  const auto wide = [](const T& value) {
+    return static_cast<double>(number<T>(reinterpret_cast<const std::byte*>(&value)));
+  };
+  for (int i = 0; i < 2; ++i) z[i] = rounded(wide(x[i]) * wide(y[i]) + wide(z[i]), T{});
+  std::memcpy(&c, z, 4);
+  return c;
+}
+
 // cp.async of 16 bytes (or zeros); until the wait the target holds NaN.
 inline void copy_async(void* target, const void* source, bool valid, EMULATED_HERE) {
   if (reinterpret_cast<uintptr_t>(target) % 16 || (valid && reinterpret_cast<uintptr_t>(source) % 16)) {

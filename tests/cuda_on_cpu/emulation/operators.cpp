@@ -17,11 +17,17 @@ void choose_order(std::string order, int64_t seed) {
 }
 void count_traffic(bool on) { traffic::count(on); }
 std::string traffic_report() { return traffic::report(); }
-// A line each: kernel, threads, bytes of dynamic shared memory.
+void choose_device(int64_t processors, int64_t shared, bool is_dry) {
+  multiprocessors = static_cast<int>(processors);
+  shared_bytes = static_cast<int>(shared);
+  dry = is_dry;
+}
+// A line each: kernel, threads, bytes of dynamic shared memory, blocks.
 std::string launches() {
   std::string text;
-  for (const auto& [name, size] : launched) {
-    text += name + ' ' + std::to_string(size.first) + ' ' + std::to_string(size.second) + '\n';
+  for (const auto& [name, last] : launched) {
+    text += name + ' ' + std::to_string(last.threads) + ' ' + std::to_string(last.shared) + ' ' +
+            std::to_string(last.blocks) + '\n';
   }
   return text;
 }
@@ -33,11 +39,13 @@ STABLE_TORCH_LIBRARY(cuda_on_cpu, m) {
   m.def("order(str order, int seed) -> ()");
   m.def("count_traffic(bool on) -> ()");
   m.def("traffic() -> str");
+  m.def("device(int multiprocessors, int shared, bool dry) -> ()");
   m.def("launches() -> str");
 }
 STABLE_TORCH_LIBRARY_IMPL(cuda_on_cpu, CompositeExplicitAutograd, m) {
   m.impl("order", TORCH_BOX(&emulated::choose_order));
   m.impl("count_traffic", TORCH_BOX(&emulated::count_traffic));
   m.impl("traffic", TORCH_BOX(&emulated::traffic_report));
+  m.impl("device", TORCH_BOX(&emulated::choose_device));
   m.impl("launches", TORCH_BOX(&emulated::launches));
 }

@@ -1,0 +1,61 @@
+"""Grids at batch 1 on a device of an H100's size, small shared memory, and sectors of memory."""
+
+import cases
+import pytest
+import torch
+
+from bkd_fast.ops import backend, modulated_deform_conv2d
+from tools.cuda_on_cpu import traffic
+
+H100 = 132  # multiprocessors
+LEVELS = ((256, 64), (512, 32), (1024, 16))  # channels and side of WideResNet50's levels
+
+
+@pytest.fixture
+def h100(on_cpu):
+    """Launches are recorded, not run."""
+    torch.ops.cuda_on_cpu.device(H100, 228 * 1024, True)
+    yield
+    torch.ops.cuda_on_cpu.device(4, 164 * 1024, False)
+
+
+def blocks(kernel):
+    """Return the blocks of the last launch of a kernel."""
+    lines = (line.split() for line in torch.ops.cuda_on_cpu.launches().splitlines())
+    return {name: int(count) for name, _, _, count in lines}[kernel]
+
+
+@pytest.mark.parametrize(("channels", "side"), LEVELS)
+@pytest.mark.parametrize("group", [0, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_convolution_of_one_image_fills_the_device(channels, side, group, dtype, h100):
+    def zeros(*shape):
+        return torch.zeros(shape, dtype=dtype)
+
+    weight = zeros(channels, group or channels, 3, 3)
+    image, offset, mask = (zeros(1, count, side, side) for count in (channels, 18, 9))
+    with backend("native"):
+        modulated_deform_conv2d(image, offset, weight, None, padding=1, mask=mask)
+    assert blocks("deform_conv") >= 2 * H100
+
+
+@pytest.mark.parametrize("name", ["conv", "conv: groups", "conv: large tiles"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_convolutions_agree_with_the_reference_in_small_shared_memory(name, dtype, order):
+    """64 KB, as on Turing: the taps' neighbours are computed in several windows."""
+    case = cases.rounded(cases.CASES[name](), dtype)
+    exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
+    torch.ops.cuda_on_cpu.device(4, 64 * 1024, False)
+    try:
+        cases.check(cases.results(case, "native", dtype), plain, exact, cases.ROUNDING[dtype])
+    finally:
+        torch.ops.cuda_on_cpu.device(4, 164 * 1024, False)
+
+
+def test_a_convolution_and_its_gradients_move_whole_sectors():
+    forward, backward = traffic.conv(128, (8, 8)), traffic.gradients(128, (8, 8), [True, True, False, False, True])
+    with backend("native"), torch.no_grad():
+        for call in (forward, backward):
+            moved = traffic.count(call)
+            assert moved.sectors * 32 <= 1.05 * moved.asked
+            assert moved.passes == moved.least
