@@ -50,6 +50,10 @@ BKD_INLINE Vec<float> add_products(Vec<float> sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }
 
+// 32 floats, rounded.
+BKD_INLINE __m512i rounded_panel(const float* from) {
+  return (__m512i)_mm512_cvtne2ps_pbh(load(from + PAIRS), load(from));
+}
 // to[0..count) = floats, rounded.
 BKD_INLINE void store_rounded(BFloat* to, Vec<float> value, int64_t count) {
   const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(value);

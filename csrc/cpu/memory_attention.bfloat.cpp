@@ -167,15 +167,15 @@ void memory_attention_bfloat(const BFloatMemoryAttention& p) {
         for (int64_t i = 0; i < wholes; ++i) {
           const Pair* left = factors + i * COLUMNS * items.depth;
           const int64_t rows = rows_of(whole[i]);
-          for (int64_t r = 0; r < rows; r += MR)
-            multiply_pairs(min(MR, rows - r), items.depth, {left + r, 1, COLUMNS},
-                           {items.columns + c * items.depth, 0, 1}, {sums + r * COLUMNS, COLUMNS, 0, false});
-          for (int64_t r = 0; r < rows; ++r) {
-            BFloat* to = output + (whole[i] * COLUMNS + r) * channels + c;
-            const float* row = sums + r * COLUMNS;
-            store_rounded(to, load(row), channels - c);
-            if (channels - c > PAIRS) store_rounded(to + PAIRS, load(row + PAIRS), channels - c - PAIRS);
+          BFloat* to = output + whole[i] * COLUMNS * channels + c;
+          for (int64_t r = 0; r < rows; r += MR) {
+            const int64_t count = min(MR, rows - r);
+            const Fetch written(to + r * channels, count, 0, channels * sizeof(BFloat), items.depth);
+            multiply_pairs(count, items.depth, {left + r, 1, COLUMNS}, {items.columns + c * items.depth, 0, 1},
+                           {sums + r * COLUMNS, COLUMNS, 0, false}, written);
           }
+          for (int64_t r = 0; r < rows; ++r)
+            store_pairs(to + r * channels, rounded_panel(sums + r * COLUMNS), channels - c);
         }
     }
   });
