@@ -18,41 +18,55 @@ BKD_INLINE float norm_of(const BFloat* from, int64_t channels) {
 }
 
 // What all tiles of one call use of the memory.
-struct BFloatItems : ItemNorms<float> {
+class BFloatItems : public ItemNorms<float> {
+ public:
   explicit BFloatItems(const BFloatMemoryAttention& p)
       : ItemNorms<float>(p.items),
         pitch(rounded(parts(p.channels, 2), PAIRS) + PAIRS),
         depth(parts(p.items, 2)),
         rows(p.items * pitch),
-        columns(rounded(p.channels, COLUMNS) * depth) {
-    constexpr int64_t STRIP = 32;  // pairs of items
-    in_parallel(p.parallel, parts(depth, STRIP), [&](TaskQueue& queue) {
+        p_(p),
+        columns_(rounded(p.channels, COLUMNS) * depth),
+        states_(parts(p.channels, COLUMNS)) {
+    for (int64_t i = 0; i < parts(p.channels, COLUMNS); ++i) new (states_ + i) State(MISSING);
+    constexpr int64_t STRIP = 64;
+    in_parallel(p.parallel, parts(p.items, STRIP), [&](TaskQueue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;)
-        for (int64_t j = task * STRIP; j < min((task + 1) * STRIP, depth); ++j) {
-          for (int64_t i = 2 * j; i < min(2 * j + 2, p.items); ++i) add_row(p, i);
-          add_columns(p, j);
+        for (int64_t i = task * STRIP; i < min((task + 1) * STRIP, p.items); ++i) {
+          const BFloat* row = p.bfloat_memory + i * p.channels;
+          for (int64_t c = 0; c < p.channels; c += 32)
+            store_pairs(rows + i * pitch + c / 2, load_pairs(row + c, p.channels - c));
+          set(i, norm_of(row, p.channels));
         }
     });
   }
+  // [item / 2][channel % 32] of the channels from c on. The first thread that needs them makes them, since few weights
+  // that are kept may not need any.
+  const Pair* columns(int64_t c) const {
+    Pair* panel = columns_ + c * depth;
+    State& state = states_[c / COLUMNS];
+    int expected = MISSING;
+    if (state.compare_exchange_strong(expected, IN_WORK, std::memory_order_acquire)) {
+      for (int64_t j = 0; j < depth; ++j) {
+        const BFloat* first = p_.bfloat_memory + 2 * j * p_.channels + c;
+        const __m512i second = 2 * j + 1 < p_.items ? load_pairs(first + p_.channels, p_.channels - c) : __m512i{};
+        store_interleaved(load_pairs(first, p_.channels - c), second, panel + j * COLUMNS);
+      }
+      state.store(READY, std::memory_order_release);
+    }
+    while (state.load(std::memory_order_acquire) != READY) _mm_pause();
+    return panel;
+  }
+
   const int64_t pitch, depth;
-  Scratch<Pair> rows;     // [item][channel / 2], in rows of `pitch`
-  Scratch<Pair> columns;  // [channel / 32][item / 2][channel % 32]
+  Scratch<Pair> rows;  // [item][channel / 2], in rows of `pitch`
 
  private:
-  void add_row(const BFloatMemoryAttention& p, int64_t i) const {
-    const BFloat* row = p.bfloat_memory + i * p.channels;
-    for (int64_t c = 0; c < p.channels; c += 32)
-      store_pairs(rows + i * pitch + c / 2, load_pairs(row + c, p.channels - c));
-    set(i, norm_of(row, p.channels));
-  }
-  void add_columns(const BFloatMemoryAttention& p, int64_t j) const {
-    const BFloat* first = p.bfloat_memory + 2 * j * p.channels;
-    for (int64_t c = 0; c < p.channels; c += 32) {
-      const __m512i one = load_pairs(first + c, p.channels - c);
-      const __m512i two = 2 * j + 1 < p.items ? load_pairs(first + p.channels + c, p.channels - c) : __m512i{};
-      store_interleaved(one, two, columns + c * depth + j * COLUMNS);
-    }
-  }
+  using State = std::atomic<int>;
+  enum { MISSING, IN_WORK, READY };
+  const BFloatMemoryAttention& p_;
+  Scratch<Pair> columns_;
+  Scratch<State> states_;
 };
 
 // panels[row / 32][channel / 2][row % 32], and norms; rows that fill up the last panel are zero, and their norms one.
@@ -163,7 +177,8 @@ void memory_attention_bfloat(const BFloatMemoryAttention& p) {
                           weigh_blocks<4>(terms[r], p.bfloat_memory, channels, 0, row), row);
         }
       }
-      for (int64_t c = 0; c < channels; c += COLUMNS)
+      for (int64_t c = 0; c < channels && wholes; c += COLUMNS) {
+        const Pair* columns = items.columns(c);
         for (int64_t i = 0; i < wholes; ++i) {
           const Pair* left = factors + i * COLUMNS * items.depth;
           const int64_t rows = rows_of(whole[i]);
@@ -171,12 +186,13 @@ void memory_attention_bfloat(const BFloatMemoryAttention& p) {
           for (int64_t r = 0; r < rows; r += MR) {
             const int64_t count = min(MR, rows - r);
             const Fetch written(to + r * channels, count, 0, channels * sizeof(BFloat), items.depth);
-            multiply_pairs(count, items.depth, {left + r, 1, COLUMNS}, {items.columns + c * items.depth, 0, 1},
+            multiply_pairs(count, items.depth, {left + r, 1, COLUMNS}, {columns, 0, 1},
                            {sums + r * COLUMNS, COLUMNS, 0, false}, written);
           }
           for (int64_t r = 0; r < rows; ++r)
             store_pairs(to + r * channels, rounded_panel(sums + r * COLUMNS), channels - c);
         }
+      }
     }
   });
 }
