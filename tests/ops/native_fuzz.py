@@ -172,6 +172,7 @@ CALLS: dict[str, Callable[[], Arguments]] = {
 }
 if TIERS[-1] == "avx512bf16":
     CALLS["deform_conv in bfloat16"] = bfloat16(conv(False), float32=(2, 3, 5))  # offset, mask and bias
+    CALLS["deform_gather in bfloat16"] = bfloat16(gather(False), float32=(2, 3))
     CALLS["memory_attention in bfloat16"] = bfloat16(attention(False))
 
 

@@ -83,7 +83,7 @@ def test_every_instruction_set_agrees_with_the_reference(tier, name, dtype):
 
 
 BFLOAT_CASES = {
-    **{name: make for name, make in CASES.items() if name.startswith(("conv", "attention"))},
+    **{name: make for name, make in CASES.items() if name.startswith(("conv", "gather", "attention"))},
     # the weights of 25 taps have no pattern of whole vectors, and those of two taps one that repeats
     "conv: many taps": lambda: cases.conv(1, 37, 17, (6, 40), (5, 5)),
     "conv: two taps": lambda: cases.conv(1, 67, 30, (5, 9), (1, 2)),
@@ -127,8 +127,14 @@ def test_memories_of_any_size_obey_the_rule_in_bfloat16(rows, items, channels, t
     check_bfloat16((call, [query, memory]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-@pytest.mark.parametrize("name", ["conv", "attention"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, dtype) for name in ("conv", "attention") for dtype in (torch.float32, torch.float64, torch.float16)),
+        # which has no products, and sums in float32 like the others
+        *((name, torch.bfloat16) for name in CASES if name.startswith("gather")),
+    ],
+)
 def test_products_of_bfloat16_change_no_other_result(name, dtype, monkeypatch):
     from bkd_fast.ops.cpu_common import simd_tiers
 
