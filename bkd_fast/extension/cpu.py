@@ -18,6 +18,9 @@ TIERS: dict[str, tuple[str, ...]] = {"portable": ()}
 if platform.machine().lower() in ("x86_64", "amd64"):
     TIERS["avx2"] = ("-mavx2", "-mfma", "-mf16c")
     TIERS["avx512"] = ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mf16c")
+# Kernels of bfloat16 (cpu/*.bfloat.cpp) exist only for instruction sets that multiply it. There is none on other
+# machines: their bindings are given floats.
+BFLOAT_TIERS = {"avx512bf16": (*TIERS["avx512"], "-mavx512bf16")} if "avx512" in TIERS else {}
 
 
 def build(folder: Path, *, sanitize: bool = False) -> Path:
@@ -70,7 +73,7 @@ def _rules(sanitize: bool) -> list[str]:
     for source, tier in _units():
         objects.append(f"{source.replace('/', '_')}{f'.{tier}' if tier else ''}.o")
         lines.append(f"build {objects[-1]}: compile {escaped(sources_folder() / source)}")
-        lines.append(f"  tier = {' '.join((f'-DBKD_TIER={tier}', *TIERS[tier])) if tier else ''}")
+        lines.append(f"  tier = {' '.join((f'-DBKD_TIER={tier}', *{**TIERS, **BFLOAT_TIERS}[tier])) if tier else ''}")
     lines.append(f"build {FILE}: link {' '.join(objects)}")
     return lines
 
@@ -79,6 +82,6 @@ def _units() -> list[tuple[str, str | None]]:
     """Every source to compile, with the instruction set of a kernel or None."""
     units: list[tuple[str, str | None]] = [("library.cpp", None)]
     for path in sorted(sources_folder().glob("cpu/*.cpp")):
-        simd = path.name.endswith(".simd.cpp")
-        units += [(f"cpu/{path.name}", tier) for tier in (TIERS if simd else (None,))]
+        tiers = {".simd": TIERS, ".bfloat": BFLOAT_TIERS}.get(Path(path.stem).suffix, (None,))
+        units += [(f"cpu/{path.name}", tier) for tier in tiers]
     return units

@@ -1,6 +1,7 @@
 """What the operators need to call the CPU kernels: the instruction set, and the layout of arguments and results.
 
-The kernels compute in float32 or float64; float16 and bfloat16 are converted. They read images channels-last.
+The kernels compute in float32 or float64; float16 and bfloat16 are converted, except where :func:`product_dtype` is
+bfloat16. They read images channels-last.
 BKD_FAST_SIMD chooses an instruction set (see :func:`simd_tiers`); without it the best one of this machine is used.
 """
 
@@ -45,9 +46,21 @@ def tier() -> int:
     return simd_tiers().index(chosen)
 
 
-def dense(tensor: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """Return a tensor in its wide dtype and in a layout."""
-    dtype = wide(tensor)
+def product_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype of the factors of a product: bfloat16 where all are and the instruction set has it, else wide.
+
+    float16 is always converted: AVX512-FP16 would also sum in float16.
+    """
+    if simd_tier() == "avx512bf16" and all(tensor.dtype == torch.bfloat16 for tensor in tensors):
+        return torch.bfloat16
+    return wide(tensors[0])
+
+
+def dense(
+    tensor: Tensor, layout: torch.memory_format = torch.contiguous_format, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return a tensor in a dtype, by default its wide one, and in a layout."""
+    dtype = dtype or wide(tensor)
     converted = tensor if tensor.dtype == dtype else tensor.to(dtype)
     return converted.contiguous(memory_format=layout)
 

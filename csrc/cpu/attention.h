@@ -16,32 +16,40 @@ T norm(const T* from, int64_t count) {
   return std::sqrt(dot(from, from, count));
 }
 
+// The norms of the memory's items, and one over them.
+template <class T>
+struct ItemNorms {
+  explicit ItemNorms(int64_t items) : norms(items), inverses(items) {}
+  BKD_INLINE void set(int64_t i, T norm) const { norms[i] = norm, inverses[i] = 1 / norm; }
+  Scratch<T> norms, inverses;  // (I)
+};
+
 // What all tiles of one call use of the memory.
 template <class T>
-struct Items {
-  explicit Items(const MemoryAttention<T>& p) : transposed(p.items * p.channels), norms(p.items), inverses(p.items) {
+struct Items : ItemNorms<T> {
+  explicit Items(const MemoryAttention<T>& p) : ItemNorms<T>(p.items), transposed(p.items * p.channels) {
     constexpr int64_t STRIP = 64;
     in_parallel(p.parallel, parts(p.items, STRIP), [&](TaskQueue& queue) {
       for (int64_t task; (task = queue.next()) >= 0;) {
         const int64_t begin = task * STRIP, count = min(STRIP, p.items - begin);
         transpose_block<T>(p.memory + begin * p.channels, p.channels, count, p.channels, transposed + begin, p.items);
-        for (int64_t i = begin; i < begin + count; ++i) norms[i] = norm(p.memory + i * p.channels, p.channels);
-        for (int64_t i = begin; i < begin + count; ++i) inverses[i] = 1 / norms[i];
+        for (int64_t i = begin; i < begin + count; ++i) this->set(i, norm(p.memory + i * p.channels, p.channels));
       }
     });
   }
-  Scratch<T> transposed;       // (C, I)
-  Scratch<T> norms, inverses;  // (I), and one over them
+  Scratch<T> transposed;  // (C, I)
 };
 
 // One over the product of the norms of NR / 2 queries and an item, the product being at least MIN_NORMS.
 template <class T>
 struct InverseNorms {
   explicit InverseNorms(const T* query_norms) : norms(load(query_norms)), inverses(all(T(1)) / norms) {}
-  BKD_INLINE Vec<T> of(const Items<T>& items, int64_t i) const {
+  BKD_INLINE Vec<T> of(const ItemNorms<T>& items, int64_t i) const {
     return regular(items, i) ? inverses * items.inverses[i] : all(T(1 / MIN_NORMS));
   }
-  BKD_INLINE auto regular(const Items<T>& items, int64_t i) const { return norms * items.norms[i] > all(T(MIN_NORMS)); }
+  BKD_INLINE auto regular(const ItemNorms<T>& items, int64_t i) const {
+    return norms * items.norms[i] > all(T(MIN_NORMS));
+  }
   const Vec<T> norms, inverses;
 };
 
@@ -80,7 +88,7 @@ void multiply(int64_t rows, int64_t depth, const T* a, const T* panels, int64_t 
 // The softmax of one panel: values[item][NR] are dot products and become weights (Eq. 6 and 7). cosine: kept if not
 // null.
 template <class T>
-void attend(const MemoryAttention<T>& p, const Items<T>& items, const T* query_norms, T* values, T* cosine) {
+void attend(const MemoryAttention<T>& p, const ItemNorms<T>& items, const T* query_norms, T* values, T* cosine) {
   using V = Vec<T>;
   constexpr int W = LANES<T>;
   const T scale = 1 / p.temperature;

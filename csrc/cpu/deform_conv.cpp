@@ -13,9 +13,11 @@ struct Arguments {
   const Tensor& weight;
   const Integers &stride, &padding, &dilation;
 
-  // `output`: or its gradient.
-  Checks check(const char* function, const char* output_name, const Tensor& output) const {
-    const Checks check(function, "input", input, KERNEL_TYPES);
+  // `output`: or its gradient. offset and mask are float32 beside bfloat16.
+  Checks check(const char* function, const char* output_name, const Tensor& output,
+               std::initializer_list<ScalarType> types = KERNEL_TYPES) const {
+    const Checks check(function, "input", input, types);
+    const ScalarType positions = wide(check.type());
     check.tensor("input", input, {ANY, ANY, ANY, ANY}, Layout::channels_last);
     check.tensor("weight", weight, {ANY, ANY, ANY, ANY});
     check.not_empty("input", input, 1), check.not_empty("weight", weight, 0);
@@ -23,7 +25,7 @@ struct Arguments {
     check.that(channels % part == 0 && outputs % (channels / part) == 0, "weight",
                "has shape " + to_text(sizes_of(weight)),
                "groups that divide the " + std::to_string(channels) + " channels of input and its own size 0");
-    check.tensor("offset", offset, {batch, ANY, ANY, ANY});
+    check.tensor("offset", offset, positions, {batch, ANY, ANY, ANY});
     const Integers kernel = {weight.size(2), weight.size(3)};
     Geometry{kernel, stride, padding, dilation}.check(check, input, offset);
     const int64_t taps = kernel[0] * kernel[1], groups = offset.size(1) / (2 * taps);
@@ -31,7 +33,7 @@ struct Arguments {
                "has " + std::to_string(offset.size(1)) + " channels",
                "2 * G * " + std::to_string(taps) + " with G that divides the " + std::to_string(channels) +
                    " channels of input");
-    check.tensor("mask", mask, {batch, groups * taps, offset.size(2), offset.size(3)});
+    if (mask) check.tensor("mask", *mask, positions, {batch, groups * taps, offset.size(2), offset.size(3)});
     check.tensor(output_name, output, {batch, outputs, offset.size(2), offset.size(3)}, Layout::either);
     return check;
   }
@@ -60,7 +62,16 @@ void deform_conv(int64_t tier, const Tensor& input, const Tensor& offset, const 
                  const Tensor& weight, const std::optional<Tensor>& bias, const Integers& stride,
                  const Integers& padding, const Integers& dilation, const Tensor& output) {
   const Arguments given{input, offset, mask, weight, stride, padding, dilation};
-  given.check("deform_conv", "output", output).tensor("bias", bias, {weight.size(0)});
+  const Checks check = given.check("deform_conv", "output", output, product_types(tier));
+  if (bias) check.tensor("bias", *bias, wide(check.type()), {weight.size(0)});
+  if (check.type() == ScalarType::BFloat16) {
+    BFloatDeformConv p{};
+    static_cast<DeformConv<float>&>(p) = given.problem<float>(output);
+    p.bias = data<float>(bias);
+    p.bfloat_input = data<BFloat>(input), p.bfloat_weight = data<BFloat>(weight);
+    p.bfloat_output = data<BFloat>(output);
+    return run(deform_conv_bfloat_kernel, p);
+  }
   dispatch(input, [&](auto zero) {
     using T = decltype(zero);
     DeformConv<T> p = given.problem<T>(output);

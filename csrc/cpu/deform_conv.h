@@ -35,7 +35,16 @@ struct DeformConv {
   BKD_INLINE const T* image(int64_t n) const { return input + n * height * width * channels; }
 };
 
+// The forward of bfloat16: offset, mask and bias are the float32 ones; input, weight and output these.
+struct BFloatDeformConv : DeformConv<float> {
+  const BFloat* bfloat_input;
+  const BFloat* bfloat_weight;
+  BFloat* bfloat_output;
+  BKD_INLINE const BFloat* bfloat_image(int64_t n) const { return bfloat_input + n * height * width * channels; }
+};
+
 BKD_DECLARE_KERNEL(deform_conv, DeformConv)
 BKD_DECLARE_KERNEL(deform_conv_backward, DeformConv)
+BKD_DECLARE_BFLOAT_KERNEL(deform_conv_bfloat, BFloatDeformConv)
 
 }  // namespace bkd

@@ -12,12 +12,14 @@ struct Arguments {
   const std::optional<Tensor>& mask;
   const Geometry geometry;
 
-  // `output`: or its gradient.
-  Checks check(const char* function, const char* output_name, const Tensor& output) const {
-    const Checks check(function, "projected", projected, KERNEL_TYPES);
+  // `output`: or its gradient. offset and mask are float32 beside bfloat16.
+  Checks check(const char* function, const char* output_name, const Tensor& output,
+               std::initializer_list<ScalarType> types = KERNEL_TYPES) const {
+    const Checks check(function, "projected", projected, types);
+    const ScalarType positions = wide(check.type());
     check.tensor("projected", projected, {ANY, ANY, ANY, ANY}, Layout::channels_last);
     check.not_empty("projected", projected, 1);
-    check.tensor("offset", offset, {ANY, ANY, ANY, ANY});
+    check.tensor("offset", offset, positions, {ANY, ANY, ANY, ANY});
     geometry.check(check, projected, offset);
     const int64_t batch = offset.size(0), taps = offset.size(1) / 2;
     check.that(projected.size(0) == 1 || projected.size(0) == batch, "projected",
@@ -27,7 +29,7 @@ struct Arguments {
                "a multiple of twice the kernel's taps");
     check.that(projected.size(1) % taps == 0, "projected", "has " + std::to_string(projected.size(1)) + " channels",
                "a multiple of the " + std::to_string(taps) + " taps of offset");
-    check.tensor("mask", mask, {batch, taps, offset.size(2), offset.size(3)});
+    if (mask) check.tensor("mask", *mask, positions, {batch, taps, offset.size(2), offset.size(3)});
     check.tensor(output_name, output, {batch, projected.size(1) / taps, offset.size(2), offset.size(3)},
                  Layout::channels_last);
     return check;
@@ -51,7 +53,12 @@ void deform_gather(int64_t tier, const Tensor& projected, const Tensor& offset, 
                    const Integers& kernel, const Integers& stride, const Integers& padding, const Integers& dilation,
                    const Tensor& output) {
   const Arguments given{projected, offset, mask, {kernel, stride, padding, dilation}};
-  given.check("deform_gather", "output", output);
+  if (given.check("deform_gather", "output", output, product_types(tier)).type() == ScalarType::BFloat16) {
+    BFloatDeformGather p{};
+    static_cast<DeformGather<float>&>(p) = given.problem<float>();
+    p.bfloat_projected = data<BFloat>(projected), p.bfloat_output = data<BFloat>(output);
+    return run(deform_gather_bfloat_kernel, p);
+  }
   dispatch(projected, [&](auto zero) {
     using T = decltype(zero);
     DeformGather<T> p = given.problem<T>();

@@ -26,7 +26,17 @@ struct DeformGather {
   BKD_INLINE const T* image(int64_t n) const { return projected + (shared ? 0 : n * height * width * taps * channels); }
 };
 
+// The forward of bfloat16, of which these are projected and output; offset and mask are the float32 ones.
+struct BFloatDeformGather : DeformGather<float> {
+  const BFloat* bfloat_projected;
+  BFloat* bfloat_output;
+  BKD_INLINE const BFloat* bfloat_image(int64_t n) const {
+    return bfloat_projected + (shared ? 0 : n * height * width * taps * channels);
+  }
+};
+
 BKD_DECLARE_KERNEL(deform_gather, DeformGather)
 BKD_DECLARE_KERNEL(deform_gather_backward, DeformGather)
+BKD_DECLARE_BFLOAT_KERNEL(deform_gather_bfloat, BFloatDeformGather)
 
 }  // namespace bkd

@@ -5,7 +5,10 @@
 namespace bkd {
 namespace {
 
-std::string name_of(Tier tier) { return tier == Tier::avx512 ? "avx512" : tier == Tier::avx2 ? "avx2" : "portable"; }
+std::string name_of(Tier tier) {
+  constexpr const char* NAMES[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  return NAMES[static_cast<int>(tier)];
+}
 
 std::string cpu_tiers() {
   std::string names;
@@ -25,6 +28,7 @@ const std::vector<Tier>& tiers() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw"))
       all.push_back(Tier::avx512);
+    if (all.back() == Tier::avx512 && __builtin_cpu_supports("avx512bf16")) all.push_back(Tier::avx512bf16);
 #endif
     return all;
   }();

@@ -13,7 +13,7 @@
 
 namespace bkd {
 
-enum class Tier { portable, avx2, avx512 };
+enum class Tier { portable, avx2, avx512, avx512bf16 };
 
 // The tiers that this machine can run, the slowest first.
 const std::vector<Tier>& tiers();
@@ -30,11 +30,21 @@ void run(const Kernel<Problem>& kernel, int64_t tier, Problem& p) {
     case Tier::avx2:
       return kernel.avx2(p);
     case Tier::avx512:
+    case Tier::avx512bf16:  // which differs in kernels of bfloat16 alone
       return kernel.avx512(p);
 #endif
     default:
       return kernel.portable(p);
   }
+}
+
+// The same for a kernel of bfloat16: the checks have seen that the tier is one of those that have it (product_types).
+template <class Problem>
+void run(const BFloatKernel<Problem>& kernel, Problem& p) {
+  p.parallel = run_parallel;
+#if defined(__x86_64__)
+  kernel.avx512bf16(p);
+#endif
 }
 
 // Null where there are no elements.
@@ -55,6 +65,14 @@ std::vector<T*> data(const Tensors& tensors) {
 
 // What the kernels compute with.
 constexpr std::initializer_list<ScalarType> KERNEL_TYPES = {ScalarType::Float, ScalarType::Double};
+// The same and bfloat16, for a kernel with products of it and a tier that multiplies it.
+constexpr std::initializer_list<ScalarType> KERNEL_TYPES_AND_BFLOAT = {ScalarType::Float, ScalarType::Double,
+                                                                       ScalarType::BFloat16};
+inline std::initializer_list<ScalarType> product_types(int64_t tier) {
+  return tier_at(tier) == Tier::avx512bf16 ? KERNEL_TYPES_AND_BFLOAT : KERNEL_TYPES;
+}
+// The type of sums, and of what is not multiplied.
+inline ScalarType wide(ScalarType type) { return type == ScalarType::BFloat16 ? ScalarType::Float : type; }
 
 inline Numbers numbers_of(const Tensor& tensor) {
   if (tensor.scalar_type() == ScalarType::Half) return Numbers::Half;

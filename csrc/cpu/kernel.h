@@ -41,6 +41,15 @@ struct Kernel {
 #endif
 };
 
+// Kernels of bfloat16 exist only in tiers that multiply it (*.bfloat.cpp); elsewhere the bindings are given floats.
+using BFloat = uint16_t;  // the bits of one
+template <class Problem>
+struct BFloatKernel {
+#if defined(__x86_64__)
+  void (*avx512bf16)(const Problem&);
+#endif
+};
+
 }  // namespace bkd
 
 #define BKD_DECLARE(tier, name, Problem) \
@@ -67,4 +76,19 @@ struct Kernel {
   namespace BKD_TIER {                                          \
   void name(const Problem<float>& p) { bkd::name<float>(p); }   \
   void name(const Problem<double>& p) { bkd::name<double>(p); } \
+  }
+
+// The same for kernels of bfloat16, whose Problem is no template.
+#if defined(__x86_64__)
+#define BKD_DECLARE_BFLOAT_KERNEL(name, Problem) \
+  namespace avx512bf16 {                         \
+  void name(const Problem& p);                   \
+  }                                              \
+  constexpr BFloatKernel<Problem> name##_kernel = {avx512bf16::name};
+#else
+#define BKD_DECLARE_BFLOAT_KERNEL(name, Problem) constexpr BFloatKernel<Problem> name##_kernel = {};
+#endif
+#define BKD_DEFINE_BFLOAT_KERNEL(name, Problem) \
+  namespace BKD_TIER {                          \
+  void name(const Problem& p) { bkd::name(p); } \
   }

@@ -7,8 +7,8 @@ namespace bkd {
 namespace {
 
 Checks check_arguments(const char* function, const Tensor& query, const Tensor& memory, double threshold,
-                       double temperature) {
-  const Checks check(function, "query", query, KERNEL_TYPES);
+                       double temperature, std::initializer_list<ScalarType> types = KERNEL_TYPES) {
+  const Checks check(function, "query", query, types);
   check.tensor("memory", memory, {ANY, ANY});
   check.not_empty("memory", memory, 0);
   check.tensor("query", query, sizes_of(query));
@@ -33,7 +33,15 @@ MemoryAttention<T> problem(const Tensor& query, const Tensor& memory, double thr
 
 void memory_attention(int64_t tier, const Tensor& query, const Tensor& memory, double threshold, double temperature,
                       bool renormalize, const Tensor& output) {
-  check_arguments("memory_attention", query, memory, threshold, temperature).tensor("output", output, sizes_of(query));
+  const Checks check = check_arguments("memory_attention", query, memory, threshold, temperature, product_types(tier));
+  check.tensor("output", output, sizes_of(query));
+  if (check.type() == ScalarType::BFloat16) {
+    BFloatMemoryAttention p{};
+    static_cast<MemoryAttention<float>&>(p) = problem<float>(query, memory, threshold, temperature, renormalize);
+    p.bfloat_query = data<BFloat>(query), p.bfloat_memory = data<BFloat>(memory);
+    p.bfloat_output = data<BFloat>(output);
+    return run(memory_attention_bfloat_kernel, p);
+  }
   dispatch(query, [&](auto zero) {
     using T = decltype(zero);
     MemoryAttention<T> p = problem<T>(query, memory, threshold, temperature, renormalize);

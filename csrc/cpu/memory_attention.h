@@ -20,7 +20,15 @@ struct MemoryAttention {
   T* grad_memory;
 };
 
+// The forward of bfloat16, of which these are query, memory and output.
+struct BFloatMemoryAttention : MemoryAttention<float> {
+  const BFloat* bfloat_query;
+  const BFloat* bfloat_memory;
+  BFloat* bfloat_output;
+};
+
 BKD_DECLARE_KERNEL(memory_attention, MemoryAttention)
 BKD_DECLARE_KERNEL(memory_attention_backward, MemoryAttention)
+BKD_DECLARE_BFLOAT_KERNEL(memory_attention_bfloat, BFloatMemoryAttention)
 
 }  // namespace bkd

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(extension.compiler() is None, reason="no C++ compiler"),
     pytest.mark.skipif(importlib.util.find_spec("ninja") is None, reason="no ninja"),
 ]
-TIERS = ("portable", "avx2", "avx512")
+TIERS = ("portable", "avx2", "avx512", "avx512bf16")
 NEW = (("scaled_copy", "plain_copy"), ("ScaledCopy", "PlainCopy"), ("ops.template", "ops.plain_copy"))
 BUILD = """
 import shutil, sys
@@ -99,7 +99,7 @@ def test_a_copy_of_the_template_is_an_operator(tree):
 
 def check_symbols(folder):
     """No function of a tier is weak: the linker would keep any one of equal ones, with any instructions."""
-    objects = sorted(folder.glob("*.simd.cpp.*.o"))
+    objects = sorted([*folder.glob("*.simd.cpp.*.o"), *folder.glob("*.bfloat.cpp.*.o")])
     assert {path.name.split(".")[-2] for path in objects} <= set(TIERS)
     for path in objects:
         tier = path.name.split(".")[-2]
@@ -126,8 +126,8 @@ def test_no_function_of_an_instruction_set_can_replace_another(tree):
 @pytest.mark.slow
 def test_no_kernel_of_an_instruction_set_can_replace_another(tmp_path):
     extension.build(tmp_path)
-    sources = list((ROOT / "csrc" / "cpu").glob("*.simd.cpp"))
-    assert len(check_symbols(tmp_path)) in (len(sources), 3 * len(sources))
+    simd, bfloat = (len(list((ROOT / "csrc" / "cpu").glob(f"*.{kind}.cpp"))) for kind in ("simd", "bfloat"))
+    assert len(check_symbols(tmp_path)) in (simd, 3 * simd + bfloat)
 
 
 @needs_nm

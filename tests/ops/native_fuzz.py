@@ -19,6 +19,7 @@ import bkd_fast.ops.native  # noqa: F401  registers the operators
 
 PAGE = mmap.PAGESIZE
 LAST = torch.channels_last
+TIERS = torch.ops.bkd_fast_native.cpu_tiers().split()
 REFUSALS = (ValueError, TypeError, RuntimeError, IndexError)  # NotImplementedError is a RuntimeError
 Arguments = list[Any]
 
@@ -50,6 +51,19 @@ def conv(backward: bool) -> Callable[[], Arguments]:
             return [0, input, offset, mask, weight, torch.randn(4), *geometry, output]
         results = [torch.zeros_like(tensor) for tensor in (input, offset, mask, weight)]
         return [0, output, input, offset, mask, weight, *geometry, *results]
+
+    return arguments
+
+
+def bfloat16(make: Callable[[], Arguments], float32: tuple[int, ...] = ()) -> Callable[[], Arguments]:
+    """The same call in bfloat16, but for some arguments, on the last instruction set."""
+
+    def arguments() -> Arguments:
+        made = [
+            value.bfloat16() if isinstance(value, Tensor) and index not in float32 else value
+            for index, value in enumerate(make())
+        ]
+        return [len(TIERS) - 1, *made[1:]]
 
     return arguments
 
@@ -156,6 +170,10 @@ CALLS: dict[str, Callable[[], Arguments]] = {
     "bias_activation": activation,
     "scaled_copy": lambda: [0, torch.randn(3, 5, 7), 2.0, torch.empty(3, 5, 7)],
 }
+if TIERS[-1] == "avx512bf16":
+    CALLS["deform_conv in bfloat16"] = bfloat16(conv(False), float32=(2, 3, 5))  # offset, mask and bias
+    CALLS["deform_gather in bfloat16"] = bfloat16(gather(False), float32=(2, 3))
+    CALLS["memory_attention in bfloat16"] = bfloat16(attention(False))
 
 
 def another_tensor(tensor: Tensor, chance: random.Random) -> tuple[Tensor, bool]:
@@ -200,7 +218,7 @@ def change(arguments: Arguments, chance: random.Random) -> bool:
     index = chance.randrange(len(arguments))
     given = arguments[index]
     if index == 0:
-        arguments[0] = chance.choice((-1, len(torch.ops.bkd_fast_native.cpu_tiers().split()), 2**62, -(2**62)))
+        arguments[0] = chance.choice((-1, len(TIERS), 2**62, -(2**62)))
         return True
     if isinstance(given, Tensor):
         arguments[index], wrong = another_tensor(given, chance)
@@ -250,7 +268,7 @@ def main(first: int, count: int) -> None:
         ]
         print(f"{seed} {name}", flush=True)
         try:
-            getattr(torch.ops.bkd_fast_native, name)(*arguments)
+            getattr(torch.ops.bkd_fast_native, name.split()[0])(*arguments)
         except REFUSALS:
             assert seed % 20, f"seed {seed}: a right call of {name} was refused"
             refused += 1

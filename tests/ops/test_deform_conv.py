@@ -238,14 +238,20 @@ def test_gather_gradients_are_derivatives(batch, masked):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_errs_no_more_than_rounding(dtype):
-    """Positions and sums are float32, so that only inputs and output are rounded; torchvision rounds every sample."""
+def test_half_precision_errs_no_more_than_rounding(dtype, each_backend):
+    """Positions and sums are float32, so that only inputs and output are rounded; torchvision rounds every sample.
+
+    So do products of bfloat16 on a CPU, which sum in float32.
+    """
     tensors, geometry = case(size=(12, 12), dtype=torch.float32, reach=4.0)
     rounded = {name: value if name == "offset" else value.to(dtype) for name, value in tensors.items()}
     exact = modulated_deform_conv2d(**{name: value.float() for name, value in rounded.items()}, **geometry)
     output = modulated_deform_conv2d(**rounded, **geometry)
     assert output.dtype == dtype
-    torch.testing.assert_close(output, exact.to(dtype))
+    if each_backend == "native" and dtype == torch.bfloat16:
+        assert (output - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+    else:
+        torch.testing.assert_close(output, exact.to(dtype))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

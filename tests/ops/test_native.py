@@ -6,14 +6,15 @@ import threading
 import cases
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bkd_fast.ops import backend, local_match
+from bkd_fast.ops import backend, local_match, modulated_deform_conv2d
 from bkd_fast.ops.backend import available
+from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 
 pytestmark = pytest.mark.skipif(available("native") is not None, reason=str(available("native")))
-TIERS = ("portable", "avx2", "avx512")
+TIERS = ("portable", "avx2", "avx512", "avx512bf16")
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,95 @@ def test_every_instruction_set_agrees_with_the_reference(tier, name, dtype):
         cases.check(native(case), plain, exact, cases.ROUNDING[dtype])
 
 
+BFLOAT_CASES = {
+    **{name: make for name, make in CASES.items() if name.startswith(("conv", "gather", "attention"))},
+    # the weights of 25 taps have no pattern of whole vectors, and those of two taps one that repeats
+    "conv: many taps": lambda: cases.conv(1, 37, 17, (6, 40), (5, 5)),
+    "conv: two taps": lambda: cases.conv(1, 67, 30, (5, 9), (1, 2)),
+    "conv: blocks of channels": lambda: cases.conv(1, 300, 40, (9, 13)),
+    "attention: odd channels and items": lambda: cases.attention(50, 91, 131, 0.0, 1.0, False),
+}
+
+
+def check_bfloat16(case):
+    """Assert that bfloat16 obeys the rule for inputs that it holds exactly."""
+    case = cases.rounded(case, torch.bfloat16)
+    exact, plain = (cases.results(case, "reference", dtype) for dtype in (torch.float64, torch.bfloat16))
+    cases.check(cases.results(case, "native", torch.bfloat16), plain, exact, cases.ROUNDING[torch.bfloat16])
+
+
+@pytest.mark.parametrize("name", BFLOAT_CASES)
+def test_every_instruction_set_obeys_the_rule_in_bfloat16(tier, name):
+    check_bfloat16(BFLOAT_CASES[name]())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(0, 2), inputs=st.integers(1, 200), outputs=st.integers(1, 40), height=st.integers(1, 9),
+    width=st.integers(1, 20), kernel=st.tuples(st.integers(1, 3), st.integers(1, 6)), last=st.booleans(),
+)  # fmt: skip
+def test_convolutions_of_any_size_obey_the_rule_in_bfloat16(batch, inputs, outputs, height, width, kernel, last):
+    kernel = tuple(size - 1 + size % 2 for size in kernel)  # whose padding keeps every image large enough
+    check_bfloat16(cases.conv(batch, inputs, outputs, (height, width), kernel, last=last))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(0, 150), items=st.integers(1, 130), channels=st.integers(1, 100),
+    threshold=st.sampled_from([0.0, 0.01, 0.5]), temperature=st.sampled_from([0.02, 1.0]),
+)  # fmt: skip
+def test_memories_of_any_size_obey_the_rule_in_bfloat16(rows, items, channels, threshold, temperature):
+    call, (query, memory) = cases.attention(rows, items, channels, threshold, temperature)
+    # A weight beside the threshold is kept by one precision and dropped by the other.
+    weights = memory_attention_weights(query.bfloat16(), memory.bfloat16(), 0.0, temperature, False)
+    assume(((weights - threshold).abs() > 1e-4).all())
+    check_bfloat16((call, [query, memory]))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, dtype) for name in ("conv", "attention") for dtype in (torch.float32, torch.float64, torch.float16)),
+        # which has no products, and sums in float32 like the others
+        *((name, torch.bfloat16) for name in CASES if name.startswith("gather")),
+    ],
+)
+def test_products_of_bfloat16_change_no_other_result(name, dtype, monkeypatch):
+    from bkd_fast.ops.cpu_common import simd_tiers
+
+    if "avx512bf16" not in simd_tiers():
+        pytest.skip("this machine has no avx512bf16")
+    runs = []
+    for chosen in ("avx512", "avx512bf16"):
+        monkeypatch.setenv("BKD_FAST_SIMD", chosen)
+        runs.append(cases.results(CASES[name](), "native", dtype))
+    assert same_bits(runs)
+
+
+def test_only_an_instruction_set_with_products_of_bfloat16_is_given_them(tier):
+    query, memory, output = (torch.ones(2, 3).bfloat16() for _ in range(3))
+    from bkd_fast.ops.cpu_common import simd_tiers
+
+    arguments = (simd_tiers().index(tier), query, memory, 0.0, 1.0, False, output)
+    if tier == "avx512bf16":
+        torch.ops.bkd_fast_native.memory_attention(*arguments)
+        assert torch.equal(output, query)
+    else:
+        with pytest.raises(ValueError, match="query is BFloat16, expected Float or Double"):
+            torch.ops.bkd_fast_native.memory_attention(*arguments)
+
+
+def test_bfloat16_outside_the_image_is_zero(tier):
+    """Even where the border is infinite, and a NaN position is NaN."""
+    image = torch.full((1, 33, 4, 5), torch.inf, dtype=torch.bfloat16)
+    offset = torch.full((1, 2, 4, 5), 100.0)
+    offset[0, :, 1, 2] = torch.nan
+    with backend("native"):
+        output = modulated_deform_conv2d(image, offset.bfloat16(), torch.ones(3, 33, 1, 1).bfloat16())
+    assert output[..., 1, 2].isnan().all()
+    assert (output.isnan().sum(), output.nan_to_num().abs().sum()) == (3, 0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(0, 2), inputs=st.integers(1, 70), outputs=st.integers(1, 20), height=st.integers(1, 9),
@@ -143,11 +233,12 @@ def test_matches_are_the_same_for_any_number_of_threads():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_same_bits_for_any_number_of_threads(name):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_for_any_number_of_threads(name, dtype):
     case = CASES[name]()
     # PyTorch's matrix products come between the gradients of a map and of its distances.
     compared = 1 if "anomaly" in name else None
-    assert same_bits(for_thread_counts(lambda: native(case)[:compared]))
+    assert same_bits(for_thread_counts(lambda: cases.results(case, "native", dtype)[:compared]))
 
 
 def test_python_threads_do_not_disturb_each_other():

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.cpu_common import dense, empty, kernels, optional, tier, to_channels_last, zeros_channels_last
+from bkd_fast.ops.cpu_common import (
+    dense,
+    empty,
+    kernels,
+    optional,
+    product_dtype,
+    tier,
+    to_channels_last,
+    zeros_channels_last,
+)
 from bkd_fast.ops.deform_conv import Arguments
 from bkd_fast.ops.registration import memory_format, wide
 
@@ -17,14 +26,15 @@ IMAGE_BYTES = 3 * 2**20  # of input that is converted to channels-last at a time
 def modulated_deform_conv2d(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.modulated_deform_conv2d`."""
     shape = (a.input.shape[0], a.weight.shape[0], *a.offset.shape[2:])
-    output = torch.empty(shape, dtype=wide(a.input), memory_format=memory_format(a.input))
-    weight, bias = dense(a.weight), optional(a.bias)
+    dtype = product_dtype(a.input, a.weight)
+    output = torch.empty(shape, dtype=dtype, memory_format=memory_format(a.input))
+    weight, bias = dense(a.weight, dtype=dtype), optional(a.bias)
     # A channels-last input is read in place; others are converted part after part, in one buffer.
     image = max(1, a.input[:1].numel() * output.element_size())
-    converted = wide(a.input) != a.input.dtype or memory_format(a.input) != torch.channels_last
+    converted = dtype != a.input.dtype or memory_format(a.input) != torch.channels_last
     step = max(1, IMAGE_BYTES * torch.get_num_threads() // image if converted else shape[0])
     held = (min(step, shape[0]) if converted else 0, *a.input.shape[1:])
-    buffer = torch.empty(held, dtype=output.dtype, memory_format=torch.channels_last)
+    buffer = torch.empty(held, dtype=dtype, memory_format=torch.channels_last)
     for start in range(0, shape[0], step):
         part = slice(start, start + step)
         images = a.input[part]

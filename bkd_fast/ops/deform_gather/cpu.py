@@ -7,18 +7,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.cpu_common import dense, empty, kernels, optional, tier, to_channels_last, zeros_channels_last
+from bkd_fast.ops.cpu_common import (
+    dense,
+    empty,
+    kernels,
+    optional,
+    product_dtype,
+    tier,
+    to_channels_last,
+    zeros_channels_last,
+)
 from bkd_fast.ops.deform_gather import Arguments
-from bkd_fast.ops.registration import wide
 
 
 def modulated_deform_gather(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.modulated_deform_gather`."""
     shape = (a.offset.shape[0], 2 * a.projected.shape[1] // a.offset.shape[1], *a.offset.shape[2:])
-    output = torch.empty(shape, dtype=wide(a.projected), memory_format=torch.channels_last)
+    projected = dense(a.projected, torch.channels_last, product_dtype(a.projected))
+    output = torch.empty(shape, dtype=projected.dtype, memory_format=torch.channels_last)
     kernels.deform_gather(
-        tier(), to_channels_last(a.projected), dense(a.offset), optional(a.mask), a.kernel_size, a.stride, a.padding,
-        a.dilation, output,
+        tier(), projected, dense(a.offset), optional(a.mask), a.kernel_size, a.stride, a.padding, a.dilation, output,
     )  # fmt: skip
     return output
 

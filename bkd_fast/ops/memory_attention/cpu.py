@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.cpu_common import dense, empty, kernels, tier
+from bkd_fast.ops.cpu_common import dense, empty, kernels, product_dtype, tier
 from bkd_fast.ops.memory_attention import Arguments
 from bkd_fast.ops.registration import wide
 
 
 def sparse_memory_attention(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.sparse_memory_attention`."""
-    query = dense(a.query)
+    dtype = product_dtype(a.query, a.memory)
+    query, memory = dense(a.query, dtype=dtype), dense(a.memory, dtype=dtype)
     output = torch.empty(query.shape, dtype=query.dtype)
-    kernels.memory_attention(tier(), query, dense(a.memory), a.threshold, a.temperature, a.renormalize, output)
+    kernels.memory_attention(tier(), query, memory, a.threshold, a.temperature, a.renormalize, output)
     return output
 
 
