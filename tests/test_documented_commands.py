@@ -32,6 +32,7 @@ EXTRAS = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 USERS = (
     "train",
     "demo",
+    "tensorboard",
     "export",
     "anomalib",
     "ablate",

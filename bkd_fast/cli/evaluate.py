@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bkd_fast.cli.options import add_logger
+
 SUMMARY = "measure a run on test images and write its report"
 
 
@@ -17,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by relative path")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
+    add_logger(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -32,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         masks=arguments.masks,
         device=arguments.device,
         skip_unreadable=arguments.skip_unreadable,
+        loggers=arguments.logger,
     )
     print(table(metrics))
     beside = comparison(metrics)
