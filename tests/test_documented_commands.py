@@ -33,6 +33,7 @@ USERS = (
     "train",
     "demo",
     "tensorboard",
+    "ray",
     "export",
     "anomalib",
     "ablate",
