@@ -89,7 +89,7 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/extension/*.py) $
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "$(TORCH)" torchvision
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,docs,examples,export,test]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,docs,examples,export,ray,test]"
 	touch $@
 
 clean:

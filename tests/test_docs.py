@@ -17,8 +17,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 @pytest.mark.slow
 def test_the_documentation_builds_without_warnings_and_its_examples_run(tmp_path):
-    for package in ("sphinx", "myst_parser", "furo", "sphinx_argparse_cli", "anomalib"):
-        pytest.importorskip(package, reason="the extras docs and anomalib are not installed")
+    for package in ("sphinx", "myst_parser", "furo", "sphinx_argparse_cli", "anomalib", "ray"):
+        pytest.importorskip(package, reason="the extras docs, anomalib and ray are not installed")
     for builder in ("doctest", "html"):
         command = [sys.executable, "-W", "ignore", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder]
         done = subprocess.run(

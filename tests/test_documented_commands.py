@@ -32,6 +32,8 @@ EXTRAS = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 USERS = (
     "train",
     "demo",
+    "tensorboard",
+    "ray",
     "export",
     "anomalib",
     "ablate",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bkd_fast.cli.options import add_logger
+
 SUMMARY = "measure a run on test images and write its report"
 
 
@@ -18,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roi", type=Path, metavar="DIR", help="of a run with a mask for each image: their masks")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
+    add_logger(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -34,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         roi=arguments.roi,
         device=arguments.device,
         skip_unreadable=arguments.skip_unreadable,
+        loggers=arguments.logger,
     )
     print(table(metrics))
     beside = comparison(metrics)

@@ -13,6 +13,7 @@ from bkd_fast.errors import BKDError
 if TYPE_CHECKING:
     from bkd_fast.config import BKDConfig
 
+LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")  # training.loggers.PACKAGES, which would import torch
 # Command-line option -> option of the configuration.
 SHORTCUTS = {
     "teacher": "teacher.name",
@@ -75,6 +76,13 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which images are read."""
     parser.add_argument("--max-pixels", type=int, metavar="N", help="largest image that is decoded (default: 32000000)")
     parser.add_argument("--pages", choices=("one", "first"), help="files of several pages: an error, or read the first")
+
+
+def add_logger(parser: argparse.ArgumentParser) -> None:
+    """Add ``--logger``."""
+    parser.add_argument(
+        "--logger", nargs="+", choices=LOGGERS, help="experiment trackers that get configuration and metrics"
+    )
 
 
 def config_from(arguments: argparse.Namespace) -> BKDConfig:

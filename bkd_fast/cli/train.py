@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from bkd_fast.cli.options import add_options, config_from
+from bkd_fast.cli.options import add_logger, add_options, config_from
 
 SUMMARY = "learn what good parts look like"
 
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-gb", type=float, default=2.0, help="GB of teacher features to cache (default: %(default)s)"
     )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep the cache there instead of in memory")
+    add_logger(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         skip_unreadable=arguments.skip_unreadable,
         cache_gb=arguments.cache_gb,
         cache_dir=arguments.cache_dir,
+        loggers=arguments.logger,
     )
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks
         found = find_categories(

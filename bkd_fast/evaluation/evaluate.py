@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -55,6 +56,7 @@ def evaluate(
     skip_unreadable: bool = False,
     pictures: bool = True,
     progress: bool | None = None,
+    loggers: Any = None,
 ) -> dict[str, Any]:
     """Evaluate a run, and write ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html``.
 
@@ -72,7 +74,9 @@ def evaluate(
         device: ``auto`` uses CUDA if there is a device.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
         pictures: False leaves out ``overlays/`` and ``report.html``.
-        progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
+        progress: show a progress bar; None: in a terminal or a notebook, else a line now and then.
+        loggers: experiment trackers that get the metrics, as in :func:`bkd_fast.train`. A tracker that ``run`` was
+            trained with continues that run; ``csv`` begins a further file.
 
     Returns:
         The content of ``metrics.json``: ``mean`` and ``categories`` with the seven
@@ -86,6 +90,11 @@ def evaluate(
         import_module(package)  # what the metrics and the report need is missing now, not after the last image
     run = Path(run)
     out = run if out is None else Path(out)
+    watching: AbstractContextManager[Sequence[Any]] = nullcontext(())
+    if loggers:
+        from bkd_fast.training.loggers import check_loggers, open_loggers  # here: without, nothing needs Lightning
+
+        watching = open_loggers(check_loggers(loggers), out, begun=run)
     folders = category_folders(run)
     with locked(out):
         if out.resolve() != run.resolve():
@@ -102,7 +111,7 @@ def evaluate(
         scale = heat_scale(list(detectors.values())) if pictures else None
         reports, rows = [], []
         metrics: dict[str, Any] = {"mean": {}, "categories": {}}
-        with staging(out) as made:
+        with staging(out) as made, watching as trackers:
             for name, detector in detectors.items():
                 report, metrics["categories"][name] = _evaluate_category(
                     name, detector, tests[name], manifests[name], read_log(folders[name] / LOG), made, scale, progress
@@ -116,6 +125,8 @@ def evaluate(
             # Until here, the results of an earlier evaluation are as they were.
             if scale is not None:
                 move(made / OVERLAYS, out / OVERLAYS)
+            for tracker in trackers:
+                tracker.log_metrics(_logged(metrics), 0)
         write_json(out / "metrics.json", metrics)
         with atomic_write(out / "scores.csv") as file:
             csv.writer(file).writerows([SCORE_COLUMNS, *rows])
@@ -130,6 +141,17 @@ def evaluate(
                 heat_scale=scale,
             )
     return metrics
+
+
+def _logged(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics as trackers take them: ``CATEGORY/evaluation/NAME`` if there are several; none undefined."""
+    several = len(metrics["categories"]) > 1
+    logged = {f"mean/evaluation/{name}": value for name, value in metrics["mean"].items() if several}
+    for category, values in metrics["categories"].items():
+        prefix = f"{category}/evaluation" if several else "evaluation"
+        logged |= {f"{prefix}/{name}": values[name] for name in METRIC_NAMES}
+        logged |= {f"{prefix}/{name}": values["decisions"][name] for name in ("false_alarm_rate", "recall")}
+    return {name: value for name, value in logged.items() if value is not None}
 
 
 def table(metrics: Mapping[str, Any]) -> str:

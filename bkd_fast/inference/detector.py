@@ -101,6 +101,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         self.config = trained.config.with_changes({key: value for key, value in reading.items() if value is not None})
         self._run, self._files = trained.folder, trained.files
         self._temporary: TemporaryDirectory[str] | None = None  # that holds the run
+        parts = (trained.source, *trained.source.additions)
+        self.trained_on = sum(len(part.train_files) for part in parts)  # images
         self._options: dict[str, Any] = {
             "device": "auto" if device == "auto" else str(self.device),
             "precision": precision,
@@ -315,6 +317,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             mask,
             normalized(raw.score, self.threshold, self.calibration.spread),
             p_value(raw.score, self.calibration.scores),
+            (self.calibration.normal_level, self.pixel_threshold),
         )
 
     def predictor(self, tile: int | Size | None = None, overlap: int = 0) -> Detector | TiledDetector:
@@ -420,6 +423,11 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     def __reduce__(self) -> tuple[Any, ...]:
         self._check_files()
         return _loaded_again, (str(self._run.resolve()), self._files, self._options, self.kept())
+
+    def _repr_html_(self) -> str:
+        from bkd_fast.inference.notebook import detector_html  # here: only notebooks need it
+
+        return detector_html(self)
 
     def kept(self) -> dict[str, Any]:
         """Return what differs, or may differ, from the detector that its run folder gives; for :meth:`restore`."""

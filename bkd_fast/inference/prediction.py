@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
@@ -27,7 +27,8 @@ class Prediction:
     ``score``: raw and unbounded, higher is more anomalous. ``label``: True where it is above the threshold.
     ``anomaly_map``: (H, W) float32, raw, at the image's own size. ``mask``: (H, W) bool, pixels above the pixel
     threshold. ``normalized_score``: the score from 0 to 1, 0.5 at the threshold. ``p_value``: share of good images that
-    score as high, from 1 / (n + 1) for n good images to 1.
+    score as high, from 1 / (n + 1) for n good images to 1. ``heat``: the run's median normal pixel and the pixel
+    threshold, which set the colours of the picture that a notebook shows; None: no picture.
     """
 
     score: float
@@ -36,6 +37,12 @@ class Prediction:
     mask: np.ndarray
     normalized_score: float
     p_value: float
+    heat: tuple[float, float] | None = field(default=None, repr=False, compare=False)
+
+    def _repr_html_(self) -> str:
+        from bkd_fast.inference.notebook import prediction_html  # here: only notebooks need it
+
+        return prediction_html(self)
 
 
 class Preprocessed(NamedTuple):

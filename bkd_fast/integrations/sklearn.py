@@ -19,6 +19,7 @@ from bkd_fast.data import infer_white
 from bkd_fast.data.inputs import Decoded, ImageLike
 from bkd_fast.errors import BKDError
 from bkd_fast.inference.detector import Detector, check_device
+from bkd_fast.inference.notebook import detector_html
 from bkd_fast.inference.prediction import Prediction
 from bkd_fast.training.train import train
 
@@ -154,6 +155,14 @@ class BKDDetector(OutlierMixin, BaseEstimator):
         if kept is not None:
             self._load()
             self.detector_.restore(kept)
+
+    def _repr_html_inner(self) -> str:
+        fitted = detector_html(self.detector_) if hasattr(self, "detector_") else ""
+        return super()._repr_html_inner() + fitted
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        return {**bundle, "text/html": self._repr_html_inner()} if "text/html" in bundle else bundle
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

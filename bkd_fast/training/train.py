@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from bkd_fast.model.ambient import settled
 from bkd_fast.model.bottleneck import check_strides
 from bkd_fast.model.teacher import Teacher, with_image_size
 from bkd_fast.training.checkpoint import read_begun
+from bkd_fast.training.loggers import check_loggers, open_loggers
 from bkd_fast.training.sampler import Schedule
 from bkd_fast.training.trainer import CacheBudget, Job, Trainer
 from bkd_fast.training.weights import load_weights
@@ -61,6 +62,7 @@ def train(
     cache_gb: float = 2.0,
     cache_dir: str | Path | None = None,
     progress: bool | None = None,
+    loggers: Any = None,
 ) -> Path:
     """Train one model a category and write the run folder.
 
@@ -78,14 +80,17 @@ def train(
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
         cache_gb: size of the teacher-feature cache in GB (float16). Images that do not fit are re-encoded every epoch.
         cache_dir: folder of the cache; None = in memory.
-        progress: a progress bar; None: if standard error is a terminal, else a line an epoch.
+        progress: a progress bar; None: in a terminal or a notebook, else a line an epoch.
+        loggers: experiment trackers: ``csv``, ``tensorboard``, ``mlflow``, ``wandb``, a logger of Lightning Fabric
+            or several in a list. They get the configuration, losses and learning rate of each step, time and
+            memory of each part, and the thresholds. One that fails later is named once, and the training continues.
 
     Returns:
         ``out``.
 
     Raises:
-        BKDError: unusable images, folders or configuration, before anything is written; another process writes to
-            ``out``; a loss that is not finite.
+        BKDError: unusable images, folders, loggers or configuration, before anything is written; another process writes
+            to ``out``; a loss that is not finite.
         KeyboardInterrupt: after an interrupt, once the checkpoint is written.
     """
     config = config or BKDConfig()
@@ -94,6 +99,7 @@ def train(
     check_choice("accelerator", accelerator, ("auto", "cpu", "cuda"))
     cache_gb = check_float("cache_gb", cache_gb, 0, 1e6)
     plugin = _precision(precision, accelerator)
+    given = check_loggers(loggers)
     if accelerator == "cuda" and torch.cuda.device_count() < devices:
         raise BKDError(
             f"accelerator is 'cuda' and devices {devices}, and torch sees {torch.cuda.device_count()} CUDA devices: "
@@ -121,17 +127,21 @@ def train(
         ]
         if first and not begun:
             stack.enter_context(_claimed(out, resume))
+        pending = {job.name: own for job, own in jobs if not job.done}
+        params = _hyperparameters(data, config if len(jobs) > 1 else jobs[0][1], pending)
+        opened = stack.enter_context(open_loggers(given if first and pending else [], out, params))
         fabric = Fabric(
             accelerator=accelerator,
             devices=devices,
             strategy="ddp" if devices > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto",
             precision=plugin,
+            loggers=list(opened),
         )
         fabric.launch()
         cache = CacheBudget(int(cache_gb * 1e9), _path(cache_dir))
         for job, own in jobs:
             if not job.done:
-                Trainer(fabric, own, job, cache, progress).run()
+                Trainer(fabric, own, job, cache, progress, f"{job.name}/" if len(jobs) > 1 else "").run()
         if len(jobs) > 1 and fabric.is_global_zero:
             write_manifest(out, {"bkd_fast": __version__, "categories": [job.name for job, _ in jobs]})
         fabric.barrier()
@@ -186,6 +196,21 @@ def _record(path: Path) -> FileRecord:
     files = image_files(path)
     text = "".join(f"{file.relative_to(path).as_posix()} {checksum(file)}\n" for file in files)
     return FileRecord(sum(file.stat().st_size for file in files), hashlib.sha256(os.fsencode(text)).hexdigest())
+
+
+def _hyperparameters(data: Path, config: BKDConfig, categories: Mapping[str, BKDConfig]) -> dict[str, Any]:
+    """Return what trackers keep of a training: the configuration, and what differs from it in single categories."""
+    common = config.to_dict()
+    own = {
+        name: {group: values for group, values in each.to_dict().items() if values != common[group]}
+        for name, each in categories.items()
+    }
+    return {
+        "bkd_fast": __version__,
+        "dataset": str(data.resolve()),
+        **common,
+        "categories": {name: groups for name, groups in own.items() if groups},
+    }
 
 
 def _same_files(category: Category, saved: DataSource, folder: Path) -> tuple[list[Sample], list[Sample]]:

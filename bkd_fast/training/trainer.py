@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from bkd_fast.artifact import CHECKPOINT, LOG, Calibration, DataSource, Manifest, save_trained
 from bkd_fast.config import BKDConfig, SampledSupport
 from bkd_fast.data import ImageDataset, Sample, augment, draw_support, shrink_roi
-from bkd_fast.data.progress import counted, is_terminal, progress_bar
+from bkd_fast.data.progress import counted, is_watched, progress_bar
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import learn_normal
@@ -28,6 +29,7 @@ from bkd_fast.normals.features import FeatureSource
 from bkd_fast.normals.thresholds import measure_normals
 from bkd_fast.training.checkpoint import Progress, load_checkpoint, save_checkpoint, write_log
 from bkd_fast.training.interruption import interruptible
+from bkd_fast.training.loggers import peak_memory
 from bkd_fast.training.sampler import Schedule, Step
 from bkd_fast.training.step import TrainingStep, make_optimizer, train_step
 from bkd_fast.training.weights import load_weights
@@ -64,10 +66,23 @@ class CacheBudget:
 
 
 class Trainer:
-    """Trains one category; :meth:`run` once."""
+    """Trains one category; :meth:`run` once.
 
-    def __init__(self, fabric: Fabric, config: BKDConfig, job: Job, cache: CacheBudget, progress: bool | None) -> None:
+    Args:
+        prefix: of the names of metrics that fabric's loggers get.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        config: BKDConfig,
+        job: Job,
+        cache: CacheBudget,
+        progress: bool | None,
+        prefix: str = "",
+    ) -> None:
         self.fabric, self.config, self.job = fabric, config, job
+        self.prefix, self.steps = prefix, 0  # of the names of metrics; done so far
         self.show = progress if fabric.is_global_zero else False
         fabric.seed_everything(config.training.seed, verbose=False)
         self.model = BKD(config, weights=load_weights(config.teacher)).to(fabric.device)
@@ -96,28 +111,47 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end, calibrate on the validation normals and write the category's folder."""
-        state = self._begin()
-        for _ in self.validation.fill():
-            pass
-        if self.optimizer is None:  # calibration was all
+        with self._part("features"):
+            state = self._begin()
+            for _ in self.validation.fill():
+                pass
+        if self.optimizer is not None:
+            with self._part("training"):
+                self._train(state)
+        with self._part("thresholds"):
             self._finish()
-            return
+
+    def _train(self, state: Progress) -> None:
+        """Train by gradients, from where ``state`` is to the last epoch."""
         step, optimizer = self.fabric.setup(TrainingStep(self.model), self.optimizer)
         step.train()
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if scaler is not None and state.scaler:
             scaler.load_state_dict(state.scaler)
         total = self.config.training.epochs * self.schedule.steps
-        # Elsewhere than on a terminal there is a line for each epoch.
-        show = is_terminal() if self.show is None else self.show
-        initial = state.epoch * self.schedule.steps + state.step
-        bar = progress_bar(total, self.job.name, "step", show, initial=initial)
+        # Where nobody watches, there is a line for each epoch.
+        show = is_watched() if self.show is None else self.show
+        self.steps = state.epoch * self.schedule.steps + state.step
+        bar = progress_bar(total, self.job.name, "step", show, initial=self.steps)
         with bar, interruptible() as interrupted:
             while state.epoch < self.config.training.epochs and not self._settled(state):
                 self._epoch(step, optimizer, state, bar, interrupted)
         if state.epoch < self.config.training.epochs:
             self._save(state)
-        self._finish()
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """Log how long a part of the training takes, and its peak memory."""
+        started = time.monotonic()
+        if self.fabric.loggers and self.fabric.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.fabric.device)
+        yield
+        memory = {f"{kind}/{name}": value for kind, value in peak_memory(self.fabric.device).items()}
+        self._log({f"seconds/{name}": time.monotonic() - started, **memory})
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics of the step that the training has reached."""
+        self.fabric.log_dict({f"{self.prefix}{name}": value for name, value in metrics.items()}, self.steps)
 
     def _begin(self) -> Progress:
         """Compute statistics, memory and support bank in one pass over the images, or resume from the checkpoint."""
@@ -145,8 +179,9 @@ class Trainer:
     def _epoch(self, step: nn.Module, optimizer: Any, state: Progress, bar: Any, interrupted: list[bool]) -> None:
         started, images = time.monotonic(), 0
         for part in self.schedule.epoch(state.epoch, state.step):
+            rate = self.schedule.rate(state.epoch, state.step)
             for group in optimizer.param_groups:
-                group["lr"] = group["scale"] * self.schedule.rate(state.epoch, state.step)
+                group["lr"] = group["scale"] * rate
             query = self.features.levels(part.queries)
             support = self._step_support(part)
             exclude = self._exclude(part.queries) if self.bank else None
@@ -156,7 +191,8 @@ class Trainer:
             largest = [float(offset[0]) for offset in offsets]
             if not math.isfinite(values["total"]):
                 raise self._not_finite(state, values, largest)
-            state.step += 1
+            state.step, self.steps = state.step + 1, self.steps + 1
+            self._log({**{f"loss/{name}": value for name, value in values.items()}, "learning_rate": rate})
             images += len(part.queries) * self.fabric.world_size
             for name, value in values.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
@@ -174,6 +210,7 @@ class Trainer:
         }
         if self.config.training.patience is not None:
             means["validation_loss"] = self._validation_loss()
+            self._log({"loss/validation": means["validation_loss"]})
         state.rows.append(
             {
                 "epoch": state.epoch + 1,
@@ -183,7 +220,7 @@ class Trainer:
             }
         )
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
-        if self.show is None and not is_terminal():
+        if self.show is None and not is_watched():
             self._log_epoch(state.rows)
         if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS or state.epoch == self.config.training.epochs:
             self._save(state)
@@ -302,6 +339,15 @@ class Trainer:
                     measured.duplicates,
                 )
             log.info("%s: %s", self.job.name, calibration.sentence())
+            self._log(
+                {
+                    "threshold": calibration.threshold,
+                    "pixel_threshold": calibration.pixel_threshold,
+                    "normal_level": calibration.normal_level,
+                    "images/train": len(self.job.train),
+                    "images/validation": len(self.job.validation),
+                }
+            )
             images = [self.features.dataset.array(index) for index in chosen]
             tiles = self.features.dataset.tiles if self.config.teacher.tile else []
             manifest = Manifest(__version__, calibration, self.job.source, {}, chosen, tiles)

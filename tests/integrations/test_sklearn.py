@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
@@ -154,3 +155,16 @@ def test_bad_input_is_named(X, message):
 def test_it_has_to_be_fitted_first():
     with pytest.raises(NotFittedError, match="call fit"):
         BKDDetector(**SETTINGS).predict([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_a_notebook_shows_scikit_learns_diagram_and_the_fitted_detector(fitted):
+    diagram = BKDDetector(**SETTINGS)
+    assert "sk-container" in diagram._repr_html_()
+    assert "pixel threshold" not in diagram._repr_html_()
+    for html in (fitted._repr_html_(), fitted._repr_mimebundle_()["text/html"]):
+        assert "sk-container" in html
+        assert "pixel threshold" in html
+        assert "resnet18" in html
+    with config_context(display="text"):
+        assert not hasattr(fitted, "_repr_html_")
+        assert "text/html" not in fitted._repr_mimebundle_()

@@ -42,7 +42,7 @@ def assert_same_weights(first, second):
         assert torch.equal(value, second[name]), name
 
 
-def train_until(step, monkeypatch, *arguments):
+def train_until(step, monkeypatch, *arguments, **options):
     """Trains until Ctrl-C arrives in the given step."""
     left = [step]
     original = trainer.TrainingStep.forward
@@ -56,7 +56,7 @@ def train_until(step, monkeypatch, *arguments):
     with monkeypatch.context() as patch:
         patch.setattr(trainer.TrainingStep, "forward", forward)
         with pytest.raises(KeyboardInterrupt):
-            train(*arguments)
+            train(*arguments, **options)
 
 
 def test_the_run_folder_holds_what_it_should(tiny_run, tiny_config):

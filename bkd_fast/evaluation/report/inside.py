@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
 from bkd_fast.evaluation.report.overlays import GAP, GROUND, LEGEND, TEXT
 from bkd_fast.inference.explain import Explanation, View
+from bkd_fast.inference.heat import COLOURS, HeatScale
 
 SIDE = 180  # longer side of a tile, in pixels
 CAPTION = 34

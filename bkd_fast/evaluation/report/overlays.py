@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from bkd_fast.errors import BKDError
-from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
 from bkd_fast.files import atomic_path
+from bkd_fast.inference.heat import COLOURS, HeatScale
 
 PREDICTED, TRUTH = (255, 64, 64), (0, 230, 255)
 SIDE = 384

@@ -25,10 +25,10 @@ from bkd_fast.evaluation.metrics import (
 )
 from bkd_fast.evaluation.report.explorer import BINS, explorer
 from bkd_fast.evaluation.report.gallery import Gallery, by_outcome
-from bkd_fast.evaluation.report.heat import COLOURS, HeatScale
 from bkd_fast.evaluation.report.plots import FRAME, Axis, Chart, Series, histogram, line_chart
 from bkd_fast.evaluation.report.records import CategoryReport, ImageRecord, Metrics
 from bkd_fast.files import atomic_write
+from bkd_fast.inference.heat import COLOURS, HeatScale
 
 DECISIONS = ("precision", "recall", "f1", "false_alarm_rate")
 LOSSES = ("total", "loss", "forward", "reverse", "validation_loss")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.report import HeatScale, render_panel, write_overlay
-from bkd_fast.evaluation.report.heat import COLOURS
 from bkd_fast.evaluation.report.overlays import GAP, LEGEND, PREDICTED, TRUTH, thumbnail
+from bkd_fast.inference.heat import COLOURS
 
 SCALE = HeatScale(1e-3, 1.0)
 GREY = np.full((50, 60, 3), 128, np.uint8)
