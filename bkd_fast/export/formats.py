@@ -156,7 +156,8 @@ def read(format: str, path: Path, threads: int | None = None) -> Runner | None:
         return Runner(_torch(module), json.loads(extra[f"{NAMESPACE}.json"]))
     if format == "aoti":
         package = torch._inductor.aoti_load_package(str(path))
-        return Runner(_torch(package), package.get_metadata())
+        own = {name: value for name, value in package.get_metadata().items() if not name.startswith("AOTI_")}
+        return Runner(_torch(package), own)
     if format == "onnx":
         onnxruntime = importlib.import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
