@@ -28,6 +28,7 @@ COMMANDS = (
     "predict",
     "ablate",
     "export",
+    "check",
     "weights",
     "doctor",
     "info",
@@ -52,6 +53,7 @@ EPILOG = """examples:
   bkd-fast predict runs/parts inbox/ --out out/ --watch  the same of images as they arrive
   bkd-fast ablate mvtec/ --table 4 --out runs/table4   the paper's ablations, over several seeds
   bkd-fast export runs/parts --format onnx          the model for another run-time
+  bkd-fast check runs/parts/model.onnx runs/parts good/  whether it computes what the run does
   bkd-fast data visa VisA/ --out visa/              check a public data set, in MVTec AD's layout
   bkd-fast doctor parts/                          what would stop or spoil a training, before it starts
   bkd-fast weights resnet18 --out resnet18.safetensors  a teacher's weights, for a machine without a network

@@ -20,6 +20,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from bkd_fast.export import description, export
 
-    path, difference = export(arguments.run_folder, arguments.format, arguments.out, deform_conv=arguments.deform_conv)
-    agrees = "its run-time is not installed: not checked" if difference is None else f"differs by {difference:.1g}"
-    print(f"{path} ({agrees}); how to use it: {description(path)}")
+    path, comparison = export(arguments.run_folder, arguments.format, arguments.out, deform_conv=arguments.deform_conv)
+    print(f"{path}; how to use it: {description(path)}")
+    print("its run-time is not installed: not checked" if comparison is None else comparison.table())

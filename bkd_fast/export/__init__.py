@@ -1,32 +1,40 @@
-"""A trained detector in a file for another run-time: ``bkd-fast export``."""
+"""A trained detector in a file for another run-time: ``bkd-fast export`` and ``bkd-fast check``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
+from torch import Tensor
 
 from bkd_fast.artifact import load_trained
 from bkd_fast.errors import BKDError
-from bkd_fast.export.formats import INPUT, OUTPUTS, RUNTIME, SUFFIXES, check_packages, read, write
+from bkd_fast.export.comparison import Comparison, at_hand, check, compare
+from bkd_fast.export.formats import SUFFIXES, check_packages, read, staged, write
 from bkd_fast.export.graph import program
+from bkd_fast.export.settings import as_text, settings_of
 from bkd_fast.export.translations import onnx_translations
 from bkd_fast.files import locked, write_json
 from bkd_fast.inference.detector import Detector
-from bkd_fast.version import __version__
 
-TOLERANCE = 1e-3  # of the largest value of a map, and of a score
-
-__all__ = ["description", "export", "onnx_translations"]
+__all__ = ["Comparison", "check", "description", "export", "onnx_translations"]
 
 
 def export(
-    run: str | Path, format: str, out: str | Path | None = None, *, deform_conv: bool = False
-) -> tuple[Path, float | None]:
+    run: str | Path,
+    format: str,
+    out: str | Path | None = None,
+    *,
+    deform_conv: bool = False,
+) -> tuple[Path, Comparison | None]:
     """Write a run's model for another run-time, and beside it ``<file>.json``, which says how it is used.
 
     The graph takes float32 images (N, 3, H, W) in [0, 1] of the run's size, for any N, and gives scores (N,) and
-    anomaly maps (N, H, W), both raw: thresholds are in the description, and can be changed without a new export.
+    anomaly maps (N, H, W), both raw. The same settings are in the model file (:mod:`bkd_fast.export.settings`).
+
+    The file is loaded in its run-time and compared with the run before it replaces another: on validation images where
+    they still are, else on mirrored support images, and on one with a mark.
 
     Args:
         run: folder of one trained category.
@@ -35,18 +43,18 @@ def export(
         deform_conv: ``onnx`` only: DeformConv (opset 19) instead of GridSample.
 
     Returns:
-        The file, and how far it is from the detector in its run-time, relative to the largest value; None where that
-        run-time is not installed.
+        The file, and what differs from the detector; None where the format's run-time is not installed.
 
     Raises:
         BKDError: an unknown format, an unusable run, a package that is not installed, a file that cannot be written,
-            or one that does not compute what the detector does.
+            or one that does not compute what the detector does. No file is then written or replaced.
     """
     if format not in SUFFIXES:
         raise BKDError(f"there is no export format {format!r}: choose one of {', '.join(SUFFIXES)}")
     if deform_conv and format != "onnx":
         raise BKDError(f"deform_conv is an option of the format onnx, not of {format}")
-    detector = Detector(load_trained(run), "cpu", pack=False)
+    trained = load_trained(run)
+    detector = Detector(trained, "cpu", pack=False)
     usual = Path(run) / f"model{SUFFIXES[format]}"
     if detector.config.roi is not None and (detector.roi is None or detector.config.teacher.tile):
         raise BKDError(
@@ -57,34 +65,13 @@ def export(
     if path.suffix != usual.suffix:
         raise BKDError(f"{path} does not end in {usual.suffix}, as files of the format {format} do")
     check_packages(format)
+    settings = settings_of(detector, format)
     # The run folder is ours; of any other one we only write our own files.
-    with locked(path.parent, sweep=path.parent.resolve() == Path(run).resolve()):
-        write(program(detector), format, path, deform_conv=deform_conv)
-        try:
-            difference = _difference(detector, format, path)
-        except RuntimeError as error:  # whatever a run-time raises
-            raise BKDError(f"{path} was written, and its run-time cannot read it ({error}): do not use it") from error
-        if difference is not None and not difference <= TOLERANCE:
-            raise BKDError(
-                f"{path} was written, and in its run-time it differs from the detector by {difference:.2g} of the "
-                f"largest value, more than {TOLERANCE:g}: do not use it, and please report this"
-            )
-        rows, columns = detector.config.teacher.size
-        values = "float32, RGB in [0, 1], resized with antialiasing"
-        write_json(
-            description(path),
-            {
-                "bkd_fast": __version__,
-                "format": format,
-                "input": {INPUT: ["N", 3, rows, columns], "values": values},
-                "outputs": {OUTPUTS[0]: ["N"], OUTPUTS[1]: ["N", rows, columns]},
-                "runtime": RUNTIME.get(format, {}),  # settings without which the thresholds do not fit
-                "threshold": detector.threshold,
-                "pixel_threshold": detector.pixel_threshold,
-                "difference": difference,
-            },
-        )
-    return path, difference
+    with locked(path.parent, sweep=path.parent.resolve() == Path(run).resolve()), staged(path) as made:
+        write(program(detector), format, made, deform_conv=deform_conv, metadata=as_text(settings))
+        comparison = _compared(detector, format, made, at_hand(detector, trained.source, trained.folder))
+        write_json(description(made), {**settings, "check": None if comparison is None else asdict(comparison)})
+    return path, comparison
 
 
 def description(path: Path) -> Path:
@@ -92,17 +79,22 @@ def description(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _difference(detector: Detector, format: str, path: Path) -> float | None:
-    run = read(format, path)
-    if run is None:
+def _compared(detector: Detector, format: str, made: Path, images: Iterable[Tensor]) -> Comparison | None:
+    """Return what differs, where the run-time is installed.
+
+    Raises:
+        BKDError: the run-time cannot read the file, or computes something else.
+    """
+    try:
+        runner = read(format, made)
+    except Exception as error:  # whatever a run-time raises
+        raise BKDError(f"nothing was written: the run-time of {format} cannot read the model ({error})") from error
+    if runner is None:
         return None
-    # Normal images, the second with a mark: on noise, far from what it was trained on, a model is all rounding.
-    images = detector.sample.repeat(3, 1, 1, 1)
-    rows, columns = detector.config.teacher.size
-    images[1, :, rows // 4 : rows // 2, columns // 4 : columns // 2] = 0.9
-    images[2] = images[2].flip(-1)
-    expected = [value.numpy() for value in detector.score(images)]
-    outputs = run(images.numpy())
-    return max(
-        float(np.abs(own - other).max() / np.abs(other).max()) for own, other in zip(outputs, expected, strict=True)
-    )
+    comparison = compare(detector, runner, images)
+    if comparison.failures:
+        raise BKDError(
+            f"nothing was written: the model differs from the run in its run-time. {'; '.join(comparison.failures)} "
+            f"(over {comparison.images} images): please report this"
+        )
+    return comparison

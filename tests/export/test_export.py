@@ -16,6 +16,7 @@ from bkd_fast.errors import BKDError
 from bkd_fast.export import description, export
 from bkd_fast.export.formats import read, write
 from bkd_fast.export.graph import program
+from bkd_fast.export.settings import parse
 from bkd_fast.inference.detector import Detector
 
 FORMATS = ["pt2", "onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "aoti"))]
@@ -37,13 +38,15 @@ def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_def
     suffix = {"openvino": "xml", "onnx": "onnx"}.get(format, "pt2")
     path = tmp_path / "exported" / f"parts.{suffix}"
     assert main(["export", str(tiny_default_run), "--format", format, "--out", str(path)]) == 0
-    assert "differs by" in capsys.readouterr().out
+    assert "map error, max" in capsys.readouterr().out
     agrees(tiny_default_run, tiny_data, format, path)
     detector = Detector.load(tiny_default_run)
     described = json.loads(description(path).read_text())
     assert (described["threshold"], described["pixel_threshold"]) == (detector.threshold, detector.pixel_threshold)
-    assert described["input"]["images"] == ["N", 3, *detector.config.teacher.size]
+    assert described["input_size"] == [*detector.config.teacher.size]
     assert described["runtime"] == ({"INFERENCE_PRECISION_HINT": "f32"} if format == "openvino" else {})
+    assert described.pop("check")["images"] == 3  # two validation images, and one with a mark
+    assert parse(read(format, path).metadata, path) == described
     if format == "openvino":  # the same in the model, and its layers are marked as float32 ones
         text = path.read_text()
         assert '<INFERENCE_PRECISION_HINT value="f32"' in text
@@ -144,7 +147,7 @@ def test_onnx_has_standard_operators_alone(tiny_run, tiny_data, tmp_path):
 def test_each_format_has_its_own_description(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "program", lambda _: None)
     monkeypatch.setattr(exporting, "write", lambda _, format, path, **__: path.write_text(format))
-    monkeypatch.setattr(exporting, "_difference", lambda *_: 0.0)
+    monkeypatch.setattr(exporting, "read", lambda *_: None)
     for format, name in (("onnx", "model.onnx"), ("pt2", "model.pt2"), ("aoti", "model.aoti.pt2")):
         path, _ = export(tiny_run, format, tmp_path / name)
         assert json.loads(description(path).read_text())["format"] == path.read_text() == format
@@ -155,7 +158,7 @@ def test_each_format_has_its_own_description(tiny_run, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ({"format": "tflite"}, "no export format 'tflite': choose one of pt2, aoti, onnx, openvino"),
-        ({"format": "pt2", "deform_conv": True}, "option of the format onnx, not of pt2"),
+        ({"format": "pt2", "deform_conv": True}, "deform_conv is an option of the format onnx, not of pt2"),
         ({"format": "onnx", "out": "model.pb"}, "model.pb does not end in .onnx"),
     ],
 )
@@ -178,5 +181,9 @@ def test_a_file_that_does_not_agree_is_an_error(tiny_run, tmp_path, monkeypatch)
 
     original = reference.cosine_anomaly_map
     monkeypatch.setattr(reference, "cosine_anomaly_map", lambda *arguments: 1.1 * original(*arguments))
-    with pytest.raises(BKDError, match="differs from the detector by .* do not use it"):
-        export(tiny_run, "pt2", tmp_path / "model.pt2")
+    for there in (False, True):
+        if there:
+            (tmp_path / "model.pt2").write_text("of an earlier export")
+        with pytest.raises(BKDError, match="nothing was written: .* differs from the run .* map error, max is"):
+            export(tiny_run, "pt2", tmp_path / "model.pt2")
+        assert [one.read_text() for one in tmp_path.iterdir()] == ["of an earlier export"] * there

@@ -1,0 +1,132 @@
+"""The programs of docs/deploy.md that use an exported model without this package: as printed, and without torch."""
+
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from bkd_fast.data import load_image, resize_image, to_tensor
+from bkd_fast.export import export
+from bkd_fast.extension import compiler
+from bkd_fast.inference.detector import Detector
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+PYTHON = {"Python without torch": ("onnx", "onnxruntime"), "OpenVINO": ("openvino", "openvino")}
+
+
+def block(heading, language):
+    """Return the block of a language below a heading of the page."""
+    section = PAGE.partition(f"\n### {heading}\n")[2].partition("\n### ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[0]
+
+
+@pytest.fixture(scope="module")
+def desk(tiny_default_run, tiny_data, tmp_path_factory):
+    """A folder with the files that the programs name, and what the detector says of its image."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "runs/parts").mkdir(parents=True)
+    picture = sorted((tiny_data / "test/hole").iterdir())[0]
+    image = load_image(picture)
+    Image.fromarray(image).save(folder / "new.png")
+    detector = Detector.load(tiny_default_run, device="cpu")
+    small = resize_image(image, detector.config.teacher.size)
+    (folder / "image.rgb").write_bytes(small.tobytes())
+    return folder, detector, to_tensor(image, detector.config.teacher.size), to_tensor(small, small.shape[:2])
+
+
+def agrees(printed, detector, image):
+    """Whether a program printed score, decision and number of marked pixels as the detector gives them."""
+    score, decision, marked = printed.split()
+    expected, maps = detector.score(image[None])
+    assert float(score) == pytest.approx(float(expected), rel=1e-3)
+    assert decision in ("True", "1")
+    assert bool(expected > detector.threshold)
+    near = (maps > 0.98 * detector.pixel_threshold).sum(), (maps > 1.02 * detector.pixel_threshold).sum()
+    assert near[1] <= int(marked) <= near[0]
+    assert 0 < int(marked) < maps.numel()
+
+
+@pytest.mark.parametrize("heading", PYTHON)
+def test_a_program_without_torch_gives_what_the_detector_gives(heading, desk, tiny_default_run):
+    format, package = PYTHON[heading]
+    pytest.importorskip(package)
+    folder, detector, image, _ = desk
+    export(tiny_default_run, format, folder / "runs/parts" / f"model.{'onnx' if format == 'onnx' else 'xml'}")
+    without = "import sys; sys.modules.update(torch=None, bkd_fast=None, timm=None)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", without + block(heading, "python")], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    agrees(done.stdout, detector, image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", PYTHON)
+def test_a_program_runs_where_nothing_else_is_installed(heading, desk, tiny_default_run, tmp_path):
+    format, package = PYTHON[heading]
+    pytest.importorskip(package)
+    folder, detector, image, _ = desk
+    export(tiny_default_run, format, folder / "runs/parts" / f"model.{'onnx' if format == 'onnx' else 'xml'}")
+    venv.create(tmp_path / "alone", with_pip=True)
+    python = tmp_path / "alone/bin/python"
+    got = subprocess.run([python, "-m", "pip", "install", "-q", "numpy", "pillow", package], capture_output=True)
+    if got.returncode:
+        pytest.skip(f"pip cannot install {package}: {got.stderr[-200:]!r}")
+    assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
+    done = subprocess.run([python, "-c", block(heading, "python")], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    agrees(done.stdout, detector, image)
+
+
+def built(folder, source, *options):
+    """Return a program that is compiled from a block."""
+    (folder / "main.cpp").write_text(source)
+    done = subprocess.run(
+        [compiler(), "main.cpp", "-o", "predict", "-O1", *options], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "predict"
+
+
+@pytest.mark.slow
+def test_cpp_with_onnx_runtime(desk, tiny_default_run, tmp_path):
+    """Where its headers are: no wheel holds them, Debian's libonnxruntime-dev does."""
+    include, link = "/usr/include/onnxruntime", "-lonnxruntime"
+    probe = [compiler() or "c++", "-E", "-x", "c++", "-I", include, "-", "-o", "/dev/null"]
+    source = block("C++ with ONNX Runtime", "cpp")
+    if subprocess.run(probe, input=b"#include <onnxruntime_cxx_api.h>", capture_output=True).returncode:
+        pytest.skip("there are no headers of ONNX Runtime")
+    folder, detector, _, small = desk
+    export(tiny_default_run, "onnx", tmp_path / "model.onnx")
+    program = built(tmp_path, source, "-std=c++17", "-I", include, link)
+    done = subprocess.run([program, tmp_path / "model.onnx", folder / "image.rgb"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    agrees(done.stdout, detector, small)
+    (tmp_path / "short.rgb").write_bytes(b"123")
+    assert subprocess.run([program, tmp_path / "model.onnx", tmp_path / "short.rgb"]).returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler() is None, reason="there is no compiler")
+def test_cpp_with_aotinductor(desk, tiny_default_run, tmp_path):
+    folder, detector, _, small = desk
+    export(tiny_default_run, "aoti", tmp_path / "model.aoti.pt2")
+    home = Path(torch.__path__[0])
+    program = built(
+        tmp_path, block("C++ with AOTInductor", "cpp"), "-std=c++20", f"-I{home}/include",
+        f"-I{home}/include/torch/csrc/api/include", f"-L{home}/lib", "-ltorch", "-ltorch_cpu", "-lc10",
+        f"-Wl,-rpath,{home}/lib",
+    )  # fmt: skip
+    done = subprocess.run([program, tmp_path / "model.aoti.pt2", folder / "image.rgb"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    agrees(done.stdout, detector, small)
+
+
+def test_the_commands_that_compile_name_what_the_tests_use():
+    assert "-lonnxruntime" in block("C++ with ONNX Runtime", "text")
+    assert "-ltorch -ltorch_cpu -lc10" in block("C++ with AOTInductor", "text")
