@@ -349,7 +349,22 @@ FAULTS = (
         ANOMALY,
     ),
     Fault("anomaly: borders are not mirrored", "anomaly_map.cu", "2 * length - 1 - within", "length - 1", ANOMALY),
-    Fault("anomaly: half a pixel off", "anomaly_map.cu", "* ratio - 0.5f, 0)", "* ratio, 0)", ANOMALY),
+    Fault(
+        "anomaly: the sum of some branches is raised",
+        "anomaly_map.cpp",
+        "p.raise = first + kMaxBranches >= branches",
+        "p.raise = true",
+        ANOMALY,
+    ),
+    Fault("anomaly: a level reads the first one", "anomaly_map.cu", "p.level[blockIdx.y];", "p.level[0];", ANOMALY),
+    Fault(
+        "anomaly: NaN becomes the smallest distance",
+        "anomaly_map.cu",
+        "total < kMinDistance ? kMinDistance : total",
+        "total >= kMinDistance ? total : kMinDistance",
+        "raised",
+    ),
+    Fault("anomaly: half a pixel off", "interpolation.cuh", "* ratio - 0.5f, 0)", "* ratio, 0)", ANOMALY),
     Fault(
         "anomaly: no barrier before neighbours are read",
         "anomaly_map.cu",

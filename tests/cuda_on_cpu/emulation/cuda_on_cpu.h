@@ -22,6 +22,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define EMULATED_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 struct dim3 {
