@@ -35,7 +35,7 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
         ops.sparse_memory_attention.default: attention,
         ops.cosine_anomaly_map.default: _anomaly_map,
         ops.local_match.default: match,
-        ops.nearest_rows.default: nearest,
+        ops.nearest_rows.default: _nearest,
         ops.neighbor_regression.default: combined,
         ops.select_matches.default: _selected,
         ops.top_mean.default: mean_of_largest,
@@ -49,6 +49,10 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
 def _selected(distance: Tensor, displacement: Tensor, shots: Tensor, count: int) -> Tensor:
     # A sort that keeps the order of equal distances is not to be had everywhere.
     return positions(displacement, shots, distance.topk(count, dim=1, largest=False).indices)
+
+
+def _nearest(query: Tensor, bank: Tensor, count: int, *_: Tensor | None) -> Tensor:
+    return nearest(query, bank, count)
 
 
 def _anomaly_map(*arguments: Any) -> Tensor:

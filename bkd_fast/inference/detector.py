@@ -112,6 +112,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         self._fold(self.sample.to(self.device))
         if dtype != torch.float32:
             self._narrow(dtype)
+        if pack:
+            self.model.prepare()
         self._set_support(trained.support)
         tolerance = 1e-4 if dtype == torch.float32 else 2e-2
         self._program: CompiledModel | GraphedModel | None = None

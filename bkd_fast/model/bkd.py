@@ -110,6 +110,11 @@ class BKD(nn.Module):
         """
         return self.distill(self.teacher(images), self.make_support(self.support_levels(support)))
 
+    def prepare(self) -> None:
+        """Compute once what predictions need of weights that no longer change: results keep their bits."""
+        for memory in getattr(self, "memories", ()):
+            memory.prepare()
+
     def support_levels(self, support: Tensor) -> list[Tensor]:
         """Return the teacher's levels (B, k, C_l, H_l, W_l) of ``support``; none without forward branch.
 

@@ -386,6 +386,28 @@ FAULTS = (
         "for (int i = 1; i < kThreads / kWarpSize; ++i) total",
         LOSS,
     ),
+    # the nearest rows
+    Fault(
+        "nearest rows: of equal ones the last in front",
+        "nearest_rows.cu",
+        "score[e] >= value));",
+        "score[e] > value));",
+        "nearest",
+    ),
+    Fault(
+        "nearest rows: the first of a second warp's worth is lost",
+        "nearest_rows.cu",
+        "const bool carried = e > 0 && lane == 0;",
+        "const bool carried = false;",
+        "nearest",
+    ),
+    Fault(
+        "nearest rows: the last scores are left out",
+        "nearest_rows.cu",
+        "first < p.rows; first += kAhead",
+        "first + kAhead * kWarpSize <= p.rows; first += kAhead",
+        "nearest",
+    ),
     # matching
     Fault("match: the longer offset of equal distances", "local_match.cu", "other < rank", "other > rank", MATCH),
     Fault(
