@@ -20,6 +20,7 @@ from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 from bkd_fast.ops.nearest_rows.reference import nearest
 from bkd_fast.ops.neighbor_regression.reference import combined
 from bkd_fast.ops.select_matches.reference import positions
+from bkd_fast.ops.standardize.reference import standardized
 from bkd_fast.ops.top_mean.reference import mean_of_largest
 
 
@@ -38,6 +39,7 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
         ops.nearest_rows.default: _nearest,
         ops.neighbor_regression.default: combined,
         ops.select_matches.default: _selected,
+        ops.standardize.default: standardized,
         ops.top_mean.default: mean_of_largest,
         ops.modulated_deform_gather.default: gather_by_deform_conv if deform_conv else gather_by_grid_sample,
     }
