@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from bkd_fast.ops import anomaly_map
 from bkd_fast.ops.anomaly_map import reference
+from bkd_fast.ops.join_levels.reference import joined
 from bkd_fast.ops.local_match.reference import match
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 from bkd_fast.ops.nearest_rows.reference import nearest
@@ -35,6 +36,7 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
     made = {
         ops.sparse_memory_attention.default: attention,
         ops.cosine_anomaly_map.default: _anomaly_map,
+        ops.join_levels.default: joined,
         ops.local_match.default: match,
         ops.nearest_rows.default: _nearest,
         ops.neighbor_regression.default: combined,

@@ -386,6 +386,38 @@ FAULTS = (
         "for (int i = 1; i < kThreads / kWarpSize; ++i) total",
         LOSS,
     ),
+    # averaged, standardised and joined features
+    Fault(
+        "standardize: a row too few",
+        "standardize.cu",
+        "bottom = min(y + radius, p.height - 1);",
+        "bottom = min(y + radius, p.height - 1) - (radius > 0);",
+        "standardize",
+    ),
+    Fault(
+        "standardize: zeros count wherever the border is",
+        "standardize.cu",
+        "p.border == 0 ? 1 / inside",
+        "p.border == 0 ? 1 / whole",
+        "standardize",
+    ),
+    Fault(
+        "standardize: channels first are read as channels last",
+        "standardize.cu",
+        "p.channels_first ? channel * plane : channel",
+        "channel",
+        "standardize",
+    ),
+    Fault(
+        "join: blocks beyond the border",
+        "join_levels.cu",
+        "right = min(left + level.block_width, level.width);",
+        "right = left + level.block_width;",
+        "join",
+    ),
+    Fault(
+        "join: a level begins at the first channel", "join_levels.cu", " + level.first + channel", " + channel", "join"
+    ),
     # the nearest rows
     Fault(
         "nearest rows: of equal ones the last in front",
