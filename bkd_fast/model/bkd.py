@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,21 @@ from bkd_fast.ops import cosine_anomaly_map, distillation_loss
 from bkd_fast.ops.top_mean import top_mean
 
 BRANCHES = ("forward", "reverse")
+First = TypeVar("First")
+Second = TypeVar("Second")
 SCORES = ("map", "image")  # what the image score combines
+
+
+class Both(Protocol):
+    """Run two functions without arguments that do not depend on each other."""
+
+    def __call__(self, first: Callable[[], First], second: Callable[[], Second], /) -> tuple[First, Second]:
+        """Return both results."""
+
+
+def in_turn(first: Callable[[], First], second: Callable[[], Second], /) -> tuple[First, Second]:
+    """Run one after the other."""
+    return first(), second()
 
 
 class Distillation(NamedTuple):
@@ -165,6 +179,7 @@ class BKD(nn.Module):
         support: Support,
         exclude: Exclude | None = None,
         branches: Sequence[str] = BRANCHES,
+        both: Both = in_turn,
     ) -> Distillation:
         """Run the given branches that this model has.
 
@@ -172,18 +187,22 @@ class BKD(nn.Module):
             levels: the teacher's levels of the queries.
             support: of :meth:`make_support`.
             exclude: what queries that are training images must not be compared with: themselves.
+            both: how the two branches run, which do not depend on each other.
         """
         query = Query(levels, self.views(levels))
-        aligned: list[Tensor] = []
-        offsets: list[Tensor] = []
-        reconstruction: list[Tensor] = []
-        image: Tensor | None = None
-        if self.config.forward_branch and "forward" in branches:
+
+        def forward() -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+            if not self.config.forward_branch or "forward" not in branches:
+                return [], [], None
             supports = support.for_query(query, self.alignment, exclude)
-            image = supports.distance
-            aligned, offsets = self.alignment(query.views, supports.levels)
-        if self.config.reverse_branch and "reverse" in branches:
-            reconstruction = self._rebuild(query.views, exclude)
+            return *self.alignment(query.views, supports.levels), supports.distance
+
+        def reverse() -> list[Tensor]:
+            if not self.config.reverse_branch or "reverse" not in branches:
+                return []
+            return self._rebuild(query.views, exclude)
+
+        (aligned, offsets, image), reconstruction = both(forward, reverse)
         return Distillation(list(query.views), aligned, reconstruction, offsets, image)
 
     def learned_branches(self) -> tuple[str, ...]:
@@ -301,9 +320,13 @@ class BKD(nn.Module):
             if levels
         }
 
-    def predict(self, images: Tensor, support: Support) -> tuple[Tensor, Tensor]:
-        """Return scores (N,) and maps (N, H, W), float32, of images (N, 3, H, W) in [0, 1] of the configured size."""
-        result = self.distill(self.teacher(images), support)
+    def predict(self, images: Tensor, support: Support, both: Both = in_turn) -> tuple[Tensor, Tensor]:
+        """Return scores (N,) and maps (N, H, W), float32, of images (N, 3, H, W) in [0, 1] of the configured size.
+
+        Args:
+            both: see :meth:`distill`.
+        """
+        result = self.distill(self.teacher(images), support, both=both)
         maps = self.anomaly_map(result, self.config.teacher.size)
         return self.image_score(maps, result.image), maps
 
