@@ -351,9 +351,9 @@ FAULTS = (
     Fault("anomaly: borders are not mirrored", "anomaly_map.cu", "2 * length - 1 - within", "length - 1", ANOMALY),
     Fault(
         "anomaly: the sum of some branches is raised",
-        "anomaly_map.cpp",
-        "p.raise = first + kMaxBranches >= branches",
-        "p.raise = true",
+        "anomaly_map.cu",
+        "if (p.raise && level.exponent != 1)",
+        "if (level.exponent != 1)",
         ANOMALY,
     ),
     Fault("anomaly: a level reads the first one", "anomaly_map.cu", "p.level[blockIdx.y];", "p.level[0];", ANOMALY),
