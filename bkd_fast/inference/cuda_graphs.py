@@ -6,12 +6,14 @@ A graph launches a few hundred kernels at once. One by one, a CPU would launch t
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from bkd_fast.model.bkd import BKD
+from bkd_fast.model.bkd import BKD, First, Second
 from bkd_fast.model.support import Support
 from bkd_fast.ops.backend import implementation
 
@@ -23,6 +25,31 @@ class Recorded(NamedTuple):
     images: Tensor
     scores: Tensor
     maps: Tensor
+
+
+class Forked:
+    """Run two functions on two streams: the second one beside the current stream, which waits for it in the end.
+
+    Kernels of a captured graph are then ordered within each stream alone. The caller holds what both functions read
+    until they have returned.
+
+    Args:
+        stream: for the second function.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+
+    def __call__(self, first: Callable[[], First], second: Callable[[], Second], /) -> tuple[First, Second]:
+        """Return both results, for use on the current stream."""
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            beside = second()
+        result = first()
+        current.wait_stream(self.stream)
+        tree_map_only(Tensor, lambda tensor: tensor.record_stream(current), beside)
+        return result, beside
 
 
 class GraphedModel:
@@ -39,6 +66,7 @@ class GraphedModel:
         self.model, self.device, self.max_images = model, device, max_images
         # Graphs share memory and their own inputs and outputs: one runs at a time, on a stream of their own.
         self.stream, self.lock = torch.cuda.Stream(device), threading.Lock()
+        self.forked = Forked(torch.cuda.Stream(device))
         self._forget(None)
 
     def __call__(self, images: Tensor, support: Support) -> tuple[Tensor, Tensor]:
@@ -73,11 +101,11 @@ class GraphedModel:
             assert self.support is not None
             own = images.clone()
             for _ in range(2):  # libraries choose their kernels, and Triton tunes its own
-                self.model.predict(own, self.support)
+                self.model.predict(own, self.support, both=self.forked)
             graph = torch.cuda.CUDAGraph()
             # Other threads may go on copying images meanwhile.
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-                scores, maps = self.model.predict(own, self.support)
+                scores, maps = self.model.predict(own, self.support, both=self.forked)
             self.graphs[key] = Recorded(graph, own, scores, maps)
         return self.graphs[key]
 

@@ -101,8 +101,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         self.config = trained.config.with_changes({key: value for key, value in reading.items() if value is not None})
         self._run, self._files = trained.folder, trained.files
         self._temporary: TemporaryDirectory[str] | None = None  # that holds the run
-        parts = (trained.source, *trained.source.additions)
-        self.trained_on = sum(len(part.train_files) for part in parts)  # images
+        self.trained_on = len(trained.source.all_train)  # images
         self._options: dict[str, Any] = {
             "device": "auto" if device == "auto" else str(self.device),
             "precision": precision,
@@ -122,6 +121,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         self._fold(self.sample.to(self.device))
         if dtype != torch.float32:
             self._narrow(dtype)
+        if pack:
+            self.model.prepare()
         self._set_support(trained.support, own=True)
         tolerance = 1e-4 if dtype == torch.float32 else 2e-2
         self._program: CompiledModel | GraphedModel | None = None

@@ -223,6 +223,8 @@ class AlignmentPyramid(nn.Module):
 
     def _aggregated(self, query: Tensor, warped: Tensor) -> Tensor:
         """The k shots (N, k, C, H, W) of each query as one: (N, C, H, W)."""
+        if warped.shape[1] == 1:
+            return warped.squeeze(1)
         if self.support.aggregation != "min":
             return warped.mean(dim=1)
         distance = 1 - F.cosine_similarity(query.unsqueeze(1), warped, dim=2)

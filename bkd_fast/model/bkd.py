@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,21 @@ from bkd_fast.ops import cosine_anomaly_map, distillation_loss
 from bkd_fast.ops.top_mean import top_mean
 
 BRANCHES = ("forward", "reverse")
+First = TypeVar("First")
+Second = TypeVar("Second")
 SCORES = ("map", "image")  # what the image score combines
+
+
+class Both(Protocol):
+    """Run two functions without arguments that do not depend on each other."""
+
+    def __call__(self, first: Callable[[], First], second: Callable[[], Second], /) -> tuple[First, Second]:
+        """Return both results."""
+
+
+def in_turn(first: Callable[[], First], second: Callable[[], Second], /) -> tuple[First, Second]:
+    """Run one after the other."""
+    return first(), second()
 
 
 class Distillation(NamedTuple):
@@ -142,6 +156,11 @@ class BKD(nn.Module):
         """
         return self.distill(self.teacher(images), self.make_support(self.support_levels(support)))
 
+    def prepare(self) -> None:
+        """Compute once what predictions need of weights that no longer change: results keep their bits."""
+        for memory in getattr(self, "memories", ()):
+            memory.prepare()
+
     def support_levels(self, support: Tensor) -> list[Tensor]:
         """Return the teacher's levels (B, k, C_l, H_l, W_l) of ``support``; none without forward branch.
 
@@ -197,6 +216,7 @@ class BKD(nn.Module):
         exclude: Exclude | None = None,
         branches: Sequence[str] = BRANCHES,
         region: Tensor | None = None,
+        both: Both = in_turn,
     ) -> Distillation:
         """Run the given branches that this model has.
 
@@ -205,19 +225,22 @@ class BKD(nn.Module):
             support: of :meth:`make_support`.
             exclude: what queries that are training images must not be compared with: themselves.
             region: (N, H, W) bool, what is looked at of each query; None: of all what :meth:`set_roi` says.
+            both: how the two branches run, which do not depend on each other.
         """
         query = Query(levels, self.views(levels))
-        aligned: list[Tensor] = []
-        offsets: list[Tensor] = []
-        reconstruction: list[Tensor] = []
-        image: Tensor | None = None
-        expected: Tensor | None = None
-        if self.config.forward_branch and "forward" in branches:
+
+        def forward() -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None]:
+            if not self.config.forward_branch or "forward" not in branches:
+                return [], [], None, None
             supports = support.for_query(query, self.alignment, exclude)
-            image, expected = supports.distance, supports.expected
-            aligned, offsets = self.alignment(query.views, supports.levels)
-        if self.config.reverse_branch and "reverse" in branches:
-            reconstruction = self._rebuild(query.views, exclude)
+            return *self.alignment(query.views, supports.levels), supports.distance, supports.expected
+
+        def reverse() -> list[Tensor]:
+            if not self.config.reverse_branch or "reverse" not in branches:
+                return []
+            return self._rebuild(query.views, exclude)
+
+        (aligned, offsets, image, expected), reconstruction = both(forward, reverse)
         if region is not None or self.roi is not None:
             inside = self._inside(region, query.views)
             aligned = _outside_as(query.views, aligned, inside)
@@ -347,9 +370,15 @@ class BKD(nn.Module):
             if levels
         }
 
-    def predict(self, images: Tensor, support: Support, region: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return scores (N,) and maps (N, H, W), float32, of images (N, 3, H, W) in [0, 1] of the configured size."""
-        result = self.distill(self.teacher(images), support, region=region)
+    def predict(
+        self, images: Tensor, support: Support, region: Tensor | None = None, both: Both = in_turn
+    ) -> tuple[Tensor, Tensor]:
+        """Return scores (N,) and maps (N, H, W), float32, of images (N, 3, H, W) in [0, 1] of the configured size.
+
+        Args:
+            region, both: see :meth:`distill`.
+        """
+        result = self.distill(self.teacher(images), support, region=region, both=both)
         maps = self.anomaly_map(result, self.config.teacher.size)
         return self.image_score(maps, result.image, result.expected, region), maps
 

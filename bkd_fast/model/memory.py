@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from bkd_fast.config import MemoryConfig
 from bkd_fast.ops import sparse_memory_attention
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
-from bkd_fast.ops.nearest_rows import nearest_rows
+from bkd_fast.ops.nearest_rows import PreparedRows, nearest_rows, prepare_rows
 from bkd_fast.ops.nearest_rows.reference import nearest
 from bkd_fast.ops.neighbor_regression import RIDGE, neighbor_regression
 from bkd_fast.ops.neighbor_regression.reference import combined, regression_weights
@@ -23,7 +26,12 @@ class SparseMemory(nn.Module):
     The items are parameters, drawn from U(-1/sqrt(C), 1/sqrt(C)) (MemAE) until
     :func:`bkd_fast.model.calibration.calibrate` puts normal features in. ``origin`` (I,) int64 then says which training
     image each comes from (-1: none).
+
+    :meth:`prepare` computes once what reading needs of items that no longer change. Training, moving the module, and
+    replacing or writing to the items forget it.
     """
+
+    prepared: PreparedRows | None = None
 
     def __init__(self, channels: int, config: MemoryConfig) -> None:
         super().__init__()
@@ -35,6 +43,21 @@ class SparseMemory(nn.Module):
         items = torch.empty(config.items, channels).uniform_(-bound, bound)
         self.items = nn.Parameter(items, requires_grad=config.learned)
         self.register_buffer("origin", torch.full((config.items,), -1))
+
+    def prepare(self) -> None:
+        """Compute once what every read takes of the items alone: results keep their bits."""
+        if self.read == "neighbors":
+            self.prepared, self._prepared_for = prepare_rows(self.items.detach()), (self.items, _version(self.items))
+
+    def train(self, mode: bool = True) -> SparseMemory:
+        """See :meth:`torch.nn.Module.train`."""
+        if mode:
+            self.prepared = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseMemory:
+        self.prepared = None
+        return super()._apply(fn, recurse)
 
     def forward(self, features: Tensor, exclude: Tensor | None = None) -> Tensor:
         """Return z' of the shape of z = ``features`` (N, C, H, W).
@@ -70,7 +93,21 @@ class SparseMemory(nn.Module):
         rows, items = rows.detach(), self.items.detach()
         if exclude is not None:
             return nearest(rows, items, self.neighbors, exclude)
-        return nearest_rows(rows, items, self.neighbors)
+        if self.prepared is not None and self._changed():
+            self.prepared = None
+        return nearest_rows(rows, self.prepared or items, self.neighbors)
+
+    def _changed(self) -> bool:
+        """Return whether the items were replaced or written to since :meth:`prepare`."""
+        if torch.compiler.is_compiling():
+            return False
+        items, version = self._prepared_for
+        return items is not self.items or _version(items) != version
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return a number that every write to a tensor changes; None where torch counts none."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _by_pixel(exclude: Tensor, features: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bkd_fast.config import RetrievedSupport
 from bkd_fast.model.alignment import AlignmentPyramid, PreparedLevel
 from bkd_fast.ops import local_match
+from bkd_fast.ops.nearest_rows import PreparedRows, half_squares, nearest_rows
 from bkd_fast.ops.neighbor_regression import neighbor_regression
 from bkd_fast.ops.select_matches import select_matches
 
@@ -77,15 +78,19 @@ class SampledViews(NamedTuple):
 class SupportBank(NamedTuple):
     """P normal images to retrieve from.
 
-    ``features``: per view (P, C, H, W), float16, channels_last. ``descriptors``: (P, D) float32, what queries are
-    compared with. ``squares``: (P,), their squared norms. ``expected``: (P, 2), what to take off the logarithms
-    of the map's and the whole image's distance for queries that resemble each image.
+    ``features``: per view (P, C, H, W), float16, channels_last. ``rows``: the descriptors (P, D), float32, that queries
+    are compared with. ``expected``: (P, 2), what to take off the logarithms of the map's and the whole image's distance
+    for queries that resemble each image.
     """
 
     features: list[Tensor]
-    descriptors: Tensor
-    squares: Tensor
+    rows: PreparedRows
     expected: Tensor
+
+    @property
+    def descriptors(self) -> Tensor:
+        """What queries are compared with: (P, D)."""
+        return self.rows.rows
 
     def for_query(self, query: Query, alignment: AlignmentPyramid, exclude: Exclude | None = None) -> QuerySupport:
         """Return the most similar images of the bank, matched to each query pixel by pixel."""
@@ -117,7 +122,8 @@ def make_bank(views: Sequence[Tensor], descriptors: Tensor, expected: Tensor | N
         expected = descriptors.new_zeros(len(descriptors), 2)
     # An image's features are contiguous, and a query reads those of a few: half precision halves the traffic.
     features = [view.half().contiguous(memory_format=torch.channels_last) for view in views]
-    return SupportBank(features, descriptors, descriptors.square().sum(1), expected)
+    # Not rounded: few queries are compared at a time.
+    return SupportBank(features, PreparedRows(descriptors, half_squares(descriptors), None), expected)
 
 
 def nearest(query: Tensor, bank: SupportBank, shots: int, exclude: Tensor | None = None) -> Tensor:
@@ -127,13 +133,13 @@ def nearest(query: Tensor, bank: SupportBank, shots: int, exclude: Tensor | None
         query: (N, D) descriptors.
         exclude: (N, P) bool, images that a query must not choose; every row leaves equally many.
     """
-    # Squares without the query's own, which is the same for all.
-    distance = bank.squares - 2 * query @ bank.descriptors.T
     size = len(bank.descriptors)
-    if exclude is not None:
-        distance = distance.masked_fill(exclude, torch.inf)
-        size -= int(exclude.sum(1).max())
-    return distance.topk(min(shots, size), dim=1, largest=False).indices
+    if exclude is None:
+        return nearest_rows(query, bank.rows, min(shots, size))
+    size -= int(exclude.sum(1).max())
+    # Half the squares without the query's own, which is the same for all.
+    distance = bank.rows.half_squares - query @ bank.descriptors.T
+    return distance.masked_fill(exclude, torch.inf).topk(min(shots, size), dim=1, largest=False).indices
 
 
 def residual(query: Tensor, bank: SupportBank, chosen: Tensor) -> Tensor:
@@ -143,7 +149,7 @@ def residual(query: Tensor, bank: SupportBank, chosen: Tensor) -> Tensor:
         query: (N, D) descriptors.
         chosen: (N, k), see :func:`nearest`.
     """
-    return (query - neighbor_regression(query, bank.descriptors, chosen)).square().mean(1)
+    return F.mse_loss(neighbor_regression(query, bank.descriptors, chosen), query, reduction="none").mean(1)
 
 
 @torch.no_grad()

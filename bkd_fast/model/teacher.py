@@ -6,12 +6,11 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models import FeatureInfo
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from bkd_fast.config import TeacherConfig
 from bkd_fast.errors import BKDError
 from bkd_fast.model.folding import fold_batch_norm
+from bkd_fast.ops.standardize import standardize
+from bkd_fast.ops.standardize.reference import averaged
 
 STRIDES = (4, 8, 16)  # of the default levels
 SMALLEST = 32  # pixels along a side
@@ -87,7 +88,10 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, *, blank: bool = True) -> list[Tensor]:
         """(N, 3, H, W) in [0, 1] -> levels [(N, C_l, H_l, W_l)], about H / s_l high and W / s_l wide."""
-        return [self.standardized(level, index) for index, level in enumerate(self.raw(images, blank=blank), start=1)]
+        return [
+            standardize(features, *self._statistics(level), self.patch_size, self.border)
+            for level, features in enumerate(self._features(images, blank), start=1)
+        ]
 
     @torch.no_grad()
     def raw(self, images: Tensor, *, blank: bool = True) -> list[Tensor]:
@@ -95,13 +99,7 @@ class Teacher(nn.Module):
 
         ``blank``: images are whole, and blank outside the region of interest, if there is one.
         """
-        normalized = (images - self.get_buffer("image_mean")) / self.get_buffer("image_std")
-        if blank and self.roi is not None:
-            normalized = normalized * self.roi
-        levels = self.network(normalized.contiguous(memory_format=torch.channels_last))
-        if self.channels_last:
-            levels = [level.permute(0, 3, 1, 2) for level in levels]
-        return [self._pooled(level.contiguous(memory_format=torch.channels_last)) for level in levels]
+        return [averaged(features, self.patch_size, self.border) for features in self._features(images, blank)]
 
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(C_l, H_l, W_l) of the levels of an image of ``size`` (H, W)."""
@@ -109,7 +107,7 @@ class Teacher(nn.Module):
 
     def standardized(self, features: Tensor, level: int) -> Tensor:
         """Return raw features (N, C, H, W) of a level, counted from 1, less their mean and over their std."""
-        return (features - self.get_buffer(f"mean_{level}")) / self.get_buffer(f"std_{level}")
+        return standardize(features, *self._statistics(level))
 
     def set_statistics(self, level: int, mean: Tensor, std: Tensor) -> None:
         """Set what a level is standardised by, from the mean (C,) and the std (C,) of its features."""
@@ -118,14 +116,19 @@ class Teacher(nn.Module):
         self.get_buffer(f"mean_{level}").copy_(mean.view(1, -1, 1, 1))
         self.get_buffer(f"std_{level}").copy_(usable.view(1, -1, 1, 1))
 
-    def _pooled(self, features: Tensor) -> Tensor:
-        if self.patch_size == 1:
-            return features
-        average = partial(F.avg_pool2d, kernel_size=self.patch_size, stride=1, padding=self.patch_size // 2)
-        if self.border in (0, 1):
-            return average(features, count_include_pad=self.border == 1)
-        share = average(torch.ones_like(features[:1, :1]))  # of each neighbourhood that lies inside the image
-        return average(features, count_include_pad=False) * share**self.border
+    def _features(self, images: Tensor, blank: bool) -> list[Tensor]:
+        """Return the network's levels, channels_last."""
+        images = standardize(images, self.get_buffer("image_mean").flatten(), self.get_buffer("image_std").flatten())
+        if blank and self.roi is not None:
+            images = images * self.roi
+        levels = self.network(images)
+        if self.channels_last:
+            levels = [level.permute(0, 3, 1, 2) for level in levels]
+        return [level.contiguous(memory_format=torch.channels_last) for level in levels]
+
+    def _statistics(self, level: int) -> tuple[Tensor, Tensor]:
+        """Return mean and std (C,) of a level, counted from 1."""
+        return self.get_buffer(f"mean_{level}").flatten(), self.get_buffer(f"std_{level}").flatten()
 
 
 def check_name(name: str) -> None:

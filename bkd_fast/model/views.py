@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from bkd_fast.ops.join_levels import join_levels
 
 
 def middle(count: int) -> int:
@@ -28,15 +28,6 @@ def joint_views(levels: Sequence[Tensor]) -> list[Tensor]:
     """
     size = levels[middle(len(levels))].shape[-2:]
     total = sum(level.shape[1] for level in levels)
-    parts = [_resized(level, size) * (total / (len(levels) * level.shape[1])) ** 0.5 for level in levels]
-    joint = torch.cat(parts, 1).contiguous(memory_format=torch.channels_last)
+    factors = [(total / (len(levels) * level.shape[1])) ** 0.5 for level in levels]
+    joint = join_levels(levels, factors, tuple(size))
     return [joint] if levels[0].shape[-2:] == size else [levels[0], joint]
-
-
-def _resized(level: Tensor, size: torch.Size) -> Tensor:
-    if level.shape[-2] > size[0]:
-        ratio = [round(own / other) for own, other in zip(level.shape[-2:], size, strict=True)]
-        level = F.avg_pool2d(level, ratio, ceil_mode=True, count_include_pad=False)
-    if level.shape[-2:] == size:
-        return level
-    return F.interpolate(level, size=size, mode="bilinear", align_corners=False)

@@ -28,27 +28,39 @@ std::vector<Integers> statistics_sizes(const Tensors& teacher, const Tensors& st
   return sizes;
 }
 
+// exponents: of the levels; all 1: sums as they are, with statistics if asked for.
 void all_distances(const Tensors& teacher, const Tensors& student, const std::vector<double>& weights,
-                   double value_share, const Integers& channels, const Tensors& output, const Tensors& statistics) {
+                   const std::vector<double>& exponents, double value_share, const Integers& channels,
+                   const Tensors& output, const Tensors& statistics) {
   const Checks check = check_arguments("cosine_distances", teacher, student, weights, value_share, channels);
+  check.length("exponents", exponents.size(), teacher.size());
   check_floats(check, "output", output, map_sizes(teacher));
   if (!statistics.empty()) check_floats(check, "statistics", statistics, statistics_sizes(teacher, student));
   const Current current(teacher[0]);
   const size_t branches = student.size() / teacher.size();
-  for (size_t level = 0; level < teacher.size(); ++level) {
-    for (size_t first = 0; first < branches; first += kMaxBranches) {
+  for (size_t first = 0; first < branches; first += kMaxBranches) {
+    for (const bool channels_first : {false, true}) {
       Distances p{};
-      p.pair = pair_of(teacher, student, level, first);
-      for (int b = 0; b < p.pair.branches; ++b)
-        p.weight[b] = static_cast<float>(weights[(first + b) * teacher.size() + level]);
       p.value_share = static_cast<float>(value_share);
-      p.channels = static_cast<int>(channels[level]);
-      p.output = data<float>(output[level]);
-      p.add = first > 0;
-      if (!statistics.empty() && statistics[level].numel()) {
-        p.statistics = data<float>(statistics[level]) + 3 * static_cast<int64_t>(first) * p.pair.vectors();
+      p.add = first > 0, p.raise = first + kMaxBranches >= branches;
+      for (size_t level = 0; level < teacher.size(); ++level) {
+        const Pair pair = pair_of(teacher, student, level, first);
+        if (pair.channels_first == channels_first) {
+          Distances::Level& own = p.level[p.levels++];
+          own.pair = pair;
+          for (int b = 0; b < pair.branches; ++b)
+            own.weight[b] = static_cast<float>(weights[(first + b) * teacher.size() + level]);
+          own.channels = static_cast<int>(channels[level]), own.exponent = static_cast<float>(exponents[level]);
+          own.output = data<float>(output[level]), own.statistics = nullptr;
+          if (!statistics.empty() && statistics[level].numel()) {
+            own.statistics = data<float>(statistics[level]) + 3 * static_cast<int64_t>(first) * pair.vectors();
+          }
+        }
+        if (p.levels == kMaxLevels || (p.levels && level + 1 == teacher.size())) {
+          distances(p, type_of(teacher[0]), current.device);
+          p.levels = 0;
+        }
       }
-      distances(p, type_of(teacher[0]), current.device);
     }
   }
 }
@@ -122,8 +134,8 @@ void map(const Tensors& level_distances, bool product, double sigma, int64_t rad
 
 BKD_DEFINITIONS(m) {
   m.def(
-      "cosine_distances(Tensor[] teacher, Tensor[] student, float[] weights, float value_share, int[] channels, "
-      "Tensor(a!)[] output, Tensor(b!)[] statistics) -> ()");
+      "cosine_distances(Tensor[] teacher, Tensor[] student, float[] weights, float[] exponents, float value_share, "
+      "int[] channels, Tensor(a!)[] output, Tensor(b!)[] statistics) -> ()");
   m.def(
       "cosine_distances_backward(Tensor[] grad, Tensor[] teacher, Tensor[] student, float[] weights, float "
       "value_share, "

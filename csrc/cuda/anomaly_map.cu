@@ -1,9 +1,10 @@
-// The anomaly map. One kernel per level computes distances in one pass over the features; another upsamples, fuses and
-// smooths along rows; a third smooths along columns. The one map in between stays in L2.
+// The anomaly map. One kernel computes the distances of all levels in one pass over the features; another
+// upsamples, fuses and smooths along rows; a third smooths along columns. The one map in between stays in L2.
 #include "anomaly_map.h"
 
 #include <algorithm>
 
+#include "interpolation.cuh"
 #include "pairs.cuh"
 
 namespace bkd {
@@ -11,24 +12,32 @@ namespace {
 
 constexpr int kThreads = 256;
 
+constexpr float kMinDistance = 1e-6f;  // that is raised to a power
+
+// blockIdx.y: the level. Blocks beyond its pixels have nothing to do.
 template <class T, bool kFirst, int kBranches>
-__global__ void __launch_bounds__(kThreads) distances_kernel(const Distances p) {
-  sum_channels<T, kFirst, kBranches>(p.pair, [&](int64_t vector, const ChannelSums<kBranches>& sums) {
-    float total = p.add ? load<float>(p.output + vector) : 0;
+__global__ void __launch_bounds__(kThreads) distances_kernel(const __grid_constant__ Distances p) {
+  const Distances::Level& level = p.level[blockIdx.y];
+  if (int64_t{blockIdx.x} * kPixels >= level.pair.vectors()) return;  // the whole block
+  sum_channels<T, kFirst, kBranches>(level.pair, [&](int64_t vector, const ChannelSums<kBranches>& sums) {
+    float total = p.add ? load<float>(level.output + vector) : 0;
 #pragma unroll
     for (int b = 0; b < kBranches; ++b) {
-      if (b >= p.pair.branches) break;
+      if (b >= level.pair.branches) break;
       const float direction = 1 - cosine(sums.dot[b], sums.teacher, sums.student[b]),
-                  value = sums.square[b] / p.channels;
-      total += p.weight[b] * ((1 - p.value_share) * direction + p.value_share * value);
-      if (p.statistics) {
-        float* to = p.statistics + 3 * b * p.pair.vectors() + vector;
+                  value = sums.square[b] / level.channels;
+      total += level.weight[b] * ((1 - p.value_share) * direction + p.value_share * value);
+      if (level.statistics) {
+        float* to = level.statistics + 3 * b * level.pair.vectors() + vector;
         store(to, sums.dot[b]);
-        store(to + p.pair.vectors(), sums.teacher);
-        store(to + 2 * p.pair.vectors(), sums.student[b]);
+        store(to + level.pair.vectors(), sums.teacher);
+        store(to + 2 * level.pair.vectors(), sums.student[b]);
       }
     }
-    store(p.output + vector, total);
+    if (p.raise && level.exponent != 1) {
+      total = powf(total < kMinDistance ? kMinDistance : total, level.exponent);  // NaN stays
+    }
+    store(level.output + vector, total);
   });
 }
 
@@ -36,24 +45,6 @@ __global__ void __launch_bounds__(kThreads) distances_kernel(const Distances p) 
 __device__ __forceinline__ int reflected(int at, int length) {
   const int within = (at % (2 * length) + 2 * length) % (2 * length);
   return within < length ? within : 2 * length - 1 - within;
-}
-
-// Linear interpolation between two pixels of a level.
-struct Interpolation {
-  int first, second;
-  float fraction;  // of the second
-};
-__device__ __forceinline__ Interpolation interpolation(int at, int length, int level_length, bool align_corners) {
-  float x;
-  if (align_corners) {
-    x = length > 1 ? static_cast<float>(at) * (static_cast<float>(level_length - 1) / static_cast<float>(length - 1))
-                   : 0.0f;
-  } else {
-    const float ratio = static_cast<float>(level_length) / static_cast<float>(length);
-    x = fmaxf((static_cast<float>(at) + 0.5f) * ratio - 0.5f, 0);
-  }
-  const int first = min(static_cast<int>(x), level_length - 1);
-  return {first, min(first + 1, level_length - 1), x - static_cast<float>(first)};
 }
 
 __device__ __forceinline__ float fused(const AnomalyMap& p, int image, int y, int x) {
@@ -122,12 +113,14 @@ __global__ void __launch_bounds__(kThreads) map_columns_kernel(const AnomalyMap 
 
 template <class T, bool kFirst>
 void start(const Distances& p, const Device& device) {
+  int64_t vectors = 0;
+  for (int i = 0; i < p.levels; ++i) vectors = std::max(vectors, p.level[i].pair.vectors());
   auto with = [&](auto kernel) {
-    launch("distances", kernel, blocks_for(p.pair.vectors(), kPixels), 1, 1, kThreads, 0, device, p);
+    launch("distances", kernel, blocks_for(vectors, kPixels), p.levels, 1, kThreads, 0, device, p);
   };
-  if (p.pair.branches == 1) {
+  if (p.level[0].pair.branches == 1) {
     with(&distances_kernel<T, kFirst, 1>);
-  } else if (p.pair.branches == 2) {
+  } else if (p.level[0].pair.branches == 2) {
     with(&distances_kernel<T, kFirst, 2>);
   } else {
     with(&distances_kernel<T, kFirst, kMaxBranches>);
@@ -139,7 +132,7 @@ void start(const Distances& p, const Device& device) {
 void distances(const Distances& p, Type type, const Device& device) {
   dispatch(type, [&](auto zero) {
     using T = decltype(zero);
-    p.pair.channels_first ? start<T, true>(p, device) : start<T, false>(p, device);
+    p.level[0].pair.channels_first ? start<T, true>(p, device) : start<T, false>(p, device);
   });
 }
 

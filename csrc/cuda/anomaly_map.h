@@ -5,20 +5,26 @@
 
 namespace bkd {
 
-// d = sum over the branches of weight ((1 - value_share) (1 - cos) + value_share mean squared difference).
+constexpr int kMaxLevels = 8;  // per launch
+
+// d = sum over the branches of weight ((1 - value_share) (1 - cos) + value_share mean squared difference). Levels of
+// one layout, with equally many branches.
 struct Distances {
-  Pair pair;
-  float weight[kMaxBranches];
+  struct Level {
+    Pair pair;
+    float weight[kMaxBranches];
+    int channels;       // of the mean: without padding to 16-byte chunks
+    float exponent;     // of the finished sum; 1: as it is
+    float* output;      // (images, pixels)
+    float* statistics;  // null, or laid out as in PairGradient
+  } level[kMaxLevels];
+  int levels;
   float value_share;
-  int channels;       // of the mean: without padding to 16-byte chunks
-  float* output;      // (images, pixels)
-  bool add;           // accumulate into output
-  float* statistics;  // null, or laid out as in PairGradient
+  bool add;    // accumulate into output
+  bool raise;  // there are no further branches
 };
 
 void distances(const Distances& p, Type type, const Device& device);
-
-constexpr int kMaxLevels = 8;
 
 struct AnomalyMap {
   int levels, images, height, width, radius;

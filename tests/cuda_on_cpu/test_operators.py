@@ -5,9 +5,12 @@ from contextlib import contextmanager
 
 import activation_cases
 import cases
+import join_cases
 import kernel_checks
+import nearest_cases
 import neighbor_cases
 import pytest
+import standardize_cases
 import top_mean_cases
 import torch
 from hypothesis import given, settings
@@ -216,6 +219,10 @@ def test_levels_of_different_types_are_compared_in_float32():
     kernel_checks.levels_of_different_types_are_compared_in_float32("native")
 
 
+def test_not_a_number_stays_where_distances_are_raised():
+    kernel_checks.not_a_number_stays_where_distances_are_raised("native")
+
+
 def test_too_wide_a_smoothing_is_refused():
     call, tensors = cases.anomaly(sigma=2000.0)
     with backend("native"), pytest.raises(RuntimeError, match="CUDA kernels take up to 8 levels and sigma up to 1450"):
@@ -239,6 +246,9 @@ def test_launches_are_as_the_compile_gate_has_them(dtype):
     for name in ("few neighbours", "many neighbours"):
         neighbor_cases.check_regression(name, "native", dtype)
     neighbor_cases.check_matches("some", "native")
+    nearest_cases.check("some", "native")
+    standardize_cases.check("features", "channels_last", "native", dtype)
+    join_cases.check("odd channels", "native", dtype)
     top_mean_cases.check("some", "normal", "native")
     activation_cases.check("odd channels", "contiguous", "native", dtype)
     scaled(torch.ones(9, dtype=dtype))

@@ -148,7 +148,7 @@ def test_the_extension_is_loaded_and_knows_its_operators():
         assert hasattr(operators, name)
     level = torch.ones(1, 8, 2, 2)
     with pytest.raises(NotImplementedError, match="CPU"):  # there are kernels for CUDA alone
-        operators.cosine_distances([level], [level], [1.0], 0.0, [8], [torch.empty(4)], [])
+        operators.cosine_distances([level], [level], [1.0], [1.0], 0.0, [8], [torch.empty(4)], [])
 
 
 def test_the_extension_takes_only_what_is_stable_from_torch():

@@ -217,3 +217,46 @@ def test_a_graph_is_recorded_for_type_shape_backend_and_switches(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "implementation", lambda *_: "other")
     keys.append(cuda_graphs.graph_key(images))
     assert len(set(keys)) == len(keys)
+
+
+def test_branches_run_on_two_streams_that_fork_and_join(monkeypatch):
+    """The order of what CUDA is told: without a device, by streams that note it."""
+    said, current = [], []
+
+    class Stream:
+        device = "cuda:0"
+
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            said.append(f"{self.name} waits for {other.name}")
+
+        def __enter__(self):
+            current.append(self)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    class Noted(torch.Tensor):
+        def record_stream(self, stream):
+            said.append(f"{int(self.sum())} is used on {stream.name}")
+
+    main, side = Stream("main"), Stream("side")
+    current.append(main)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current[-1])
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+
+    def branch(name, value):
+        said.append(f"{name} runs on {current[-1].name}")
+        return [torch.full((1,), value).as_subclass(Noted)]
+
+    first, second = cuda_graphs.Forked(side)(lambda: branch("forward", 1), lambda: branch("reverse", 2))
+    assert (int(first[0]), int(second[0])) == (1, 2)
+    assert said == [
+        "side waits for main",
+        "reverse runs on side",
+        "forward runs on main",
+        "main waits for side",
+        "2 is used on main",
+    ]

@@ -304,6 +304,23 @@ def test_joint_views_count_for_two_thirds_and_one_third():
                 )
 
 
+def test_the_order_of_the_branches_changes_nothing(model):
+    """Neither reads what the other computes, so that they may run on two streams."""
+    reverse_first = []
+
+    def swapped(first, second):
+        later = second()
+        reverse_first.append(True)
+        return first(), later
+
+    with torch.no_grad():
+        support = model.make_support(model.support_levels(SUPPORT))
+        expected = model.predict(IMAGES, support)
+        results = model.predict(IMAGES, support, both=swapped)
+    assert reverse_first
+    assert all(torch.equal(one, other) for one, other in zip(results, expected, strict=True))
+
+
 def test_scores_combine_the_map_and_the_whole_image():
     model = BKD(small({"anomaly_map.image_weight": 0.5, "anomaly_map.top_fraction": 0.5}), weights=None)
     model.score_scale = {"map": [1.0, 2.0], "image": [-1.0, 0.5]}

@@ -83,3 +83,49 @@ def test_items_learn_where_they_are_read():
     own(FEATURES).square().sum().backward()
     read = (own.attention(FEATURES) != 0).flatten(0, 2).any(0)
     assert torch.equal(own.items.grad.abs().sum(1) > 0, read)
+
+
+def written(own):
+    with torch.no_grad():
+        own.items[3] += 1
+
+
+def loaded(own):
+    own.load_state_dict({name: value + 1 for name, value in own.state_dict().items()})
+
+
+def assigned(own):
+    own.load_state_dict({name: value + 1 for name, value in own.state_dict().items()}, assign=True)
+
+
+def replaced(own):
+    own.items = torch.nn.Parameter(own.items.detach() + 1)
+
+
+def moved(own):
+    own.double().float()
+    own.items.data += 1
+
+
+@pytest.mark.parametrize("change", [written, loaded, assigned, replaced, moved, SparseMemory.train])
+def test_what_is_prepared_keeps_every_bit_until_items_change(change):
+    own = memory()
+    features = torch.randn(1, 6, 9, 5, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = own.eval()(features)
+        own.prepare()
+        assert own.prepared is not None
+        assert torch.equal(own(features), expected)
+        assert own.prepared is not None  # reading changes nothing
+    change(own)
+    fresh = memory()
+    fresh.load_state_dict(own.state_dict())
+    with torch.no_grad():
+        assert torch.equal(own(features), fresh(features))
+        assert own.prepared is None
+
+
+def test_attention_has_nothing_to_prepare():
+    own = memory(read="attention")
+    own.prepare()
+    assert own.prepared is None

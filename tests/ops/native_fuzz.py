@@ -141,6 +141,11 @@ def nearest() -> Arguments:
     return [0, torch.randn(3, 7), torch.randn(5, 7), torch.rand(5), torch.randn(3, 5), 0.01, index]
 
 
+def standardize() -> Arguments:
+    x = torch.randn(2, 5, 4, 6).contiguous(memory_format=LAST)
+    return [0, x, torch.randn(5), torch.rand(5) + 1, 3, True, torch.empty_like(x)]
+
+
 def top_mean() -> Arguments:
     return [0, torch.randn(3, 50), 4, torch.empty(3)]
 
@@ -166,6 +171,7 @@ CALLS: dict[str, Callable[[], Arguments]] = {
     "neighbor_regression": regression,
     "select_matches": selection,
     "nearest_rows": nearest,
+    "standardize": standardize,
     "top_mean": top_mean,
     "bias_activation": activation,
     "scaled_copy": lambda: [0, torch.randn(3, 5, 7), 2.0, torch.empty(3, 5, 7)],

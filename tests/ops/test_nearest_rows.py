@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bkd_fast.ops.nearest_rows import cpu, nearest_rows
+from bkd_fast.ops.nearest_rows import cpu, nearest_rows, prepare_rows
 
 
 def rows(count, channels, bank, seed=0, spread=1.0):
@@ -40,9 +40,39 @@ def test_chooses_the_nearest(count, channels, bank, nearest, dtype, each_backend
 @pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3, 0.0])
 def test_rounded_products_miss_no_neighbour(rounded, spread, monkeypatch):
     """Also where all rows are so much alike that rounded products say nothing."""
-    monkeypatch.setattr(cpu, "has_fast_bfloat16", lambda: rounded)
+    monkeypatch.setattr(cpu, "rounds", lambda bank: rounded)
     query, bank = rows(40, 64, 500, spread=spread)
     check(query, bank, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_a_prepared_bank_gives_the_same(dtype, each_backend):
+    for count in (3, 40):  # queries that are rounded or not
+        query, bank = (tensor.to(dtype) for tensor in rows(count, 24, 300))
+        assert torch.equal(nearest_rows(query, prepare_rows(bank), 5), nearest_rows(query, bank, 5))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"half_squares": torch.ones(3)}, ValueError, r"half_squares has shape \(3,\), expected \(4\)"),
+        (
+            {"half_squares": torch.ones(4).half()},
+            TypeError,
+            "half_squares is torch.float16, expected torch.float32",
+        ),
+        (
+            {"rounded": torch.ones(4, 3)},
+            TypeError,
+            "rounded is torch.float32, expected torch.bfloat16, as",
+        ),
+        ({"rounded": torch.ones(4, 2).bfloat16()}, ValueError, r"rounded has shape \(4, 2\), expected \(4, 3\)"),
+    ],
+)
+def test_what_is_not_prepared_from_the_bank_is_refused(change, error, message):
+    prepared = prepare_rows(torch.ones(4, 3))._replace(**change)
+    with pytest.raises(error, match=message):
+        nearest_rows(torch.ones(2, 3), prepared, 2)
 
 
 def test_parts_of_the_queries_give_the_same(monkeypatch):

@@ -201,6 +201,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "anomaly: sum, no smoothing": lambda: anomaly(fusion="sum", sigma=0.0, last=True, share=0.0),
     "anomaly: many branches, aligned corners": lambda: anomaly(branches=6, align=True),
     "anomaly: to powers": lambda: anomaly(powers=True),
+    "anomaly: many branches to powers": lambda: anomaly(branches=6, last=True, powers=True),
     "anomaly: small map": lambda: anomaly((4, 3)),
     "anomaly: wide map": lambda: anomaly((3, 300)),
     "loss: flat": lambda: loss("flat", False),

@@ -127,3 +127,15 @@ def levels_of_different_types_are_compared_in_float32(chosen):
     with backend("reference"):
         expected = call(*[tensor.float() for tensor in mixed])
     torch.testing.assert_close(output, expected)
+
+
+def not_a_number_stays_where_distances_are_raised(chosen):
+    """NaN is not the smallest distance."""
+    call, tensors = cases.anomaly(sigma=0.0, fusion="sum", powers=True)
+    tensors[0][1, 3, 2, 2] = float("nan")
+    with backend(chosen):
+        output = call(*tensors)
+    with backend("reference"):
+        expected = call(*tensors)
+    assert expected.isnan().any()
+    torch.testing.assert_close(output, expected, equal_nan=True, rtol=1e-4, atol=1e-5)

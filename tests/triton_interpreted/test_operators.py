@@ -221,6 +221,10 @@ def test_levels_of_different_types_are_compared_in_float32():
     kernel_checks.levels_of_different_types_are_compared_in_float32("triton")
 
 
+def test_not_a_number_stays_where_distances_are_raised():
+    kernel_checks.not_a_number_stays_where_distances_are_raised("triton")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_types_that_it_cannot_do_are_refused(dtype):
     i, w, o, m, b = (tensor.to(dtype) for tensor in cases.conv()[1])

@@ -507,7 +507,22 @@ FAULTS = (
         ANOMALY,
     ),
     Fault("anomaly: borders are not mirrored", "anomaly_map.cu", "2 * length - 1 - within", "length - 1", ANOMALY),
-    Fault("anomaly: half a pixel off", "anomaly_map.cu", "* ratio - 0.5f, 0)", "* ratio, 0)", ANOMALY),
+    Fault(
+        "anomaly: the sum of some branches is raised",
+        "anomaly_map.cu",
+        "if (p.raise && level.exponent != 1)",
+        "if (level.exponent != 1)",
+        ANOMALY,
+    ),
+    Fault("anomaly: a level reads the first one", "anomaly_map.cu", "p.level[blockIdx.y];", "p.level[0];", ANOMALY),
+    Fault(
+        "anomaly: NaN becomes the smallest distance",
+        "anomaly_map.cu",
+        "total < kMinDistance ? kMinDistance : total",
+        "total >= kMinDistance ? total : kMinDistance",
+        "raised",
+    ),
+    Fault("anomaly: half a pixel off", "interpolation.cuh", "* ratio - 0.5f, 0)", "* ratio, 0)", ANOMALY),
     Fault(
         "anomaly: no barrier before neighbours are read",
         "anomaly_map.cu",
@@ -528,6 +543,60 @@ FAULTS = (
         "for (int i = 0; i < kThreads / kWarpSize; ++i) total",
         "for (int i = 1; i < kThreads / kWarpSize; ++i) total",
         LOSS,
+    ),
+    # averaged, standardised and joined features
+    Fault(
+        "standardize: a row too few",
+        "standardize.cu",
+        "bottom = min(y + radius, p.height - 1);",
+        "bottom = min(y + radius, p.height - 1) - (radius > 0);",
+        "standardize",
+    ),
+    Fault(
+        "standardize: zeros count wherever the border is",
+        "standardize.cu",
+        "p.border == 0 ? 1 / inside",
+        "p.border == 0 ? 1 / whole",
+        "standardize",
+    ),
+    Fault(
+        "standardize: channels first are read as channels last",
+        "standardize.cu",
+        "p.channels_first ? channel * plane : channel",
+        "channel",
+        "standardize",
+    ),
+    Fault(
+        "join: blocks beyond the border",
+        "join_levels.cu",
+        "right = min(left + level.block_width, level.width);",
+        "right = left + level.block_width;",
+        "join",
+    ),
+    Fault(
+        "join: a level begins at the first channel", "join_levels.cu", " + level.first + channel", " + channel", "join"
+    ),
+    # the nearest rows
+    Fault(
+        "nearest rows: of equal ones the last in front",
+        "nearest_rows.cu",
+        "score[e] >= value));",
+        "score[e] > value));",
+        "nearest",
+    ),
+    Fault(
+        "nearest rows: the first of a second warp's worth is lost",
+        "nearest_rows.cu",
+        "const bool carried = e > 0 && lane == 0;",
+        "const bool carried = false;",
+        "nearest",
+    ),
+    Fault(
+        "nearest rows: the last scores are left out",
+        "nearest_rows.cu",
+        "first < p.rows; first += kAhead",
+        "first + kAhead * kWarpSize <= p.rows; first += kAhead",
+        "nearest",
     ),
     # matching
     Fault("match: the longer offset of equal distances", "local_match.cu", "other < rank", "other > rank", MATCH),

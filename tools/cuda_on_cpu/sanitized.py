@@ -21,7 +21,7 @@ torch.ops.load_library(sys.argv[1])
 level = torch.ones(1, 8, 9, 9)
 distances = torch.empty(1, 9, 9)
 distances.untyped_storage().resize_(4 * 80)  # which no check of a tensor's sizes sees
-torch.ops.bkd_fast_cuda_on_cpu.cosine_distances([level], [level], [1.0], 0.0, [8], [distances], [])
+torch.ops.bkd_fast_cuda_on_cpu.cosine_distances([level], [level], [1.0], [1.0], 0.0, [8], [distances], [])
 """  # 81 distances are written
 
 

@@ -31,13 +31,13 @@ TOGETHER = 4  # levels that are upsampled and fused at a time
 def distances_kernel(
     teacher, first, second, distances, first_sums, second_sums,
     pixels, plane, channels, image_stride, channel_stride, pixel_stride,
-    direction, value, first_weight, second_weight, problem,
-    TWO: tl.constexpr, ADD: tl.constexpr, SUMS: tl.constexpr,
+    direction, value, first_weight, second_weight, exponent, problem,
+    TWO: tl.constexpr, ADD: tl.constexpr, RAISE: tl.constexpr, SUMS: tl.constexpr,
     LAST: tl.constexpr, WHOLE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The weighted distances of one or two branches to their teacher, pixel by pixel.
 
-    direction, value: the factors of 1 - cos and of the squared difference.
+    direction, value: the factors of 1 - cos and of the squared difference. exponent: of the finished sum, where RAISE.
 
     first_sums, second_sums: (3, pixels), dot product and squares, written where SUMS.
     """
@@ -63,6 +63,8 @@ def distances_kernel(
             tl.store(second_sums + pixel, second_dot, mask=valid)
             tl.store(second_sums + pixels + pixel, t, mask=valid)
             tl.store(second_sums + 2 * pixels + pixel, second_s, mask=valid)
+    if RAISE:
+        total = tl.exp2(exponent * tl.log2(tl.where(total < 1e-6, 1e-6, total)))  # NaN stays
     tl.store(distances + pixel, total, mask=valid)
 
 
@@ -146,8 +148,7 @@ SMOOTH = Tuned(smooth_kernel, {"any": (config(4, BLOCK=256),)}, key=())
 @operator
 def cosine_anomaly_map(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.cosine_anomaly_map`."""
-    distances, _ = _distances(Levels(a.teacher, a.student), a, statistics=False)
-    distances = reference.raised(distances, a.exponents)
+    distances, _ = _distances(Levels(a.teacher, a.student), a, a.exponents, statistics=False)
     output = floats((a.teacher[0].shape[0], *a.size), a.teacher[0])
     count = output.numel()
     if not len(output):
@@ -179,7 +180,7 @@ def cosine_anomaly_map_backward(grad: Tensor, a: Arguments, needs: Sequence[bool
     The kernels read the features; the steps from the distances to the map are small and left to PyTorch.
     """
     levels, count = Levels(a.teacher, a.student), len(a.teacher)
-    distances, statistics = _distances(levels, a, statistics=True)
+    distances, statistics = _distances(levels, a, [1.0] * count, statistics=True)
     grad_distance = reference.fusion_backward(grad, distances, a)
     flat = [grad_distance[index % count].reshape(-1).contiguous() for index in range(len(a.student))]
     directions = [(1 - a.value_share) * weight for weight in a.weights]
@@ -187,8 +188,13 @@ def cosine_anomaly_map_backward(grad: Tensor, a: Arguments, needs: Sequence[bool
     return pair_gradients(levels, flat, statistics, directions, values, False, needs, [*a.teacher, *a.student])
 
 
-def _distances(levels: Levels, a: Arguments, *, statistics: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the distances (N, H, W) of each level, and if asked for the sums (3, N H W) of each student level."""
+def _distances(
+    levels: Levels, a: Arguments, exponents: Sequence[float], *, statistics: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the distances (N, H, W) of each level to the power of its exponent.
+
+    If asked for, also the sums (3, N H W) of each student level.
+    """
     count = len(levels.teacher)
     distances = [floats((len(t), *t.shape[2:]), t) for t in levels.teacher]
     sums = [floats((3, distances[index % count].numel() if statistics else 0), t) for index, t in
@@ -203,8 +209,9 @@ def _distances(levels: Levels, a: Arguments, *, statistics: bool) -> tuple[list[
             wrap_triton(kernel)[lambda meta, pixels=pixels: (triton.cdiv(pixels, meta["BLOCK_P"]),)](
                 teacher, levels.student[first], levels.student[second], distances[index], sums[first], sums[second],
                 *own_sizes, 1 - a.value_share, a.value_share / levels.channels[index], a.weights[first],
-                a.weights[second], bucket(pixels),
-                TWO=first != second, ADD=start > 0, SUMS=statistics,
+                a.weights[second], exponents[index], bucket(pixels),
+                TWO=first != second, ADD=start > 0, RAISE=exponents[index] != 1 and start + 2 >= len(own),
+                SUMS=statistics,
                 **layout(levels, index),
             )  # fmt: skip
     return distances, sums

@@ -1,7 +1,17 @@
-"""The nearest rows on CUDA devices: cuBLAS multiplies, and PyTorch selects."""
+"""The nearest rows on a CUDA kernel (csrc/cuda/nearest_rows.cu), which is given all products by cuBLAS."""
 
 from __future__ import annotations
 
-from bkd_fast.ops.nearest_rows.reference import nearest_rows
+from torch import Tensor
 
-__all__ = ["nearest_rows"]
+from bkd_fast.ops.cuda_common import kernels
+from bkd_fast.ops.nearest_rows import Arguments
+from bkd_fast.ops.nearest_rows.gpu import problems
+
+
+def nearest_rows(a: Arguments) -> Tensor:
+    """See :func:`bkd_fast.ops.nearest_rows`."""
+    index, halves, parts = problems(a)
+    for products, own in parts:
+        kernels().nearest_rows(products, halves, own)
+    return index

@@ -12,7 +12,10 @@ from bkd_fast.ops.registration import wide
 def nearest_rows(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.nearest_rows`."""
     dtype = wide(a.query)
-    return nearest(a.query.to(dtype), a.bank.to(dtype), a.nearest)
+    if a.half_squares is None:
+        return nearest(a.query.to(dtype), a.bank.to(dtype), a.nearest)
+    similarity = torch.addmm(a.half_squares, a.query.to(dtype), a.bank.to(dtype).T, beta=-1)
+    return similarity.topk(a.nearest, dim=1).indices
 
 
 def nearest(query: Tensor, bank: Tensor, count: int, exclude: Tensor | None = None) -> Tensor:

@@ -23,6 +23,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define EMULATED_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 struct dim3 {
@@ -187,6 +188,7 @@ inline uint32_t __ballot_sync(uint32_t mask, bool value, EMULATED_HERE) {
   return bits;
 }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __any_sync(uint32_t mask, bool value, EMULATED_HERE) { return __ballot_sync(mask, value, file, line) != 0; }
 inline int __syncthreads_or(bool value, EMULATED_HERE) {
   static bool any;
