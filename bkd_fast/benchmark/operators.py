@@ -65,7 +65,7 @@ def deform_conv(scope: Scope, device: str) -> Iterator[Case]:
         own = _bounded(_own(op, device, partial(conv, x)), batch)
         first = next(iter(own))
         in_nchw = _own(op, device, partial(conv, nchw))
-        peer = {TORCHVISION: partial(deform_conv2d, nchw, offset, weight, bias, padding=1, mask=mask)}
+        peer = _torchvision(partial(deform_conv2d, nchw, offset, weight, bias, padding=1, mask=mask), scope, device)
         dense: dict[str, Call] = {DENSE_CONV: partial(F.conv2d, nchw, weight, bias, padding=1)}
         inputs = (nchw, offset, weight, bias, mask)
         variant = {f"{first}, NCHW": in_nchw[first]} if "NCHW" in scope.layouts else {}
@@ -87,7 +87,7 @@ def deform_gather(scope: Scope, device: str) -> Iterator[Case]:
         each = support.contiguous().repeat(batch, 1, 1, 1)
         own = _own(op, device, partial(modulated_deform_gather, projected, offset, mask))
         own = _bounded(own, batch)
-        peer = {TORCHVISION: partial(deform_conv2d, each, offset, weight, padding=1, mask=mask)}
+        peer = _torchvision(partial(deform_conv2d, each, offset, weight, padding=1, mask=mask), scope, device)
         inputs = (projected, offset, mask)
         yield Case(op, shape, "forward", own | peer, inputs=inputs, device=device)
         if not _slow(shape, batch):
@@ -193,6 +193,11 @@ def with_gradients(calls: Mapping[str, Call], leaves: Sequence[Tensor]) -> dict[
 
 def _own(op: str, device: str, call: Call) -> dict[str, Call]:
     return on_backends((op, f"{op}_backward"), device, call)
+
+
+def _torchvision(call: Call, scope: Scope, device: str) -> dict[str, Call]:
+    """Return torchvision's call, but for half precision on a CPU, which it does not have."""
+    return {TORCHVISION: call} if device != "cpu" or scope.dtype == torch.float32 else {}
 
 
 def _levels(scope: Scope) -> Iterator[tuple[str, int, int, int]]:
