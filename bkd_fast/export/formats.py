@@ -178,8 +178,8 @@ def read(format: str, path: Path, threads: int | None = None) -> Runner | None:
         outputs = compiled({INPUT: images})
         return [outputs[name] for name in OUTPUTS]
 
-    info: Any = model.rt_info[NAMESPACE] if model.has_rt_info(NAMESPACE) else {}
-    return Runner(run, {name: value.astype(str) for name, value in info.items()})
+    metadata: Any = model.rt_info[NAMESPACE] if model.has_rt_info(NAMESPACE) else {}
+    return Runner(run, {name: value.astype(str) for name, value in metadata.items()})
 
 
 @contextmanager
