@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "bkd_fast"
 # A room imports from its own rank's rooms only where that is itself, and from those of lower ranks.
 RANKS = (
     ("cli",),
-    ("ablation", "benchmark"),
-    ("evaluation", "export", "integrations"),
+    ("ablation", "benchmark", "integrations"),
+    ("evaluation", "export"),
     ("inference", "training"),
     ("normals",),
     ("artifact",),

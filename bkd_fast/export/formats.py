@@ -220,15 +220,20 @@ def _write_openvino(onnx: Path, made: Path, metadata: Mapping[str, str]) -> None
         model.set_rt_info(value, ["runtime_options", name])
     with saving(made):
         openvino.save_model(model, made, compress_to_fp16=False)
-        tree = ElementTree.parse(made)
-        for layer in tree.iter("layer"):
-            info = layer.find("rt_info")
-            if info is None:
-                info = ElementTree.Element("rt_info")
-                layer.insert(0, info)
-            ElementTree.SubElement(info, "attribute", name="precise", version="0")
-        tree.write(made, encoding="utf-8", xml_declaration=True)
+        keep_float32(made)
     onnx.unlink()
+
+
+def keep_float32(path: Path) -> None:
+    """Mark each layer of an OpenVINO model as one that keeps float32, where the CPU would take bfloat16."""
+    tree = ElementTree.parse(path)
+    for layer in tree.iter("layer"):
+        info = layer.find("rt_info")
+        if info is None:
+            info = ElementTree.Element("rt_info")
+            layer.insert(0, info)
+        ElementTree.SubElement(info, "attribute", name="precise", version="0")
+    tree.write(path, encoding="utf-8", xml_declaration=True)
 
 
 def _torch(module: Callable[..., Sequence[Tensor]]) -> Predict:
