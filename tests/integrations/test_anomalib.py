@@ -63,10 +63,9 @@ def data(tiny_data):
     return folder(tiny_data)
 
 
-def engine(folder, epochs):
-    return Engine(
-        max_epochs=epochs, default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False
-    )
+def engine(folder, epochs, **options):
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    return Engine(max_epochs=epochs, default_root_dir=folder, **quiet, **options)
 
 
 @pytest.fixture(scope="module", params=[SETTINGS, LEARNS], ids=["default", "learns"])
@@ -269,9 +268,9 @@ def test_training_without_validation_leaves_a_whole_checkpoint(tiny_data, tmp_pa
     """In another process it gives bit-identical scores, without the teacher's file of weights."""
     weights = tmp_path / "teacher.pth"
     torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), weights)
-    data = folder(tiny_data, val_split_mode="none")
+    data = folder(tiny_data)
     model = Bkd("resnet18", settings={**SETTINGS, "teacher.weights": str(weights)}, visualizer=False)
-    made = engine(tmp_path, 1)
+    made = engine(tmp_path, 1, limit_val_batches=0)
     made.fit(model=model, datamodule=data)
     weights.unlink()
     images = torch.rand(3, 3, 64, 64)
