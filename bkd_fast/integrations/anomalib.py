@@ -8,6 +8,7 @@ Needs the extra ``anomalib``. ``Engine().train(model=Bkd(teacher="tf_efficientne
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from bkd_fast.artifact import Calibration, load_trained
 from bkd_fast.config import SIZE, BKDConfig, SampledSupport, TeacherConfig
 from bkd_fast.data import draw_support
 from bkd_fast.errors import BKDError, few
-from bkd_fast.export.formats import OPSET, check_packages, keep_float32
+from bkd_fast.export.formats import OPSET, RUNTIME, check_packages, keep_float32
 from bkd_fast.export.plain import plain
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import learn_normal
@@ -44,6 +45,7 @@ from bkd_fast.normals.thresholds import measure_normals
 from bkd_fast.training.step import TrainingStep, make_optimizer
 from bkd_fast.training.weights import load_weights
 
+log = logging.getLogger("bkd_fast")
 IMAGES = "bkd_fast_images"  # of a checkpoint: what :meth:`Bkd.on_fit_start` chose
 
 
@@ -455,11 +457,20 @@ class Bkd(AnomalibModule):
         compression_type: CompressionType | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Write anomalib's OpenVINO files; layers keep float32 on CPUs that would take bfloat16, unless quantised."""
+        """Write anomalib's OpenVINO files.
+
+        On CPUs with bfloat16 OpenVINO would compute in it, which moves scores and maps. Unless quantised, the layers
+        are marked as float32; those that OpenVINO makes of them need
+        ``OpenVINOInferencer(path, config={"INFERENCE_PRECISION_HINT": "f32"})``, which a warning says.
+        """
         check_packages("openvino")
         path = super().to_openvino(export_root, model_file_name, input_size, compression_type, **kwargs)
         if compression_type in (None, CompressionType.FP16):
             keep_float32(path)
+            log.warning(
+                "%s: on a CPU with bfloat16, pass OpenVINOInferencer config=%s, or scores are rounded",
+                path, RUNTIME["openvino"],
+            )  # fmt: skip
         return path
 
     @property

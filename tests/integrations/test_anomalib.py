@@ -323,8 +323,8 @@ def test_exported_models_give_the_engines_results(trained, tiny_data, tmp_path, 
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     model, made, _ = trained
     path = made.export(copy.deepcopy(model), export_type, export_root=tmp_path)
-    # What OpenVINO makes of an ONNX file would take bfloat16 where the CPU has it.
-    precision = {"INFERENCE_PRECISION_HINT": "f32"} if export_type == "onnx" else None
+    # OpenVINO would take bfloat16 where the CPU has it.
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}
     inferencer = TorchInferencer(path, "cpu") if export_type == "torch" else OpenVINOInferencer(path, "CPU", precision)
     for batch in engine(tmp_path, 1).predict(model=copy.deepcopy(model), data_path=tiny_data / "test"):
         (file,) = batch.image_path
