@@ -147,13 +147,6 @@ FAULTS = (
         "small_shared_memory",
     ),
     Fault(
-        "conv: no barrier between windows",
-        "deform_conv.cu",
-        "    if (left > 0) __syncthreads();",
-        "    if (left < 0) __syncthreads();",
-        "small_shared_memory",
-    ),
-    Fault(
         "conv: rows in flight are exchanged",
         "deform_conv.cu",
         "                       (turn * kInFlight + i) * kRowsAtOnce * Target::kStride,",
