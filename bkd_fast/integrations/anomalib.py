@@ -261,6 +261,11 @@ class Bkd(AnomalibModule):
             raise BKDError("a region of interest is learned by `bkd-fast train --roi MASK`: pass its run")
         if trained is not None:
             config = trained.config
+            if config.roi is not None and trained.roi is None:
+                raise BKDError(
+                    f"{run} has a mask for each image of its training, and anomalib gives the model none: predict with "
+                    "bkd_fast.Detector"
+                )
         elif config.teacher.image_size is None and size is not None:
             config = config.with_changes({"teacher.image_size": size})
         config = config.with_changes(teacher=with_image_size(config.teacher))
