@@ -241,7 +241,7 @@ def train_categories(
     with locked(out, sweep=False):
         if not resume and not is_empty(out):
             raise BKDError(f"the output folder {out} is not empty: choose another, or resume=True")
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_train)
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_train)
         accelerator = "cuda" if gpus else "cpu"
         waiting = {
             task.remote(data, out / name, config, categories=[name], accelerator=accelerator, **options): name
@@ -389,7 +389,7 @@ def _run(
         raise BKDError(
             f"the file system cannot be sent to other machines, as it cannot be pickled: {job.source}"
         ) from error
-    dataset = ray.data.from_items([{"files": files} for files in shards], override_num_blocks=len(shards))
+    dataset: Any = ray.data.from_items([{"files": files} for files in shards], override_num_blocks=len(shards))
     dataset = dataset.map_batches(
         _Scorer,
         fn_constructor_args=([sent],),
