@@ -57,7 +57,9 @@ class FrozenLevels(nn.Module):
 
     def standardized(self, images: Tensor) -> list[Tensor]:
         """The same levels with channels of mean 0 and std 1 over the images of :meth:`standardize`."""
-        return [self.teacher.standardized(level, index) for index, level in enumerate(self(images), start=1)]
+        mean, std = ([self.teacher.get_buffer(f"{name}_{level + 1}") for level in range(3)] for name in ("mean", "std"))
+        # Not by the package's operator, which has no gradient.
+        return [(level - mean[index]) / std[index] for index, level in enumerate(self(images))]
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images as the teacher's network was trained on them."""

@@ -190,11 +190,16 @@ def test_normals_are_under_the_threshold(any_run, tiny_data):
 
 def test_the_support_can_be_replaced(tiny_run, tiny_data, picture):
     detector = Detector.load(tiny_run)
-    before = detector(picture)
+    before, expected = detector(picture), detector.support.expected
     files = sorted((tiny_data / "train/good").iterdir())
     detector.set_support(files[3:8])
     assert detector(picture).score != before.score
     detector.set_support(sorted((tiny_run / "support").iterdir()))
+    # What other images score without themselves was not measured: scores are not relative to that.
+    assert expected.any()
+    assert not detector.support.expected.any()
+    assert detector(picture).score == pytest.approx(before.score, rel=0.02)
+    detector.support = detector.support._replace(expected=expected)
     same(detector(picture), before)
     with pytest.raises(BKDError, match="at least one image"):
         detector.set_support([])
