@@ -51,6 +51,7 @@ from bkd_fast.files import (
     write_json,
 )
 from bkd_fast.model import BKD
+from bkd_fast.model.bkd import SCORES
 
 FORMAT = 6
 CONFIG, ROI, MODEL, SUPPORT, FEATURES, CHECKPOINT, LOG, UPDATES = (
@@ -194,6 +195,45 @@ class Addition:
 
 
 @dataclass(frozen=True)
+class Unified:
+    """What a run that is one model of several categories knows of each.
+
+    ``names``: of the categories, which index the other lists. ``bank``: the category of each support image. ``scales``:
+    of each category its ``score_scale`` (:class:`bkd_fast.model.BKD`); ``calibrations``: its thresholds.
+    """
+
+    names: list[str]
+    bank: list[int]
+    scales: list[dict[str, list[float]]]
+    calibrations: list[Calibration]
+
+    @classmethod
+    def parse(cls, value: Any) -> Unified:
+        """Return the inverse of ``asdict``.
+
+        Raises:
+            BKDError: the value has another form.
+        """
+        given = _mapping("unified", value, set(cls.__dataclass_fields__))
+        count = len(given["names"]) if isinstance(given["names"], list) else 0
+        for name, length in (("names", count), ("scales", count), ("calibrations", count), ("bank", None)):
+            values = given[name]
+            if not isinstance(values, list) or not values or (length is not None and len(values) != length):
+                raise BKDError(f"unified.{name} is {_shown(values)}: expected a value of each category")
+        for name in given["names"]:
+            _component("unified.names", name)
+        if len(set(given["names"])) < count:
+            raise BKDError("unified.names has one twice")
+        if not all(type(index) is int and 0 <= index < count for index in given["bank"]):
+            raise BKDError(f"unified.bank is {_shown(given['bank'])}: expected a category of each support image")
+        for scale in given["scales"]:
+            own = _mapping("unified.scales", scale, set(SCORES)).values()
+            if not all(_is_mean_and_std(one) and one[1] > 0 for one in own):
+                raise BKDError(f"unified.scales has {_shown(scale)}: expected a mean and a std of each score")
+        return cls(**{**given, "calibrations": [Calibration.parse(one) for one in given["calibrations"]]})
+
+
+@dataclass(frozen=True)
 class DataSource:
     """Where the images of a run came from, and which of them it used.
 
@@ -262,7 +302,7 @@ class Manifest:
     """What ``manifest.json`` of one category says.
 
     ``shown``: which training image (or tile) each image in ``support/`` is. ``tiles``: how many tiles each training
-    image has; empty where images are taken whole.
+    image has; empty where images are taken whole. ``unified``: of a model of several categories.
     """
 
     bkd_fast: str
@@ -271,6 +311,7 @@ class Manifest:
     files: dict[str, FileRecord]
     shown: list[int] = field(default_factory=list)
     tiles: list[int] = field(default_factory=list)
+    unified: Unified | None = None
 
     @property
     def items(self) -> int:
@@ -288,7 +329,7 @@ class Trained:
 
     ``support``: the teacher's levels of the support images, (1, k, C_l, H_l, W_l), as :meth:`BKD.make_support`
     takes them. ``sample``: the first of their images, (1, 3, H, W) in [0, 1]. ``files``: what it was read from.
-    ``roi``: (H, W) bool, what is looked at; None: everything.
+    ``roi``: (H, W) bool, what is looked at; None: everything. ``unified``: see :class:`Manifest`.
     """
 
     folder: Path
@@ -300,6 +341,7 @@ class Trained:
     sample: Tensor
     files: dict[str, FileRecord] = field(default_factory=dict)
     roi: np.ndarray | None = None
+    unified: Unified | None = None
 
 
 def save_trained(
@@ -454,7 +496,10 @@ def _load(folder: Path, manifest: Manifest) -> Trained:
             model.set_roi(shrink_roi(roi, config.teacher.size))
     sample = load_support(shown, config.teacher.size, 1)
     calibration, source = manifest.calibration, manifest.source
-    return Trained(folder, config, calibration, source, model.eval(), support, sample, manifest.files, roi)
+    unified = manifest.unified
+    if unified is not None and (not config.retrieves or len(unified.bank) != count):
+        raise BKDError(f"{folder} does not fit its {MANIFEST}: unified.bank must have a category of each support image")
+    return Trained(folder, config, calibration, source, model.eval(), support, sample, manifest.files, roi, unified)
 
 
 def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
@@ -477,7 +522,7 @@ def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
         given = read_content(path)
         if "categories" in given:
             return _categories(folder, given)
-        given = _mapping("the manifest", given, set(Manifest.__dataclass_fields__))
+        given = _mapping("the manifest", {"unified": None, **given}, set(Manifest.__dataclass_fields__))
         if not isinstance(given["bkd_fast"], str):
             raise BKDError(f"bkd_fast is {_shown(given['bkd_fast'])}: expected a version")
         return Manifest(
@@ -487,6 +532,7 @@ def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
             _file_records(given["files"]),
             _numbers("shown", given["shown"], 0),
             _numbers("tiles", given["tiles"], 1),
+            None if given["unified"] is None else Unified.parse(given["unified"]),
         )
 
 

@@ -243,7 +243,7 @@ class Service:
     def _finish(self, name: str, raw: Any, with_map: bool) -> Answer:
         prediction = self.predictors[name].postprocess(raw)
         self.metrics.scores.labels(name).observe(prediction.normalized_score)
-        detector = self.detectors[name]
+        detector = self.detectors[name].for_category(prediction.category)
         return Answer(
             run=name,
             score=prediction.score,

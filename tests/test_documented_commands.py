@@ -57,7 +57,7 @@ def desk(make_category, tmp_path, monkeypatch):
     category = make_category(tmp_path / "mvtec" / "tile", train=6, good=2, bad=2, size=(260, 268))
     shutil.copytree(tmp_path / "mvtec", tmp_path / "mvtec_anomaly_detection")
     good, bad = sorted((category / "train/good").iterdir()), sorted((category / "test/hole").iterdir())
-    for name in ("parts", "good"):
+    for name in ("parts", "good", "products/screws", "products/tiles"):
         shutil.copytree(category / "train/good", tmp_path / name)
     for name in ("more_good", "more_good_images", "new_good"):
         shutil.copytree(category / "test/good", tmp_path / name)

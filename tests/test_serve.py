@@ -315,7 +315,10 @@ class Stub:
         return batch
 
     def postprocess(self, raw):
-        return SimpleNamespace(score=float(raw), label=False, normalized_score=0.5, p_value=1.0)
+        return SimpleNamespace(score=float(raw), label=False, normalized_score=0.5, p_value=1.0, category=None)
+
+    def for_category(self, category):
+        return self
 
 
 async def with_stub(check, **limits):

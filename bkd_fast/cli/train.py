@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="folder of good images, or a data set in MVTec AD's layout")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write; new or empty")
     parser.add_argument("--category", nargs="+", help="categories to train (default: all)")
+    parser.add_argument(
+        "--unified", action="store_true", help="one model of all categories, which decides each image by its nearest"
+    )
     parser.add_argument("--anomalous", type=Path, help="with a plain folder: defective images, for evaluation only")
     parser.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by relative path")
     add_options(parser)
@@ -43,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.out,
         config_from(arguments),
         categories=arguments.category,
+        unified=arguments.unified,
         anomalous=arguments.anomalous,
         masks=arguments.masks,
         devices=arguments.devices,

@@ -264,6 +264,44 @@ def find_categories(
     return [_category(name, folders[name], used or {}) for name in names or folders]
 
 
+def find_unified(root: Path, names: Sequence[str] | None = None) -> tuple[Category, tuple[str, ...]]:
+    """Return the good images of several categories as those of one, and the names of these categories.
+
+    The name of each image begins with its category, ``screw/000.png``.
+
+    Args:
+        root: categories in MVTec AD's layout, or folders of good images.
+        names: categories to take, in this order; None: all, by name.
+
+    Raises:
+        BKDError: fewer than two categories, an unknown one, or images beside the folders; see :func:`find_categories`.
+    """
+    categories = find_categories(root)
+    if categories[0].plain:
+        folders: dict[str, list[Sample]] = {}
+        for sample in categories[0].train:
+            first, slash, rest = sample.name.partition("/")
+            folders.setdefault(first if slash else "", []).append(replace(sample, name=rest or first))
+        if "" in folders and len(folders) > 1:
+            raise BKDError(
+                f"{root} has images beside its folders: {few([sample.name for sample in folders['']])}. Expected a "
+                "folder of good images for each category"
+            )
+        categories = [Category(name, tuple(samples), ()) for name, samples in folders.items() if name]
+    known = {category.name: category for category in categories}
+    for name in names or ():
+        if name not in known:
+            raise BKDError(_unknown(root, name, list(known)))
+    chosen = [known[name] for name in names or known]
+    if len(chosen) < 2:
+        raise BKDError(
+            f"one model of several categories takes at least two, and {root} has {len(chosen)}: expected MVTec AD's "
+            "layout, or a folder of good images for each; for one category leave out --unified"
+        )
+    train = [replace(sample, name=f"{one.name}/{sample.name}") for one in chosen for sample in one.train]
+    return Category(Path(root).resolve().name, tuple(train), ()), tuple(one.name for one in chosen)
+
+
 def check_samples(
     samples: Sequence[Sample],
     *,

@@ -61,7 +61,8 @@ def evaluate(
     """Evaluate a run, and write ``metrics.json``, ``scores.csv``, ``overlays/`` and ``report.html``.
 
     Images that the run was trained or validated on are no test images. Of a plain folder, those set aside in training
-    and those that are new since count; new ones are named in a note.
+    and those that are new since count; new ones are named in a note. A run that is one model of several categories is
+    evaluated on each of them; an image is decided by the thresholds of the category that it is nearest to.
 
     Args:
         run: a run folder.
@@ -81,7 +82,8 @@ def evaluate(
     Returns:
         The content of ``metrics.json``: ``mean`` and ``categories`` with the seven
         :data:`bkd_fast.evaluation.metrics.METRIC_NAMES` in 0..1 (None if undefined). Each category also has
-        ``branches``, ``decisions``, and the numbers of ``images`` for ``train``, ``validation`` and ``test``.
+        ``branches``, ``decisions``, and the numbers of ``images`` for ``train``, ``validation`` and ``test``; of one
+        model of several categories, also ``nearest``: the share of the test images that are nearest to each.
 
     Raises:
         BKDError: an unusable run or data set, no test images, or another process writes to ``out``.
@@ -96,12 +98,21 @@ def evaluate(
 
         watching = open_loggers(check_loggers(loggers), out, begun=run)
     folders = category_folders(run)
+    several = read_category(next(iter(folders.values()))).unified is not None
+    if several and (anomalous is not None or masks is not None):
+        raise BKDError(f"{run} is one model of several categories: leave out --anomalous and --masks")
     with locked(out):
         if out.resolve() != run.resolve():
             write_manifest(out, {"bkd_fast": __version__, "kind": "evaluation"})
         manifests = {name: read_category(folder) for name, folder in folders.items()}
         # Load and check all categories before the first is evaluated.
         detectors = {name: Detector.load(folder, device=device) for name, folder in folders.items()}
+        unified = next(iter(detectors.values())).unified
+        if unified is not None:
+            (manifest,), (detector,) = manifests.values(), detectors.values()
+            folders = dict.fromkeys(unified.names, run)
+            manifests = {name: _of_category(manifest, name) for name in unified.names}
+            detectors = {name: detector.for_category(name) for name in unified.names}
         tests = {
             name: _test_samples(
                 folders[name], manifests[name], data, name, anomalous, masks, roi, skip_unreadable, detectors[name]
@@ -113,14 +124,15 @@ def evaluate(
         metrics: dict[str, Any] = {"mean": {}, "categories": {}}
         with staging(out) as made, watching as trackers:
             for name, detector in detectors.items():
-                report, metrics["categories"][name] = _evaluate_category(
+                report, metrics["categories"][name], nearest = _evaluate_category(
                     name, detector, tests[name], manifests[name], read_log(folders[name] / LOG), made, scale, progress
                 )
-                reports.append(replace(report, run=folders[name]))
-                rows += [
-                    (name, image.name, image.defect, image.label, image.score, detector.threshold, image.decision)
-                    for image in report.images
-                ]
+                # `bkd-fast calibrate`, which the report names for a run, has nothing to set in one of several.
+                reports.append(replace(report, run=folders[name] if unified is None else None))
+                for image, category in zip(report.images, nearest, strict=True):
+                    threshold = detector.for_category(category).threshold
+                    row = (name, image.name, image.defect, image.label, image.score, threshold, image.decision)
+                    rows.append(row if category is None else (*row, category))
             metrics["mean"] = mean_metrics(metrics["categories"].values())
             # Until here, the results of an earlier evaluation are as they were.
             if scale is not None:
@@ -129,7 +141,8 @@ def evaluate(
                 tracker.log_metrics(_logged(metrics), 0)
         write_json(out / "metrics.json", metrics)
         with atomic_write(out / "scores.csv") as file:
-            csv.writer(file).writerows([SCORE_COLUMNS, *rows])
+            columns = SCORE_COLUMNS if unified is None else (*SCORE_COLUMNS, "nearest")
+            csv.writer(file).writerows([columns, *rows])
         if scale is not None:
             write_report(
                 out / "report.html",
@@ -179,6 +192,9 @@ def table(metrics: Mapping[str, Any]) -> str:
     for label, values in rows:
         cells = (f"{percent(value):>{len(name)}}" for value, name in zip(values, names, strict=True))
         lines.append(f"{label:<{width}}  " + "  ".join(cells))
+    right = [category["nearest"][name] for name, category in metrics["categories"].items() if "nearest" in category]
+    if right:
+        lines.append(f"nearest to their own category: {percent(mean_of(right)).strip()} % of the images")
     return "\n".join(lines)
 
 
@@ -191,16 +207,22 @@ def _evaluate_category(
     out: Path,
     scale: HeatScale | None,
     progress: bool | None,
-) -> tuple[CategoryReport, dict[str, Any]]:
-    """Return the report and the metrics of one category; write its overlays below ``out`` if there is a ``scale``."""
-    separate = len(detector.model.branches()) > 1 and not detector.config.teacher.tile
+) -> tuple[CategoryReport, dict[str, Any], list[str | None]]:
+    """Return the report and the metrics of one category, and of each image the nearest category.
+
+    Write its overlays below ``out`` if there is a ``scale``.
+    """
+    whole = detector.config.teacher.tile or detector.unified is not None
+    separate = len(detector.model.branches()) > 1 and not whole
     branches = {BOTH: BRANCHES, **({branch: (branch,) for branch in BRANCHES} if separate else {})}
     pixels = {branch: PixelMetrics() for branch in branches}
     scores: dict[str, list[float]] = {branch: [] for branch in branches}
     records: list[ImageRecord] = []
     outside = 0  # defective images without a defect inside the region of interest
+    nearest: list[str | None] = []
     with progress_bar(len(samples), f"evaluating {name}", "image", progress) as bar:
-        for part, images, predicted in _predictions(detector, samples, branches):
+        for part, images, predicted, categories in _predictions(detector, samples, branches):
+            nearest += categories
             height, width = predicted[BOTH][1].shape[1:]
             truths = [_truth(sample, (height, width), detector) for sample in part]
             rois = [detector.region((height, width), _given(sample, b"")) for sample in part]
@@ -213,12 +235,14 @@ def _evaluate_category(
                 for truth, anomaly_map, roi in zip(truths, maps, rois, strict=True):
                     if truth is not None:
                         pixels[branch].update(anomaly_map, truth, roi)
-            for sample, image, truth, score, anomaly_map in zip(part, images, truths, *predicted[BOTH], strict=True):
-                overlay = None
+            for sample, image, truth, score, anomaly_map, category in zip(
+                part, images, truths, *predicted[BOTH], categories, strict=True
+            ):
+                own, overlay = detector.for_category(category), None
                 if scale is not None:
                     overlay = out / fitting(Path(OVERLAYS, name, f"{sample.key}.png"))
-                    draw_overlay(overlay, image, anomaly_map, truth if sample.label else None, score, detector, scale)
-                decision = int(score > detector.threshold)
+                    draw_overlay(overlay, image, anomaly_map, truth if sample.label else None, score, own, scale)
+                decision = int(score > own.threshold)
                 records.append(ImageRecord(sample.key, sample.defect, sample.label, score, decision, overlay))
             bar.update(len(part))
     labels = [sample.label for sample in samples]
@@ -249,13 +273,26 @@ def _evaluate_category(
         accumulator.close()
     decisions = classification_metrics(labels, [record.decision for record in records])
     counts = {"train": len(source.all_train), "validation": len(source.all_validation), "test": len(samples)}
-    return report, {**metrics[BOTH], "branches": metrics, "decisions": decisions, "images": counts}
+    found: dict[str, Any] = {**metrics[BOTH], "branches": metrics, "decisions": decisions, "images": counts}
+    if detector.unified is not None:
+        found["nearest"] = {other: nearest.count(other) / len(nearest) for other in detector.unified.names}
+    return report, found, nearest
+
+
+def _of_category(manifest: Manifest, name: str) -> Manifest:
+    """Return the manifest of one of several categories of a model, with its own images."""
+    source, prefix = manifest.source, f"{name}/"
+    train, validation = (
+        {path.removeprefix(prefix): record for path, record in files.items() if path.startswith(prefix)}
+        for files in (source.train_files, source.validation_files)
+    )
+    return replace(manifest, source=replace(source, train_files=train, validation_files=validation))
 
 
 def _predictions(
     detector: Detector, samples: list[Sample], branches: Mapping[str, tuple[str, ...]]
-) -> Iterator[tuple[list[Sample], list[np.ndarray], dict[str, tuple[list[float], np.ndarray]]]]:
-    """Yield samples in batches, their images (H, W, 3) uint8, and the scores and maps (N, h, w) of each branch.
+) -> Iterator[tuple[list[Sample], list[np.ndarray], dict[str, tuple[list[float], np.ndarray]], list[str | None]]]:
+    """Yield samples in batches, their images (H, W, 3) uint8, scores and maps (N, h, w) of each branch, and categories.
 
     Maps have the network's size; those of a run in tiles have the image's size, and there is one image in a batch.
     """
@@ -266,7 +303,12 @@ def _predictions(
         images = [detector.read(sample.path) for sample in part]
         if tiled:
             prediction = detector(_given(part[0], images[0]))
-            yield part, images, {BOTH: ([prediction.score], prediction.anomaly_map[None])}
+            yield part, images, {BOTH: ([prediction.score], prediction.anomaly_map[None])}, [None]
+            continue
+        if detector.unified is not None:
+            raws = detector.predict([detector.preprocess(image) for image in images])
+            maps = np.stack([raw.anomaly_map.cpu().numpy() for raw in raws])
+            yield part, images, {BOTH: ([raw.score for raw in raws], maps)}, [raw.category for raw in raws]
             continue
         given = [detector.preprocess(_given(sample, image)) for sample, image in zip(part, images, strict=True)]
         regions = [each.region for each in given if each.region is not None]
@@ -274,7 +316,8 @@ def _predictions(
             torch.stack([each.input for each in given]), torch.stack(regions) if regions else None
         )
         scored = {branch: detector.score_features(result, members) for branch, members in branches.items()}
-        yield part, images, {branch: (scores.tolist(), maps.cpu().numpy()) for branch, (scores, maps) in scored.items()}
+        arrays = {branch: (scores.tolist(), maps.cpu().numpy()) for branch, (scores, maps) in scored.items()}
+        yield part, images, arrays, [None] * len(part)
 
 
 def _truth(sample: Sample, size: tuple[int, int], detector: Detector) -> np.ndarray | None:
@@ -329,7 +372,7 @@ def _test_samples(
     categories = find_categories(root, anomalous=bad, masks=truths, used=source.used)
     # In a data set of one category, the name of its folder does not matter.
     matching = [category for category in categories if category.name == name] or (
-        categories if len(categories) == 1 else []
+        categories if len(categories) == 1 and detector.unified is None else []
     )
     if not matching:
         names = ", ".join(category.name for category in categories)

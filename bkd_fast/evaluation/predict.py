@@ -127,6 +127,11 @@ def predict(
     files = _watched(folders, out) if watching else _files(folders)
     regions = {} if roi is None else dict(zip(files, roi_files(Path(roi), list(files.values())), strict=True))
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
+    if detector.unified is not None and report:
+        raise BKDError(
+            f"{run} is one model of several categories, and the report has one threshold: leave out --report"
+        )
+    columns = COLUMNS if detector.unified is None else (*COLUMNS, "category")
     whole = detector.predictor(tile, overlap)
     predictor = watch(detector, whole, DriftMonitor(detector.calibration)) if drift else whole
     if threshold is not None:
@@ -158,21 +163,23 @@ def predict(
     def write(image: tuple[str, Arrival], predicted: tuple[np.ndarray, Any]) -> dict[str, Any]:
         (name, arrival), (array, raw) = image, predicted
         prediction = predictor.postprocess(raw)
+        own = detector.for_category(prediction.category)
         if scale is not None:
-            heat = prediction.anomaly_map / detector.pixel_threshold
+            heat = prediction.anomaly_map / own.pixel_threshold
             panel = render_panel(
-                array, heat, prediction.mask, None, scale, score=prediction.score, threshold=detector.threshold
+                array, heat, prediction.mask, None, scale, score=prediction.score, threshold=own.threshold
             )
             write_overlay(fitting(out / "heatmaps" / f"{name}.jpg"), panel)
             with atomic_path(fitting(out / "masks" / f"{name}.png"), durable=False) as temporary:
                 Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(temporary, format="PNG")
         decision = "anomalous" if prediction.label else "normal"
-        scores = (prediction.score, detector.threshold, decision, prediction.normalized_score, prediction.p_value)
-        return dict(zip(COLUMNS, (str(arrival.path), *scores, name), strict=True))
+        scores = (prediction.score, own.threshold, decision, prediction.normalized_score, prediction.p_value)
+        category = () if prediction.category is None else (prediction.category,)
+        return dict(zip(columns, (str(arrival.path), *scores, name, *category), strict=True))
 
     unreadable: set[Path] = set()
     stopping: AbstractContextManager[list[bool]] = interruptible() if watching else nullcontext([False])
-    with locked(out), _table(out, settings, resume) as table, stopping as stopped:
+    with locked(out), _table(out, settings, resume, columns) as table, stopping as stopped:
         arrivals = Arrivals(folders, table.files, seconds=watch_seconds, idle=watch_idle, stopped=lambda: stopped[0])
         new = [Arrival(path, name) for path, name in files.items() if str(path) not in table.files]
         if watching:
@@ -205,7 +212,7 @@ def predict(
                 bar.update()
         table.sync()
         if report:
-            _write_report(out, Path(run), detector, _read_rows(out / SCORES), scale)
+            _write_report(out, Path(run), detector, _read_rows(out / SCORES, columns), scale)
     return Summary(out, len(table.files), table.anomalous, len(unreadable))
 
 
@@ -237,11 +244,13 @@ def _write_report(
 class _Table:
     """``scores.csv`` and ``predictions.jsonl``, open at their ends, and which files and names they have."""
 
-    def __init__(self, scores: IO[str], lines: IO[str], rows: Sequence[Mapping[str, str]]) -> None:
+    def __init__(
+        self, scores: IO[str], lines: IO[str], rows: Sequence[Mapping[str, str]], columns: Sequence[str]
+    ) -> None:
         self.scores, self.lines = scores, lines
         self.files, self.names = {row["file"] for row in rows}, {row["name"] for row in rows}
         self.anomalous = sum(row["decision"] == "anomalous" for row in rows)
-        self.writer = csv.DictWriter(scores, COLUMNS)
+        self.writer = csv.DictWriter(scores, columns)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write a row and its JSON line, and hand them to the system."""
@@ -259,7 +268,7 @@ class _Table:
 
 
 @contextmanager
-def _table(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[_Table]:
+def _table(out: Path, settings: Mapping[str, Any], resume: bool, columns: Sequence[str]) -> Iterator[_Table]:
     """Open the tables in ``out``, whose rows so far are kept.
 
     ``scores.csv`` says what is done: a process may have been killed between a row and its JSON line, so the lines
@@ -283,22 +292,22 @@ def _table(out: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[_Ta
     if path.is_file():
         data = path.read_bytes()
         os.truncate(path, data.rfind(b"\n") + 1)  # a power failure may have left half a line
-        rows = _read_rows(path)
+        rows = _read_rows(path, columns)
         with atomic_write(out / LINES) as file:
             file.writelines(_line({**row, **{name: float(row[name]) for name in NUMBERS}}) for row in rows)
     with open_text(path, "a") as scores, open_text(out / LINES, "a") as lines:
         if not scores.tell():
-            csv.writer(scores).writerow(COLUMNS)
+            csv.writer(scores).writerow(columns)
             scores.flush()
-        yield _Table(scores, lines, rows)
+        yield _Table(scores, lines, rows, columns)
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     with open_text(path, "r") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        if set(row) != set(COLUMNS) or None in row.values() or not all(_is_number(row[name]) for name in NUMBERS):
-            raise BKDError(f"{path} does not have the columns {', '.join(COLUMNS)}: choose another --out")
+        if set(row) != set(columns) or None in row.values() or not all(_is_number(row[name]) for name in NUMBERS):
+            raise BKDError(f"{path} does not have the columns {', '.join(columns)}: choose another --out")
     return list({row["file"]: row for row in rows}.values())
 
 

@@ -54,6 +54,11 @@ def export(
     if deform_conv and format != "onnx":
         raise BKDError(f"deform_conv is an option of the format onnx, not of {format}")
     trained = load_trained(run)
+    if trained.unified is not None:
+        raise BKDError(
+            f"{run} is one model of several categories, and an exported graph has one scale and one threshold: train "
+            "a model for each category, or predict with bkd_fast"
+        )
     detector = Detector(trained, "cpu", pack=False)
     usual = Path(run) / f"model{SUFFIXES[format]}"
     if detector.config.roi is not None and (detector.roi is None or detector.config.teacher.tile):

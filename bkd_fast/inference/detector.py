@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from bkd_fast.artifact import Trained, copy_run, load_trained, read_category
+from bkd_fast.artifact import Trained, Unified, copy_run, load_trained, read_category
 from bkd_fast.data import FileRecord, Sample, fit_roi, load_roi, shrink_roi
 from bkd_fast.data.inputs import Decoded, ImageLike, Masked, OneImage, is_one_image
 from bkd_fast.data.roi import check_roi
@@ -34,7 +34,7 @@ from bkd_fast.inference.tiling import TiledDetector
 from bkd_fast.model.ambient import settled
 from bkd_fast.model.bkd import BRANCHES, Distillation
 from bkd_fast.model.folding import fold_batch_norm
-from bkd_fast.model.support import Support
+from bkd_fast.model.support import Support, SupportBank, describe, nearest
 
 if TYPE_CHECKING:
     from bkd_fast.inference.drift import DriftMonitor
@@ -53,6 +53,8 @@ class Threshold:
         return detector.__dict__[self.name]
 
     def __set__(self, detector: Any, value: float) -> None:
+        if detector.__dict__.get("unified") is not None:
+            raise BKDError(f"the run is one model of several categories, each with thresholds: {self.name} is not one")
         detector.__dict__[self.name] = check_float(self.name, value)
 
 
@@ -111,10 +113,13 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             "pages": pages,
         }
         self._replaced = False
+        if trained.unified is not None and compile is not None:
+            raise BKDError(f"compile is {compile!r}, and a model of several categories is not compiled: leave it out")
         self.batch = 1 if self.device.type == "cpu" else GPU_BATCH
         self.calibration, self.roi = trained.calibration, trained.roi
         self.threshold = trained.calibration.threshold
         self.pixel_threshold = trained.calibration.pixel_threshold
+        self.unified = trained.unified
         self.model = trained.model.to(self.device).eval()
         # A normal image to try the network with, mirrored: one that is its own support has distances of rounding alone.
         self.sample = trained.sample.flip(-1)
@@ -130,7 +135,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             self._take(CompiledModel(self.model, compile), f"compile={compile!r}", tolerance)
         elif pack and self.device.type == "cuda":
             fuse_teacher(self.model.teacher, self.sample.to(self.device), tolerance)
-            self._take(GraphedModel(self.model, self.device, GPU_BATCH), "the CUDA graph", tolerance)
+            if self.unified is None:
+                self._take(GraphedModel(self.model, self.device, GPU_BATCH), "the CUDA graph", tolerance)
         elif pack and self.device.type == "cpu" and can_pack():
             self._pack(self.sample, tolerance)
 
@@ -174,6 +180,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
 
         The thresholds stay: they were measured with the former support.
         """
+        if self.unified is not None:
+            raise BKDError("the run is one model of several categories: its support belongs to them, train again")
         if not len(images):
             raise BKDError("the support is empty: expected at least one image of a normal part")
         size = self.config.teacher.size
@@ -234,12 +242,15 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         self._check_run("a run holds the images of its supports")
         if self.pixel_threshold <= 0:
             raise BKDError(f"pixel_threshold is {self.pixel_threshold}: expected a positive number to save")
-        calibration = replace(
-            self.calibration,
-            threshold=self.threshold,
-            pixel_threshold=self.pixel_threshold,
-            normal_level=min(self.calibration.normal_level, 0.5 * self.pixel_threshold),
-        )
+        if self.unified is not None:  # whose thresholds are not set, and this may be the detector of one category
+            calibration = read_category(self._run).calibration
+        else:
+            calibration = replace(
+                self.calibration,
+                threshold=self.threshold,
+                pixel_threshold=self.pixel_threshold,
+                normal_level=min(self.calibration.normal_level, 0.5 * self.pixel_threshold),
+            )
         copy_run(self._run, Path(folder), calibration)
 
     def roi_of(self, image: ImageLike) -> np.ndarray | None:
@@ -301,25 +312,72 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
         """Return raw scores, and maps at the network's size."""
         inputs, sizes, rois, regions = zip(*batch, strict=True)
+        images = torch.stack([image.to(inputs[0].device) for image in inputs])
+        if self.unified is not None:
+            values, raw_maps, names = self._by_category(images, self.unified)
+            return [RawPrediction(*each) for each in zip(values, raw_maps, sizes, rois, names, strict=True)]
         region = None if regions[0] is None else torch.stack(regions)
-        scores, maps = self.score(torch.stack([image.to(inputs[0].device) for image in inputs]), region=region)
+        scores, maps = self.score(images, region=region)
         return [RawPrediction(*each) for each in zip(scores.tolist(), maps, sizes, rois, strict=True)]
 
     def postprocess(self, raw: RawPrediction) -> Prediction:
         """Return the prediction: above ``threshold`` an image is anomalous, above ``pixel_threshold`` a pixel."""
+        own = self.for_category(raw.category)
         anomaly_map = resize_map(raw.anomaly_map, raw.size).numpy()
-        mask = anomaly_map > self.pixel_threshold
+        mask = anomaly_map > own.pixel_threshold
         if raw.roi is not None:
             anomaly_map, mask = anomaly_map * raw.roi, mask & raw.roi
         return Prediction(
             raw.score,
-            raw.score > self.threshold,
+            raw.score > own.threshold,
             anomaly_map,
             mask,
-            normalized(raw.score, self.threshold, self.calibration.spread),
-            p_value(raw.score, self.calibration.scores),
-            (self.calibration.normal_level, self.pixel_threshold),
+            normalized(raw.score, own.threshold, own.calibration.spread),
+            p_value(raw.score, own.calibration.scores),
+            (own.calibration.normal_level, own.pixel_threshold),
+            raw.category,
         )
+
+    def for_category(self, category: str | None) -> Detector:
+        """Return this detector with the thresholds of one category of its run, which is one model of several.
+
+        Args:
+            category: of a prediction; None, as of a run of one category, returns the detector itself.
+
+        Raises:
+            BKDError: no such category.
+        """
+        if category is None:
+            return self
+        if self.unified is None or category not in self.unified.names:
+            names = ", ".join(self.unified.names) if self.unified else "the run is of a single one"
+            raise BKDError(f"there is no category {category!r}: {names}")
+        calibration = self.unified.calibrations[self.unified.names.index(category)]
+        other = object.__new__(type(self))
+        other.__dict__.update(
+            self.__dict__,
+            calibration=calibration,
+            threshold=calibration.threshold,
+            pixel_threshold=calibration.pixel_threshold,
+        )
+        return other
+
+    @settled(inference=True)
+    def _by_category(self, images: Tensor, unified: Unified) -> tuple[list[float], Tensor, list[str]]:
+        """Return scores, maps and categories of images: the category of the nearest support sets an image's scale."""
+        levels = self.levels(images)
+        result = self.model.distill(levels, self.support)
+        maps = self.model.anomaly_map(result, self.config.teacher.size)
+        assert isinstance(self.support, SupportBank)
+        assert result.image is not None
+        assert result.expected is not None
+        closest = nearest(describe(levels[-1].float()), self.support, 1).flatten().tolist()
+        numbers = [unified.bank[support] for support in closest]
+        rows = zip(self.model.top_mean(maps).split(1), result.image.split(1), result.expected.split(1), strict=True)
+        scores = [
+            self.model.score_of(*row, unified.scales[number]).item() for row, number in zip(rows, numbers, strict=True)
+        ]
+        return scores, maps, [unified.names[number] for number in numbers]
 
     def predictor(self, tile: int | Size | None = None, overlap: int = 0) -> Detector | TiledDetector:
         """Return what predicts whole images or tiles: as asked, or else as the run was trained.
@@ -394,7 +452,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     ) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and raw maps (N, H, W) of images (N, 3, H, W) in [0, 1] of the configured size.
 
-        ``region``: what of each is looked at, where they are tiles; see :meth:`BKD.distill`.
+        ``region``: what of each is looked at, where they are tiles; see :meth:`BKD.distill`. A model of several
+        categories scores all of them on one scale here: :meth:`predict` takes that of each image's category.
         """
         if self._program is not None and tuple(branches) == BRANCHES and region is None:
             return self._program(images.to(self.device), self.support)
@@ -442,7 +501,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     def restore(self, kept: dict[str, Any]) -> None:
         """Take over what :meth:`kept` returned of a detector of the same run."""
         self.calibration = kept["calibration"]
-        self.threshold, self.pixel_threshold = kept["threshold"], kept["pixel_threshold"]
+        self.__dict__.update(threshold=kept["threshold"], pixel_threshold=kept["pixel_threshold"])
         if kept["support"] is not None:
             self.support, self._replaced = _moved(kept["support"], self.device), True
 

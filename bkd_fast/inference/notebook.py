@@ -22,6 +22,12 @@ SIDE = 256  # longest side of the heat map, in pixels
 def detector_html(detector: Detector) -> str:
     """Return a table of what a detector is and what it decides by."""
     config, calibration = detector.config, detector.calibration
+    thresholds = [("threshold", f"{detector.threshold:.5g}"), ("pixel threshold", f"{detector.pixel_threshold:.5g}")]
+    if detector.unified is not None:
+        thresholds = [
+            (f"thresholds of {name}", f"{own.threshold:.5g}, pixels {own.pixel_threshold:.5g}")
+            for name, own in zip(detector.unified.names, detector.unified.calibrations, strict=True)
+        ]
     height, width = config.teacher.size
     tiles = f", in tiles of {config.teacher.tile}" if config.teacher.tile else ""
     return _table(
@@ -30,8 +36,7 @@ def detector_html(detector: Detector) -> str:
             ("teacher", config.teacher.name),
             ("image size", f"{height} × {width}{tiles}"),
             ("trained from", f"{detector.trained_on} good images"),
-            ("threshold", f"{detector.threshold:.5g}"),
-            ("pixel threshold", f"{detector.pixel_threshold:.5g}"),
+            *thresholds,
             ("thresholds from", f"{len(calibration.scores)} good images ({calibration.source})"),
             ("false alarms asked", f"{100 * calibration.false_alarms:.3g} %"),
             ("device", str(detector.device)),
@@ -44,6 +49,7 @@ def prediction_html(prediction: Prediction) -> str:
     table = _table(
         "Prediction",
         (
+            *(() if prediction.category is None else (("category", prediction.category),)),
             ("decision", "anomalous" if prediction.label else "normal"),
             ("score", f"{prediction.score:.5g}"),
             ("normalized score", f"{prediction.normalized_score:.3f} (threshold: 0.5)"),

@@ -28,7 +28,8 @@ class Prediction:
     ``anomaly_map``: (H, W) float32, raw, at the image's own size. ``mask``: (H, W) bool, pixels above the pixel
     threshold. ``normalized_score``: the score from 0 to 1, 0.5 at the threshold. ``p_value``: share of good images that
     score as high, from 1 / (n + 1) for n good images to 1. ``heat``: the run's median normal pixel and the pixel
-    threshold, which set the colours of the picture that a notebook shows; None: no picture.
+    threshold, which set the colours of the picture that a notebook shows; None: no picture. ``category``: of a model of
+    several categories, the one whose thresholds decided.
     """
 
     score: float
@@ -38,6 +39,7 @@ class Prediction:
     normalized_score: float
     p_value: float
     heat: tuple[float, float] | None = field(default=None, repr=False, compare=False)
+    category: str | None = None
 
     def _repr_html_(self) -> str:
         from bkd_fast.inference.notebook import prediction_html  # here: only notebooks need it
@@ -61,13 +63,14 @@ class Preprocessed(NamedTuple):
 class RawPrediction(NamedTuple):
     """A score, a raw anomaly map (h, w), and the ``size`` (H, W) that the map is resized to.
 
-    ``roi``: see :class:`Preprocessed`.
+    ``roi``: see :class:`Preprocessed`. ``category``: the nearest, of a model of several.
     """
 
     score: float
     anomaly_map: Tensor
     size: Size
     roi: np.ndarray | None = None
+    category: str | None = None
 
 
 class Predictor(ABC, Generic[A, B]):

@@ -13,7 +13,7 @@ from torch import Tensor
 from bkd_fast.data.inputs import Decoded, ImageLike
 from bkd_fast.data.roi import fit_roi, shrink_roi
 from bkd_fast.data.tiles import Size, Tile, check_tiles, places
-from bkd_fast.errors import ImageError
+from bkd_fast.errors import BKDError, ImageError
 from bkd_fast.inference.prediction import Prediction, Predictor, RawPrediction, resize_map
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
     batch = 1  # images; the tiles of one fill the detector's batches
 
     def __init__(self, detector: Detector, tile: int | Size, overlap: int = 0) -> None:
+        if detector.unified is not None:
+            raise BKDError("the run is one model of several categories, and a tile shows none: predict whole images")
         self.detector, self.overlap = detector, overlap
         self.tile = check_tiles(tile, overlap)
 

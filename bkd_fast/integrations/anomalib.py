@@ -255,6 +255,8 @@ class Bkd(AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         trained = None if run is None else load_trained(Path(run))
+        if trained is not None and trained.unified is not None:
+            raise BKDError(f"{run} is one model of several categories: predict with bkd_fast.Detector")
         config = BKDConfig.preset(preset, {"teacher.name": teacher, **(settings or {})})
         size = _checked_size(pre_processor)
         if trained is None and config.roi is not None:

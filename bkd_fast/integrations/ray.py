@@ -161,6 +161,8 @@ def score(
         check_precision(precision, torch.device("cpu"))
     run = Path(run)
     manifest = read_category(run)
+    if manifest.unified is not None:
+        raise BKDError(f"{run} is one model of several categories, and a row names none: use `bkd-fast predict`")
     Detector.load(run, device="cpu", max_pixels=max_pixels, pages=pages).predictor(tile, overlap)  # its errors now
     source, names = _listed([images] if isinstance(images, (str, Path)) else images, filesystem)
     target, folder = _resolved(out, out_filesystem)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -411,19 +411,26 @@ class BKD(nn.Module):
         """
         return self.score_of(self.top_mean(maps, region), image, expected)
 
-    def score_of(self, top: Tensor, image: Tensor | None, expected: Tensor | None = None) -> Tensor:
-        """See :meth:`image_score`, from :meth:`top_mean`."""
+    def score_of(
+        self,
+        top: Tensor,
+        image: Tensor | None,
+        expected: Tensor | None = None,
+        scale: Mapping[str, Sequence[float]] | None = None,
+    ) -> Tensor:
+        """See :meth:`image_score`, from :meth:`top_mean`; with another ``scale`` than ``score_scale``."""
+        scale = self.score_scale if scale is None else scale
         if not self.config.anomaly_map.image_weight:
             return top
         distances = top.unsqueeze(0) if image is None else torch.stack([top, image])
         logarithms = distances.clamp_min(1e-12).log()
         if expected is not None and image is not None:
             logarithms = logarithms - expected.T
-        mean, std = self.score_scale["map"]
+        mean, std = scale["map"]
         score = (logarithms[0] - mean) / std
         if image is None:
             return score
-        mean, std = self.score_scale["image"]
+        mean, std = scale["image"]
         # rsub: log image_weight + (logarithm - mean) / std in one kernel less
         weight = math.log(self.config.anomaly_map.image_weight)
         # Not logaddexp: ONNX has no such operator, and what replaces it overflows beyond 88.

@@ -29,6 +29,7 @@ def learn_normal(
     count: int,
     generator: torch.Generator | None,
     regions: Regions = whole,
+    groups: Sequence[int] | None = None,
 ) -> list[int]:
     """Learn what one pass over the normal images tells, before any training.
 
@@ -37,6 +38,7 @@ def learn_normal(
         count: how many there are.
         generator: see :func:`calibrate`; None where the model has its statistics and memory from a checkpoint.
         regions: see :func:`calibrate`.
+        groups: the category of each image; each gets the same share of bank and memory. None: one category.
 
     Returns:
         The images of the support bank, by index; empty where supports are sampled.
@@ -51,7 +53,7 @@ def learn_normal(
 
     passing = seen()
     if generator is not None:
-        calibrate(model, passing, count, generator, regions)
+        calibrate(model, passing, count, generator, regions, groups)
     for _ in passing:
         pass
     support = model.config.support
@@ -60,7 +62,7 @@ def learn_normal(
     # The mean of standardised features is the standardised mean.
     deepest = len(model.teacher.channels)
     mean, std = (model.teacher.get_buffer(f"{name}_{deepest}") for name in ("mean", "std"))
-    return choose_bank(((level - mean) / std for level in shrunk), support.bank_size)
+    return choose_bank(((level - mean) / std for level in shrunk), support.bank_size, groups)
 
 
 @torch.no_grad()
@@ -70,6 +72,7 @@ def calibrate(
     count: int,
     generator: torch.Generator,
     regions: Regions = whole,
+    groups: Sequence[int] | None = None,
 ) -> None:
     """Set the teacher's statistics and the memory's first items, as the configuration asks.
 
@@ -79,6 +82,7 @@ def calibrate(
         generator: on the CPU; draws the candidate features.
         regions: gives for indices of images what of each is looked at, (N, H, W) bool, or None: of all what the model
             says (:meth:`BKD.set_roi`).
+        groups: see :func:`learn_normal`.
     """
     config, teacher = model.config, model.teacher
     coreset = config.memory is not None and config.memory.init == "coreset"
@@ -119,7 +123,7 @@ def calibrate(
         rows = torch.cat([image[index] for image in candidates])
         rows = (rows - shift[index].to(rows.device)) / scale[index].to(rows.device)
         origin = torch.tensor(origins).repeat_interleave(torch.tensor([len(image[index]) for image in candidates]))
-        chosen = greedy_coreset(rows, memory.items.shape[0])
+        chosen = shared_coreset(rows, memory.items.shape[0], None if groups is None else torch.tensor(groups)[origin])
         # With fewer features than items the remaining items keep their random start.
         memory.items[: len(chosen)] = rows[chosen]
         memory.get_buffer("origin")[: len(chosen)] = origin.to(chosen.device)[chosen]
@@ -253,6 +257,23 @@ def greedy_coreset(features: Tensor, count: int) -> Tensor:
     return torch.tensor(chosen, device=features.device)
 
 
+def shared_coreset(features: Tensor, count: int, groups: Tensor | None) -> Tensor:
+    """Return the rows of :func:`greedy_coreset` of each group, about ``count`` over the number of groups.
+
+    Args:
+        groups: (R,) int64; None: one group.
+    """
+    if groups is None:
+        return greedy_coreset(features, count)
+    numbers = groups.unique().tolist()
+    parts = []
+    for index, number in enumerate(numbers):
+        rows = (groups == number).nonzero().flatten().to(features.device)
+        share = count * (index + 1) // len(numbers) - count * index // len(numbers)
+        parts.append(rows[greedy_coreset(features[rows], share)])
+    return torch.cat(parts)
+
+
 @torch.no_grad()
 def scale_maps(model: BKD, results: Iterable[Distillation]) -> None:
     """Set ``model.map_scale``, the mean distance of each branch and view, from normal images not trained on."""
@@ -268,15 +289,16 @@ def scale_maps(model: BKD, results: Iterable[Distillation]) -> None:
 
 
 @torch.no_grad()
-def choose_bank(levels: Iterable[Tensor], count: int) -> list[int]:
+def choose_bank(levels: Iterable[Tensor], count: int, groups: Sequence[int] | None = None) -> list[int]:
     """Which normal images to keep as support: those that differ most from each other, in order of the images.
 
     Args:
         levels: the deepest level of each image, (N, C, H, W) a batch.
         count: how many, where there are as many.
+        groups: see :func:`learn_normal`.
     """
     descriptors = torch.cat([describe(level.float()) for level in levels])
-    return sorted(greedy_coreset(descriptors, count).tolist())
+    return sorted(shared_coreset(descriptors, count, None if groups is None else torch.tensor(groups)).tolist())
 
 
 LEVEL_STATISTICS = ("mean", "std", "offset", "row", "column")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from bkd_fast.artifact import Calibration, Unified
 from bkd_fast.decisions import NormalScores
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
@@ -53,7 +54,7 @@ class Measured:
     """Scores of normal images, the median pixel of their maps, and how many of them are near duplicates.
 
     ``teacher``: :func:`bkd_fast.model.calibration.statistics_of` these images. ``images``: which image each score is
-    of; the validation images come first, then the training images.
+    of; the validation images come first, then the training images. ``raw``: what the scores are made of.
     """
 
     scores: NormalScores
@@ -61,6 +62,21 @@ class Measured:
     duplicates: int
     teacher: dict[str, list[float]]
     images: list[int]
+    raw: Raw = field(repr=False, compare=False)
+
+
+class Raw(NamedTuple):
+    """Of N images or tiles, what their scores are made of.
+
+    ``maps``: see :class:`_Parts`. ``distance`` (N,): of whole images, None where there is none. ``expected`` (N, 2):
+    what is taken off the logarithms of both, None where supports are not retrieved. ``logarithms`` (1 or 2, N): what
+    is left of them, float64.
+    """
+
+    maps: Tensor
+    distance: Tensor | None
+    expected: Tensor | None
+    logarithms: Tensor
 
 
 @torch.no_grad()
@@ -117,16 +133,58 @@ def measure_normals(
         retrieved = [shots for part in parts for shots in part.shots]
         expected = _measure_supports(model, logarithms.T, [scored.get(row) for row in bank], retrieved)
         logarithms = logarithms - expected.T
-    for name, logarithm in zip(SCORES, logarithms, strict=False) if rescale else ():
-        # Of one image there is no std, and of equal ones none to divide by.
-        model.score_scale[name] = [float(logarithm.mean()), max(float(logarithm.std(unbiased=False)), 0.01)]
+    if rescale:
+        model.score_scale.update(_scales(logarithms))
     scores = model.score_of(maps[:, 0], distance, expected)
     normal = NormalScores(
         source, _by_image(scores, images, model.tiles_score), _by_image(maps[:, 1], images, torch.amax)
     )
     teacher = _means(torch.cat([part.teacher for part in parts]), images)
-    numbers = sorted(set(images))
-    return Measured(normal, float(maps[:, 2].median()), duplicates, statistics_of(teacher), numbers)
+    raw = Raw(maps, distance, expected, logarithms)
+    level = float(maps[:, 2].median())
+    return Measured(normal, level, duplicates, statistics_of(teacher), sorted(set(images)), raw)
+
+
+def measure_categories(
+    model: BKD, measured: Measured, labels: Sequence[int], names: Sequence[str], bank: Sequence[int], rate: float
+) -> tuple[Calibration, Unified]:
+    """Return the thresholds of each category of a model that is trained on several.
+
+    Args:
+        measured: of whole images, not tiles.
+        labels: the category of each validation image, then of each training image.
+        bank: the category of each support.
+        rate: of false alarms.
+
+    Returns:
+        The calibration of all images together, each scored on the scale of its category; and of each category.
+    """
+    maps, distance, expected, logarithms = measured.raw
+    own = torch.tensor(labels)[measured.images]
+    scales, calibrations = [], []
+    for number in range(len(names)):
+        rows = (own == number).nonzero().flatten()
+        scales.append(_scales(logarithms[:, rows]))
+        whole_image, offsets = (None if values is None else values[rows] for values in (distance, expected))
+        scores = model.score_of(maps[rows, 0], whole_image, offsets, scales[-1]).tolist()
+        normal = NormalScores(measured.scores.source, scores, maps[rows, 1].tolist())
+        calibrations.append(Calibration.of(normal, float(maps[rows, 2].median()), rate))
+    pooled = NormalScores(
+        measured.scores.source,
+        [score for one in calibrations for score in one.scores],
+        [value for one in calibrations for value in one.maxima],
+    )
+    together = Calibration.of(pooled, measured.normal_level, rate, measured.teacher)
+    return together, Unified(list(names), list(bank), scales, calibrations)
+
+
+def _scales(logarithms: Tensor) -> dict[str, list[float]]:
+    """Return mean and std of the logarithms (1 or 2, N) that image scores combine."""
+    # Of one image there is no std, and of equal ones none to divide by.
+    return {
+        name: [float(logarithm.mean()), max(float(logarithm.std(unbiased=False)), 0.01)]
+        for name, logarithm in zip(SCORES, logarithms, strict=False)
+    }
 
 
 @torch.no_grad()

@@ -148,9 +148,16 @@ def add_normals(
         What was added, the false alarms to expect, the thresholds before and after, and what is now out of date.
 
     Raises:
-        BKDError: an unusable run or image, or no image that is new. The run then stays as it was.
+        BKDError: an unusable run or image, a run of several categories, or no image that is new. The run then stays as
+            it was.
     """
-    manifest, trained = read_category(run), load_trained(run)
+    manifest = read_category(run)
+    if manifest.unified is not None:
+        raise BKDError(
+            "the run is one model of several categories, and of new images it is not known which they show: train "
+            "again with --unified and all images"
+        )
+    trained = load_trained(run)
     if trained.config.roi is not None and trained.roi is None:
         raise BKDError(f"{run} has a mask for each image of its training: train again with the new images and masks")
     config, model, before = trained.config, trained.model.to(device), manifest.calibration

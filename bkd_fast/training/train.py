@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from bkd_fast.artifact import CHECKPOINT, DataSource, read_category, write_manifest
-from bkd_fast.config import BKDConfig
+from bkd_fast.artifact import CHECKPOINT, DataSource, read_category, read_manifest, write_manifest
+from bkd_fast.config import BKDConfig, RetrievedSupport
 from bkd_fast.data import (
     Category,
     FileRecord,
@@ -23,6 +23,7 @@ from bkd_fast.data import (
     check_samples,
     file_records,
     find_categories,
+    find_unified,
     image_files,
     infer_white,
     load_roi,
@@ -52,6 +53,7 @@ def train(
     config: BKDConfig | None = None,
     *,
     categories: Sequence[str] | None = None,
+    unified: bool = False,
     anomalous: str | Path | None = None,
     masks: str | Path | None = None,
     devices: int = 1,
@@ -64,13 +66,15 @@ def train(
     progress: bool | None = None,
     loggers: Any = None,
 ) -> Path:
-    """Train one model a category and write the run folder.
+    """Train one model a category, or one of all, and write the run folder.
 
     Args:
         data: MVTec AD layout (one category or many), or a plain folder of good images.
         out: the run folder; must be new or empty unless ``resume``.
         config: the default preset where None.
         categories: names to train; None = all there are.
+        unified: train one model of all categories. An image is then decided by the thresholds of the category of the
+            support nearest to it. ``data`` may also be a folder with a folder of good images for each category.
         anomalous, masks: for a plain folder, folders of defective images and of their masks, kept for evaluation.
         devices: processes to train with; under ``torchrun`` its processes are used.
         accelerator: ``auto``, ``cpu`` or ``cuda``.
@@ -106,11 +110,22 @@ def train(
             "use fewer devices, or accelerator 'cpu'"
         )
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0  # of the processes that train together
-    found = find_categories(data, categories, anomalous=_path(anomalous), masks=_path(masks))
+    names: tuple[str, ...] = ()
+    if unified:
+        if anomalous is not None or masks is not None:
+            raise BKDError("unified takes several categories, and anomalous and masks belong to one: leave them out")
+        merged, names = find_unified(data, categories)
+        _check_unified(config, len(names))
+        found = [merged]
+    else:
+        found = find_categories(data, categories, anomalous=_path(anomalous), masks=_path(masks))
+    if resume:
+        _check_kind(out, [category.name for category in found], names)
     source = DataSource(str(data.resolve()), "", _absolute(anomalous), _absolute(masks))
-    if config.roi is not None and len(found) > 1 and Path(config.roi.mask or "").is_dir():
+    count = len(names or found)
+    if config.roi is not None and count > 1 and Path(config.roi.mask or "").is_dir():
         raise BKDError(
-            f"{config.roi.mask} has a mask for each image, and {data} has {len(found)} categories: train each alone, "
+            f"{config.roi.mask} has a mask for each image, and {data} has {count} categories: train each alone, "
             "with its own"
         )
     with ExitStack() as stack:
@@ -122,7 +137,15 @@ def train(
         if config.student is not None:
             check_strides(config.teacher.name, teacher.strides)
         jobs = [
-            _job(category, config, out if len(found) == 1 else out / category.name, source, resume, skip_unreadable)
+            _job(
+                category,
+                config,
+                out if len(found) == 1 else out / category.name,
+                source,
+                resume,
+                skip_unreadable,
+                names,
+            )
             for category in found
         ]
         if first and not begun:
@@ -148,13 +171,43 @@ def train(
     return out
 
 
+def _check_unified(config: BKDConfig, count: int) -> None:
+    """Raise a BKDError unless a model of ``count`` categories can tell them apart."""
+    if not isinstance(config.support, RetrievedSupport):
+        raise BKDError("unified tells categories apart by the supports that a query retrieves: set support=retrieved")
+    if config.teacher.tile is not None:
+        raise BKDError("unified takes images whole, and a tile shows no category: leave out teacher.tile")
+    for name, value in (
+        ("support.bank_size", config.support.bank_size),
+        ("memory.items", count if config.memory is None else config.memory.items),
+    ):
+        if value < count:
+            raise BKDError(f"{name} is {value}, and there are {count} categories: expected at least one for each")
+
+
+def _check_kind(out: Path, found: Sequence[str], names: Sequence[str]) -> None:
+    """Raise a BKDError if the training to resume was begun with the other choice of ``unified``."""
+    manifest = read_manifest(out) if (out / MANIFEST).is_file() else None
+    one = getattr(manifest, "unified", None) is not None
+    if not names and (one or (len(found) > 1 and (out / CHECKPOINT).is_file())):
+        raise BKDError(f"{out} holds one model of several categories: resume with --unified, or choose another --out")
+    if names and ((manifest is not None and not one) or any((out / name).is_dir() for name in names)):
+        raise BKDError(f"{out} holds models of single categories: resume without --unified, or choose another --out")
+
+
 def _job(
-    category: Category, config: BKDConfig, folder: Path, source: DataSource, resume: bool, skip_unreadable: bool
+    category: Category,
+    config: BKDConfig,
+    folder: Path,
+    source: DataSource,
+    resume: bool,
+    skip_unreadable: bool,
+    names: tuple[str, ...],
 ) -> tuple[Job, BKDConfig]:
     """Return what to train, and the configuration with what is white in images of more than 8 bits."""
     if resume and (folder / MANIFEST).is_file():
         read_category(folder)  # its errors now
-        return Job(category.name, [], [], folder, source, done=True), config
+        return Job(category.name, [], [], folder, source, done=True, categories=names), config
     masks = None if config.roi is None else Path(config.roi.mask or "")
     each = masks if masks is not None and masks.is_dir() else None
     roi = None if masks is None or each is not None else load_roi(masks, config.data)
@@ -170,12 +223,17 @@ def _job(
         train, validation = (
             files if each is None else with_rois(files, each) for files in _same_files(category, saved, folder)
         )
+        _by_category(train, names)  # its error where there are more categories now
         check_samples([*train, *validation], tile=tile, config=config.data, roi=roi)
-        return Job(category.name, train, validation, folder, saved, roi=roi), config
+        return Job(category.name, train, validation, folder, saved, roi=roi, categories=names), config
     config = replace(config, data=infer_white((sample.path for sample in category.train), config.data))
     samples = list(category.train) if each is None else with_rois(category.train, each)
     samples = check_samples(samples, skip_unreadable=skip_unreadable, tile=tile, config=config.data, roi=roi)
-    train, validation = split_normals(samples, config.training.validation_share, config.training.seed)
+    parts = [
+        split_normals(group, config.training.validation_share, config.training.seed)
+        for group in (_by_category(samples, names, 2) if names else [samples])
+    ]
+    train, validation = ([sample for part in parts for sample in part[index]] for index in (0, 1))
     Schedule(len(train), config)  # its error for too few images, before anything is written
     set_aside = [sample for sample in category.test if category.plain and not sample.label]
     used = replace(
@@ -186,7 +244,23 @@ def _job(
         test_files=file_records(set_aside),
         roi=mask,
     )
-    return Job(category.name, train, validation, folder, used, roi=roi), config
+    return Job(category.name, train, validation, folder, used, roi=roi, categories=names), config
+
+
+def _by_category(samples: Sequence[Sample], names: Sequence[str], count: int = 1) -> list[list[Sample]]:
+    """Return the images of each category of one model.
+
+    Raises:
+        BKDError: fewer than ``count`` of one.
+    """
+    groups = [[sample for sample in samples if sample.name.startswith(f"{name}/")] for name in names]
+    for name, group in zip(names, groups, strict=True):
+        if len(group) < count:
+            raise BKDError(
+                f"the category {name} has {len(group)} training image(s): expected at least {count} of each category, "
+                "and with --resume the categories that the training was begun with"
+            )
+    return groups
 
 
 def _record(path: Path) -> FileRecord:

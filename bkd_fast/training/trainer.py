@@ -26,7 +26,7 @@ from bkd_fast.model import BKD
 from bkd_fast.model.calibration import learn_normal
 from bkd_fast.model.support import Exclude, Support
 from bkd_fast.normals.features import FeatureSource
-from bkd_fast.normals.thresholds import measure_normals
+from bkd_fast.normals.thresholds import measure_categories, measure_normals
 from bkd_fast.training.checkpoint import Progress, load_checkpoint, save_checkpoint, write_log
 from bkd_fast.training.interruption import interruptible
 from bkd_fast.training.loggers import peak_memory
@@ -55,6 +55,11 @@ class Job:
     source: DataSource
     done: bool = False
     roi: np.ndarray | None = None
+    categories: tuple[str, ...] = ()  # of a model of several; names of images then begin with their category
+
+    def labels(self, samples: Sequence[Sample]) -> list[int]:
+        """Return the category of each image."""
+        return [self.categories.index(sample.name.partition("/")[0]) for sample in samples]
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,8 @@ class Trainer:
                 levels = islice(levels, self.features.capacity)
         else:
             generator = torch.Generator().manual_seed(self.config.training.seed)
-        self.bank = learn_normal(self.model, levels, count, generator, self.features.regions)
+        groups = self.job.labels(self.job.train) if self.job.categories else None
+        self.bank = learn_normal(self.model, levels, count, generator, self.features.regions, groups)
         if self.bank:
             self.index_in_bank = torch.full((count,), -1)
             self.index_in_bank[self.bank] = torch.arange(len(self.bank))
@@ -332,25 +338,38 @@ class Trainer:
             measured = measure_normals(self.model, support, self.features, self.validation, self.bank)
             false_alarms = self.config.training.false_alarms
             calibration = Calibration.of(measured.scores, measured.normal_level, false_alarms, measured.teacher)
+            unified = None
+            if self.job.categories:
+                train = self.job.labels(self.job.train)
+                labels, bank = [*self.job.labels(self.job.validation), *train], [train[index] for index in self.bank]
+                calibration, unified = measure_categories(
+                    self.model, measured, labels, self.job.categories, bank, false_alarms
+                )
             if measured.duplicates:
                 log.info(
                     "%s: %d training images are near duplicates of others; none was compared with its own",
                     self.job.name,
                     measured.duplicates,
                 )
-            log.info("%s: %s", self.job.name, calibration.sentence())
+            of_each = {"": calibration}
+            if unified is not None:
+                of_each = {f"{name}/": own for name, own in zip(unified.names, unified.calibrations, strict=True)}
+            for name, own in of_each.items():
+                log.info("%s: %s", f"{self.job.name}/{name}".rstrip("/"), own.sentence())
             self._log(
                 {
-                    "threshold": calibration.threshold,
-                    "pixel_threshold": calibration.pixel_threshold,
-                    "normal_level": calibration.normal_level,
+                    **{
+                        f"{name}{value}": getattr(own, value)
+                        for name, own in of_each.items()
+                        for value in ("threshold", "pixel_threshold", "normal_level")
+                    },
                     "images/train": len(self.job.train),
                     "images/validation": len(self.job.validation),
                 }
             )
             images = [self.features.dataset.array(index) for index in chosen]
             tiles = self.features.dataset.tiles if self.config.teacher.tile else []
-            manifest = Manifest(__version__, calibration, self.job.source, {}, chosen, tiles)
+            manifest = Manifest(__version__, calibration, self.job.source, {}, chosen, tiles, unified)
             save_trained(self.job.folder, self.model, manifest, images, levels, self.job.roi)
             self.checkpoint.unlink(missing_ok=True)
         self.features.close()
