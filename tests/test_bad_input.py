@@ -141,7 +141,7 @@ def _linked(path):
         (lambda run: change_config(run, lambda m: m.update(format=99)), "format 99.*reads format 6"),
         (
             lambda run: change_config(run, lambda m: m.pop("calibration")),
-            "the manifest has bkd_fast, files, shown, source, tiles: expected bkd_fast, calibration, files",
+            "the manifest has bkd_fast, files, shown, source, tiles, unified: expected bkd_fast, calibration, files",
         ),
         (lambda run: (run / "config.toml").write_text("[memory]"), "config.toml was altered"),
         (lambda run: (run / "manifest.json").write_text('{"format": 4}'), "run format 4.*reads format 6: train again"),

@@ -245,7 +245,11 @@ def test_a_stopped_prediction_keeps_its_rows(stop, run, tmp_path):
         picture(images / f"{index:03}.png", index)
     out = tmp_path / "out"
     command = [sys.executable, "-W", "ignore", "-m", "bkd_fast", "predict", str(run), str(images), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def interruptible():  # also where the tests themselves run in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=interruptible)
     while process.poll() is None and not ((out / "scores.csv").is_file() and len(rows_of(out)) > 5):
         time.sleep(0.02)
     process.send_signal(stop)

@@ -92,11 +92,14 @@ BFLOAT_CASES = {
 }
 
 
-def check_bfloat16(case):
-    """Assert that bfloat16 obeys the rule for inputs that it holds exactly."""
+def check_bfloat16(case, roundings=1):
+    """Assert that bfloat16 obeys the rule for inputs that it holds exactly.
+
+    Of few results PyTorch's largest error says little, and may be zero: ``roundings`` of the largest one may be added.
+    """
     case = cases.rounded(case, torch.bfloat16)
     exact, plain = (cases.results(case, "reference", dtype) for dtype in (torch.float64, torch.bfloat16))
-    cases.check(cases.results(case, "native", torch.bfloat16), plain, exact, cases.ROUNDING[torch.bfloat16])
+    cases.check(cases.results(case, "native", torch.bfloat16), plain, exact, roundings * cases.ROUNDING[torch.bfloat16])
 
 
 @pytest.mark.parametrize("name", BFLOAT_CASES)
@@ -111,7 +114,7 @@ def test_every_instruction_set_obeys_the_rule_in_bfloat16(tier, name):
 )  # fmt: skip
 def test_convolutions_of_any_size_obey_the_rule_in_bfloat16(batch, inputs, outputs, height, width, kernel, last):
     kernel = tuple(size - 1 + size % 2 for size in kernel)  # whose padding keeps every image large enough
-    check_bfloat16(cases.conv(batch, inputs, outputs, (height, width), kernel, last=last))
+    check_bfloat16(cases.conv(batch, inputs, outputs, (height, width), kernel, last=last), roundings=2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -124,7 +127,7 @@ def test_memories_of_any_size_obey_the_rule_in_bfloat16(rows, items, channels, t
     # A weight beside the threshold is kept by one precision and dropped by the other.
     weights = memory_attention_weights(query.bfloat16(), memory.bfloat16(), 0.0, temperature, False)
     assume(((weights - threshold).abs() > 1e-4).all())
-    check_bfloat16((call, [query, memory]))
+    check_bfloat16((call, [query, memory]), roundings=2)
 
 
 @pytest.mark.parametrize(
