@@ -219,11 +219,12 @@ void weigh_rows(const Terms<T>& terms, const T* from, int64_t stride, int64_t co
 }
 
 // Whether `kept` of `count` products of a matrix are cheaper one by one than all of them at once: one then costs its
-// vectors and a start, and to find them a few steps a vector of weights.
+// vectors and a start, and to find them a few steps a vector of weights. speed: how many times as fast as products of T
+// all of them are.
 template <class T>
-bool few(int64_t kept, int64_t count, int64_t channels) {
+bool few(int64_t kept, int64_t count, int64_t channels, int64_t speed = 1) {
   const int64_t vectors = parts(channels, LANES<T>);
-  return kept * (vectors + 12) + 3 * parts(count, LANES<T>) < count * vectors;
+  return speed * (kept * (vectors + 12) + 3 * parts(count, LANES<T>)) < count * vectors;
 }
 
 }  // namespace

@@ -10,8 +10,9 @@
 namespace bkd {
 namespace {
 
-constexpr int64_t PANEL_PAIRS = 320 * 1024 / sizeof(Pair);  // of one block: the CPUs of this tier cache 1 MB a core
-constexpr int64_t MAX_DEPTH = 640;  // pairs: so many of MR rows of the weights fit the first cache
+// Pairs: so many of MR rows of the weights fit the first cache. 128 pixels of them are 320 KB, and the CPUs of this
+// tier cache 1 MB a core.
+constexpr int64_t MAX_DEPTH = 640;
 
 struct TileSize {
   int64_t pixels, channels;
@@ -19,9 +20,8 @@ struct TileSize {
 TileSize tile_size(const BFloatDeformConv& p) {
   int64_t pixels = 128;
   while (pixels > COLUMNS && pixels * p.outputs * int64_t(sizeof(float)) > 512 * 1024) pixels /= 2;
-  const int64_t depth = min(MAX_DEPTH, PANEL_PAIRS / pixels);
   while (pixels > COLUMNS && p.batch * parts(p.pixels(), pixels) < p.threads) pixels /= 2;
-  return {pixels, max(32, 2 * depth / p.taps() / 32 * 32)};
+  return {pixels, max(32, 2 * MAX_DEPTH / p.taps() / 32 * 32)};
 }
 
 // Where PAIRS pixels sample at one tap, and their weights.

@@ -6,8 +6,6 @@
 namespace bkd {
 namespace {
 
-constexpr int64_t GATHER_PIXELS = 256;
-
 // to[0..left) = sum of `taps` samples of pixel i, for Blocks x 32 channels at most; channels of tap t at image + t *
 // channels.
 template <int Blocks>
@@ -33,10 +31,7 @@ BKD_INLINE void gather_blocks(const Samples<float>& samples, int64_t i, int64_t 
 
 void deform_gather_bfloat(const BFloatDeformGather& p) {
   constexpr int64_t BLOCK = 4 * 32;
-  const int64_t pixels = p.pixels(), taps = p.taps;
-  int64_t width = GATHER_PIXELS;
-  while (width > 16 && p.batch * parts(pixels, width) < 4 * p.threads) width /= 2;
-  const int64_t tiles = parts(pixels, width);
+  const int64_t pixels = p.pixels(), taps = p.taps, width = gather_width(p), tiles = parts(pixels, width);
   in_parallel(p.parallel, p.batch * tiles, [&](TaskQueue& queue) {
     Samples<float> samples(taps, width, p.channels);
     for (int64_t task; (task = queue.next()) >= 0;) {

@@ -7,7 +7,6 @@ namespace bkd {
 namespace {
 
 constexpr int GATHER_VECTORS = 8;  // of channels whose sums stay in registers
-constexpr int64_t GATHER_PIXELS = 256;
 
 // to[0..Vectors LANES) = sum of `taps` samples of pixel i, or of the first `lanes` channels (0 = all); channels of tap
 // t at image + t * channels.
@@ -36,10 +35,7 @@ BKD_INLINE void gather_channels(const Samples<T>& samples, int64_t i, int64_t ta
 template <class T>
 void deform_gather(const DeformGather<T>& p) {
   constexpr int64_t BLOCK = GATHER_VECTORS * LANES<T>;
-  const int64_t pixels = p.pixels(), taps = p.taps;
-  int64_t width = GATHER_PIXELS;
-  while (width > 16 && p.batch * parts(pixels, width) < 4 * p.threads) width /= 2;
-  const int64_t tiles = parts(pixels, width);
+  const int64_t pixels = p.pixels(), taps = p.taps, width = gather_width(p), tiles = parts(pixels, width);
   in_parallel(p.parallel, p.batch * tiles, [&](TaskQueue& queue) {
     Samples<T> samples(taps, width, p.channels);
     for (int64_t task; (task = queue.next()) >= 0;) {

@@ -127,13 +127,6 @@ int64_t weigh_blocks(const Terms<float>& terms, const BFloat* memory, int64_t ch
   return c;
 }
 
-// Whether `kept` of `count` products of a matrix are cheaper one by one, as few() says of float32: all of them at once
-// take half of its time.
-bool few_pairs(int64_t kept, int64_t count, int64_t channels) {
-  const int64_t vectors = parts(channels, 16);
-  return 2 * kept * (vectors + 12) + 6 * parts(count, 16) < count * vectors;
-}
-
 // The weights of one panel as pairs of items, [item / 2][NR].
 void round_weights(const float* weights, int64_t items, Pair* to) {
   for (int64_t i = 0; i < items; i += 2, weights += 2 * COLUMNS, to += COLUMNS)
@@ -164,7 +157,7 @@ void memory_attention_bfloat(const BFloatMemoryAttention& p) {
         float* panel = weights + i * p.items * COLUMNS;
         attend<float>(p, items, norms + i * COLUMNS, panel, nullptr);
         const int64_t kept = prune<float>(p, panel, panel, totals);
-        if (!few_pairs(kept, COLUMNS * p.items, channels)) {
+        if (!few<float>(kept, COLUMNS * p.items, channels, 2)) {
           round_weights(panel, p.items, factors + wholes * COLUMNS * items.depth);
           whole[wholes++] = i;
           continue;

@@ -159,5 +159,13 @@ void sampling_gradients(const View<T, Problem>& view, const T* dots, int64_t pit
   }
 }
 
+// Pixels of a tile of the sampling operator: fewer where threads would idle.
+template <class Problem>
+int64_t gather_width(const Problem& p) {
+  int64_t width = 256;
+  while (width > 16 && p.batch * parts(p.pixels(), width) < 4 * p.threads) width /= 2;
+  return width;
+}
+
 }  // namespace
 }  // namespace bkd
