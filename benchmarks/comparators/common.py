@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import ImageDataset
 from bkd_fast.model.teacher import Teacher
+from bkd_fast.ops.standardize.reference import standardized
 from bkd_fast.training.weights import load_weights
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (1, 3, H, W) in [0, 1] -> score (1,), map of H * W values
@@ -57,9 +58,12 @@ class FrozenLevels(nn.Module):
 
     def standardized(self, images: Tensor) -> list[Tensor]:
         """The same levels with channels of mean 0 and std 1 over the images of :meth:`standardize`."""
-        mean, std = ([self.teacher.get_buffer(f"{name}_{level + 1}") for level in range(3)] for name in ("mean", "std"))
-        # Not by the package's operator, which has no gradient.
-        return [(level - mean[index]) / std[index] for index, level in enumerate(self(images))]
+        statistics = self.teacher.get_buffer
+        # Not by the operator, which has no gradient.
+        return [
+            standardized(level, statistics(f"mean_{number}").flatten(), statistics(f"std_{number}").flatten(), 1, 1.0)
+            for number, level in enumerate(self(images), start=1)
+        ]
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images as the teacher's network was trained on them."""

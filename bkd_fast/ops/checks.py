@@ -183,7 +183,9 @@ def check_levels(function: str, teacher: Sequence[Tensor], student: Sequence[Ten
 
 def named_levels(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return all levels by the names that errors give them."""
-    return {
-        **{f"teacher[{index}]": level for index, level in enumerate(teacher)},
-        **{f"student[{index}]": level for index, level in enumerate(student)},
-    }
+    return {**named("teacher", teacher), **named("student", student)}
+
+
+def named(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a list by the names that errors give them."""
+    return {f"{name}[{index}]": tensor for index, tensor in enumerate(tensors)}

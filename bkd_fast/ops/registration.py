@@ -251,6 +251,14 @@ def _define(
     return operator
 
 
+def no_gradient(name: str) -> str:
+    """Return why an operator has no gradient that has a use in inference alone, and what to do."""
+    return (
+        f"{name} has no gradient; call it under torch.no_grad(), detach its inputs, or use "
+        f"bkd_fast.ops.{name}.reference, which is plain PyTorch"
+    )
+
+
 def _schema(parameters: Mapping[str, Any], returns: Any) -> str:
     def prototype() -> None: ...
 

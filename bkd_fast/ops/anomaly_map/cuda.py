@@ -28,7 +28,7 @@ def cosine_anomaly_map(a: Arguments) -> Tensor:
             f"cosine_anomaly_map: the CUDA kernels take up to {MAX_LEVELS} levels and sigma up to {MAX_RADIUS // 4}, "
             f'not {len(a.teacher)} and {a.sigma}; run it with bkd_fast.backend("reference")'
         )
-    distances, _ = _distances(Levels(a.teacher, a.student, aligned), a, a.exponents, statistics=False)
+    distances, _ = _distances(Levels(a.teacher, a.student, aligned), a, statistics=False)
     output = floats((a.teacher[0].shape[0], *a.size), a.teacher[0])
     rows = torch.empty_like(output) if radius else output.new_empty(0)
     kernels().anomaly_map(distances, a.fusion == "product", a.sigma, radius, a.align_corners, rows, output)
@@ -41,7 +41,7 @@ def cosine_anomaly_map_backward(grad: Tensor, a: Arguments, needs: Sequence[bool
     The kernels read the features; the steps from the distances to the map are small and left to PyTorch.
     """
     levels = Levels(a.teacher, a.student, aligned)
-    distances, statistics = _distances(levels, a, [1.0] * len(a.teacher), statistics=True)
+    distances, statistics = _distances(levels, a, statistics=True)
     grad_distance = reference.fusion_backward(grad, distances, a)
     grad_teacher, grad_student = levels.buffers(needs)
     kernels().cosine_distances_backward(
@@ -51,10 +51,12 @@ def cosine_anomaly_map_backward(grad: Tensor, a: Arguments, needs: Sequence[bool
     return levels.results([*grad_teacher, *grad_student], [*a.teacher, *a.student], needs)
 
 
-def _distances(
-    levels: Levels, a: Arguments, exponents: list[float], *, statistics: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the distances (N, H, W) of each level, raised to its exponent, and the sums (branch, 3, N H W)."""
+def _distances(levels: Levels, a: Arguments, *, statistics: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the distances (N, H, W) of each level, raised to its exponent.
+
+    With ``statistics``, for gradients: not raised, and the sums (branch, 3, N H W) of each level.
+    """
+    exponents = [1.0] * len(levels.teacher) if statistics else a.exponents
     branches = len(levels.student) // len(levels.teacher)
     distances = [floats((len(t), *t.shape[2:]), t) for t in levels.teacher]
     sums = [floats((branches, 3, part.numel()), part) for part in distances] if statistics else []

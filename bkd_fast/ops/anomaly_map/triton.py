@@ -148,7 +148,7 @@ SMOOTH = Tuned(smooth_kernel, {"any": (config(4, BLOCK=256),)}, key=())
 @operator
 def cosine_anomaly_map(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.cosine_anomaly_map`."""
-    distances, _ = _distances(Levels(a.teacher, a.student), a, a.exponents, statistics=False)
+    distances, _ = _distances(Levels(a.teacher, a.student), a, statistics=False)
     output = floats((a.teacher[0].shape[0], *a.size), a.teacher[0])
     count = output.numel()
     if not len(output):
@@ -180,7 +180,7 @@ def cosine_anomaly_map_backward(grad: Tensor, a: Arguments, needs: Sequence[bool
     The kernels read the features; the steps from the distances to the map are small and left to PyTorch.
     """
     levels, count = Levels(a.teacher, a.student), len(a.teacher)
-    distances, statistics = _distances(levels, a, [1.0] * count, statistics=True)
+    distances, statistics = _distances(levels, a, statistics=True)
     grad_distance = reference.fusion_backward(grad, distances, a)
     flat = [grad_distance[index % count].reshape(-1).contiguous() for index in range(len(a.student))]
     directions = [(1 - a.value_share) * weight for weight in a.weights]
@@ -188,14 +188,13 @@ def cosine_anomaly_map_backward(grad: Tensor, a: Arguments, needs: Sequence[bool
     return pair_gradients(levels, flat, statistics, directions, values, False, needs, [*a.teacher, *a.student])
 
 
-def _distances(
-    levels: Levels, a: Arguments, exponents: Sequence[float], *, statistics: bool
-) -> tuple[list[Tensor], list[Tensor]]:
+def _distances(levels: Levels, a: Arguments, *, statistics: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Return the distances (N, H, W) of each level to the power of its exponent.
 
-    If asked for, also the sums (3, N H W) of each student level.
+    With ``statistics``, for gradients: not raised, and the sums (3, N H W) of each student level.
     """
     count = len(levels.teacher)
+    exponents = [1.0] * count if statistics else a.exponents
     distances = [floats((len(t), *t.shape[2:]), t) for t in levels.teacher]
     sums = [floats((3, distances[index % count].numel() if statistics else 0), t) for index, t in
             enumerate(levels.student)]  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.deform_conv import Arguments
+from bkd_fast.ops.registration import wide
 from bkd_fast.ops.sampling import Grid, chunks, images_of, joined, sample, sample_backward, to_channels_first
 
 
@@ -27,11 +28,11 @@ def modulated_deform_conv2d(a: Arguments) -> Tensor:
 def modulated_deform_conv2d_backward(grad: Tensor, a: Arguments, needs: Sequence[bool]) -> list[Tensor]:
     """Return the gradients with respect to all tensors; empty where ``needs`` is False."""
     table, grid, kernel = _convolution(a)
-    wide = grad.to(kernel.dtype)
+    widened = grad.to(kernel.dtype)
     sampled: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])  # with respect to input, offset and mask
     grad_kernel = torch.zeros_like(kernel)
     for images in chunks(a.offset, a.input.shape[1]):
-        outputs = wide[images].unflatten(1, kernel.shape[:2])
+        outputs = widened[images].unflatten(1, kernel.shape[:2])
         if needs[2]:
             columns = _columns(sample(table[images], a.offset[images], images_of(a.mask, images), grid), kernel)
             grad_kernel += torch.einsum("ngohw,nhwkgc->gock", outputs, columns)
@@ -54,7 +55,7 @@ def modulated_deform_conv2d_backward(grad: Tensor, a: Arguments, needs: Sequence
         joined(sampled[0], a.input, needs[0], to_channels_first),
         joined(sampled[1], a.offset, needs[1]),
         joined([grad_kernel.flatten(0, 1).unflatten(2, a.weight.shape[2:])], a.weight, needs[2]),
-        joined([wide.sum((0, 2, 3))], grad, needs[3]),
+        joined([widened.sum((0, 2, 3))], grad, needs[3]),
         joined(sampled[2], grad if a.mask is None else a.mask, needs[4]),
     ]
 
@@ -67,8 +68,7 @@ def _convolution(a: Arguments) -> tuple[Tensor, Grid, Tensor]:
     slots = torch.arange(offset_groups, device=a.input.device).repeat_interleave(taps)
     table = a.input.permute(0, 2, 3, 1).unflatten(3, (offset_groups, -1))
     kernel = a.weight.flatten(2).unflatten(0, (groups, -1))
-    kernel = kernel.float() if kernel.dtype in (torch.float16, torch.bfloat16) else kernel
-    return table, Grid(a.weight.shape[2:], a.stride, a.padding, a.dilation, slots), kernel
+    return table, Grid(a.weight.shape[2:], a.stride, a.padding, a.dilation, slots), kernel.to(wide(kernel))
 
 
 def _columns(samples: Tensor, kernel: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bkd_fast.ops.checks import check_index, check_shape, check_tensors, check_types, pair
-from bkd_fast.ops.registration import Result, register, wide
+from bkd_fast.ops.checks import check_index, check_shape, check_tensors, check_types, named, pair
+from bkd_fast.ops.registration import Result, no_gradient, register, wide
 
 __all__ = ["join_levels"]
 
@@ -41,7 +41,7 @@ def join_levels(levels: Sequence[Tensor], factors: Sequence[float], size: int | 
         TypeError, ValueError: the message names the argument, what was given and what was expected.
         RuntimeError: in backward.
     """
-    check_types(_NAME, _named(levels))
+    check_types(_NAME, named("levels", levels))
     return _operator(list(levels), [float(factor) for factor in factors], pair(_NAME, "size", size, 1))
 
 
@@ -52,15 +52,11 @@ def ratios(level: Tensor, size: Sequence[int]) -> list[int] | None:
     return [max(1, round(own / other)) for own, other in zip(level.shape[2:], size, strict=True)]
 
 
-def _named(levels: Sequence[Tensor]) -> dict[str, Tensor]:
-    return {f"levels[{index}]": level for index, level in enumerate(levels)}
-
-
 def _check(a: Arguments) -> None:
     if not a.levels:
         raise ValueError(f"{_NAME}: levels is empty, expected at least one level")
-    check_tensors(_NAME, _named(a.levels))
-    for name, level in _named(a.levels).items():
+    check_tensors(_NAME, named("levels", a.levels))
+    for name, level in named("levels", a.levels).items():
         check_shape(_NAME, name, level, (a.levels[0].shape[0], "C", "H", "W"))
         if 0 in level.shape[1:]:
             raise ValueError(f"{_NAME}: {name} has shape {tuple(level.shape)}, expected no size 0 but the batch")
@@ -79,6 +75,5 @@ def _results(a: Arguments) -> list[Result]:
 _NAME = "join_levels"
 _operator = register(
     _NAME, Arguments, check=_check, results=_results,
-    gradient="join_levels has no gradient; call it under torch.no_grad(), detach its inputs, or use "
-    "bkd_fast.ops.join_levels.reference, which is plain PyTorch",
+    gradient=no_gradient(_NAME),
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bkd_fast.ops.checks import check_index, check_index_tensor, check_shape, check_tensors, check_types
-from bkd_fast.ops.registration import Result, register, wide
+from bkd_fast.ops.registration import Result, no_gradient, register, wide
 
 __all__ = ["neighbor_regression"]
 
@@ -79,6 +79,5 @@ def _results(a: Arguments) -> list[Result]:
 _NAME = "neighbor_regression"
 _operator = register(
     _NAME, Arguments, check=_check, results=_results,
-    gradient="neighbor_regression has no gradient; call it under torch.no_grad(), detach its inputs, or use "
-    "regression_weights of bkd_fast.ops.neighbor_regression.reference, which is plain PyTorch",
+    gradient=no_gradient(_NAME),
 )  # fmt: skip

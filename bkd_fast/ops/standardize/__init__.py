@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.ops.checks import check_index, check_shape, check_tensors, check_types
-from bkd_fast.ops.registration import Result, register, wide
+from bkd_fast.ops.registration import Result, no_gradient, register, wide
 
 __all__ = ["standardize"]
 
@@ -73,6 +73,5 @@ def _results(a: Arguments) -> list[Result]:
 _NAME = "standardize"
 _operator = register(
     _NAME, Arguments, check=_check, results=_results,
-    gradient="standardize has no gradient; call it under torch.no_grad(), detach its inputs, or use "
-    "bkd_fast.ops.standardize.reference, which is plain PyTorch",
+    gradient=no_gradient(_NAME),
 )  # fmt: skip
