@@ -137,7 +137,7 @@ void distances(const Distances& p, Type type, const Device& device) {
 }
 
 void anomaly_map(const AnomalyMap& p, const Device& device) {
-  const int64_t columns = blocks_for(p.width, kThreads), images = std::min(p.images, 65535);
+  const int64_t columns = blocks_for(p.width, kThreads), images = std::min(p.images, kMaxGrid);
   const size_t weights = (p.radius + 1) * sizeof(float), values = (kThreads + 2 * p.radius) * sizeof(float);
   launch("map_rows", &map_rows_kernel, columns, p.height, images, kThreads, weights + values, device, p);
   if (p.radius) launch("map_columns", &map_columns_kernel, columns, p.height, images, kThreads, weights, device, p);

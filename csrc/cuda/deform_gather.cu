@@ -12,7 +12,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTaps = 9;  // taps per neighbour table
 constexpr int kMaxPixels = 64;
-constexpr int kMaxGrid = 65535;  // blocks along y
 
 struct Taps {
   Neighbors<kMaxPixels> neighbors[kTaps];

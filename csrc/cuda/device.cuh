@@ -181,6 +181,7 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 #endif
 }
 
+constexpr int kMaxGrid = 65535;  // blocks along y, and along z
 inline int64_t blocks_for(int64_t count, int64_t each) { return (count + each - 1) / each; }
 
 // Launch a kernel; an empty grid is a no-op. Throws std::runtime_error if the launch fails.
@@ -188,7 +189,7 @@ template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), int64_t x, int64_t y, int64_t z, int threads, size_t shared,
             const Device& device, A... arguments) {
   if (x == 0 || y == 0 || z == 0) return;
-  if (x > 0x7fffffff || y > 65535 || z > 65535) {
+  if (x > 0x7fffffff || y > kMaxGrid || z > kMaxGrid) {
     throw std::runtime_error(std::string("bkd_fast: ") + name + " needs more blocks than a grid has");
   }
   const dim3 grid{static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)};

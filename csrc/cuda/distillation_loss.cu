@@ -43,9 +43,7 @@ __global__ void __launch_bounds__(kThreads) loss_pixels_kernel(const Distillatio
 // A block reduces one split of an image, in memory order.
 template <class T, int kCount>
 __global__ void __launch_bounds__(kThreads) loss_images_kernel(const DistillationLoss p) {
-  struct alignas(kCount * sizeof(T)) Vector {
-    T value[kCount];
-  };
+  using Vector = Vec<T, kCount>;
   const int64_t size = int64_t{p.pair.channels} * p.pair.pixels, chunks = size / kCount;
   const int64_t image = blockIdx.y + int64_t{blockIdx.z} * gridDim.y;
   if (image >= p.pair.images) return;
@@ -99,7 +97,7 @@ __global__ void __launch_bounds__(kThreads) loss_total_kernel(const Distillation
 template <class T, bool kFirst>
 void start(const DistillationLoss& p, const Device& device) {
   if (p.by_image) {
-    const int64_t y = std::min(p.pair.images, 65535);
+    const int64_t y = std::min(p.pair.images, kMaxGrid);
     launch("loss_images", &loss_images_kernel < T, kFirst ? 1 : Pack<T>::kCount >, p.splits, y,
            blocks_for(p.pair.images, std::max<int64_t>(y, 1)), kThreads, 0, device, p);
   } else {

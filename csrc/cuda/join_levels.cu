@@ -10,16 +10,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// sum += factor * x
 template <int kCount>
-struct alignas(kCount * sizeof(float)) Some {
-  float value[kCount];
-
-  // this += factor * x
-  __device__ __forceinline__ void add(float factor, const Some& x) {
+__device__ __forceinline__ void add(Vec<float, kCount>& sum, float factor, const Vec<float, kCount>& x) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) value[i] += factor * x.value[i];
-  }
-};
+  for (int i = 0; i < kCount; ++i) sum.value[i] += factor * x.value[i];
+}
 
 // blockIdx.y: the level; threads beyond its numbers have nothing to do. blockIdx.z: the image, or the first of several.
 template <int kCount>
@@ -32,26 +28,26 @@ __global__ void __launch_bounds__(kThreads, 4) join_levels_kernel(const __grid_c
   const int y = static_cast<int>(pixel / p.width), x = static_cast<int>(pixel) - y * p.width;
   const float* from = level.x + channel;
   auto at = [&](int row, int column) {
-    return load<Some<kCount>>(from + (static_cast<unsigned>(row) * level.width + column) * channels);
+    return load<Vec<float, kCount>>(from + (static_cast<unsigned>(row) * level.width + column) * channels);
   };
   for (int64_t image = blockIdx.z; image < p.images; image += gridDim.z) {
     from = level.x + image * level.height * level.width * channels + channel;
-    Some<kCount> sum = {};
+    Vec<float, kCount> sum = {};
     if (level.block_height) {
       const int top = y * level.block_height, bottom = min(top + level.block_height, level.height);
       const int left = x * level.block_width, right = min(left + level.block_width, level.width);
       const float factor = level.factor / static_cast<float>((bottom - top) * (right - left));
       for (int row = top; row < bottom; ++row) {
-        for (int column = left; column < right; ++column) sum.add(factor, at(row, column));
+        for (int column = left; column < right; ++column) add(sum, factor, at(row, column));
       }
     } else {
       const Interpolation row = interpolation(y, p.height, level.height, false),
                           column = interpolation(x, p.width, level.width, false);
       const float upper = level.factor * (1 - row.fraction), lower = level.factor * row.fraction;
-      sum.add(upper * (1 - column.fraction), at(row.first, column.first));
-      sum.add(upper * column.fraction, at(row.first, column.second));
-      sum.add(lower * (1 - column.fraction), at(row.second, column.first));
-      sum.add(lower * column.fraction, at(row.second, column.second));
+      add(sum, upper * (1 - column.fraction), at(row.first, column.first));
+      add(sum, upper * column.fraction, at(row.first, column.second));
+      add(sum, lower * (1 - column.fraction), at(row.second, column.first));
+      add(sum, lower * column.fraction, at(row.second, column.second));
     }
     store(p.output + (image * plane + pixel) * p.channels + level.first + channel, sum);
   }
@@ -68,7 +64,7 @@ void join_levels(const JoinLevels& p, const Device& device) {
   }
   auto with = [&](auto kernel, int count) {
     launch("join_levels", kernel, blocks_for(numbers, int64_t{kThreads} * count), p.levels,
-           std::min<int64_t>(p.images, 65535), kThreads, 0, device, p);
+           std::min<int64_t>(p.images, kMaxGrid), kThreads, 0, device, p);
   };
   if (whole) {
     with(&join_levels_kernel<4>, 4);

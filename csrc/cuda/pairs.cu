@@ -9,9 +9,7 @@ constexpr int kThreads = 256;
 // A thread has kCount elements of one vector: 16 bytes of channels (channels-last), or one (channels-first).
 template <class T, int kCount>
 __global__ void __launch_bounds__(kThreads) pair_gradient_kernel(const PairGradient p) {
-  struct alignas(kCount * sizeof(T)) Vector {
-    T value[kCount];
-  };
+  using Vector = Vec<T, kCount>;
   const Pair& pair = p.pair;
   const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kCount,
                 image_size = int64_t{pair.channels} * pair.pixels;

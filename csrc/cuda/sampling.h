@@ -27,9 +27,6 @@ struct Accumulator {
   const float* scale;
 
   BKD_HOST_DEVICE bool needed() const { return floating || fixed; }
-  BKD_HOST_DEVICE Accumulator from(int64_t index) const {
-    return {floating ? floating + index : nullptr, fixed ? fixed + index : nullptr, scale};
-  }
 };
 
 // float32 gradients with respect to offset (image, 2 (group taps + tap) + {y, x}, pixel) and mask (image,

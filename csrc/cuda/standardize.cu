@@ -11,12 +11,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The numbers that a thread has, loaded at once.
-template <class T, int kCount>
-struct alignas(kCount * sizeof(T)) Some {
-  T value[kCount];
-};
-
 // blockIdx.y: the image, or the first of several.
 template <class T, int kCount>
 __global__ void __launch_bounds__(kThreads) standardize_kernel(const Standardize p) {
@@ -33,18 +27,18 @@ __global__ void __launch_bounds__(kThreads) standardize_kernel(const Standardize
   const float whole = static_cast<float>(p.patch * p.patch);
   const float factor = p.border == 0 ? 1 / inside
                        : p.border == 1 ? 1 / whole : powf(inside / whole, p.border) / inside;
-  const auto mean = load<Some<float, kCount>>(p.mean + channel), std = load<Some<float, kCount>>(p.std + channel);
+  const auto mean = load<Vec<float, kCount>>(p.mean + channel), std = load<Vec<float, kCount>>(p.std + channel);
   for (int64_t image = blockIdx.y; image < p.images; image += gridDim.y) {
     const T* from = static_cast<const T*>(p.x) + image * numbers + (p.channels_first ? channel * plane : channel);
     float sum[kCount] = {};
     for (int row = top; row <= bottom; ++row) {
       for (int column = left; column <= right; ++column) {
-        const auto own = load<Some<T, kCount>>(from + (static_cast<unsigned>(row) * p.width + column) * step);
+        const auto own = load<Vec<T, kCount>>(from + (static_cast<unsigned>(row) * p.width + column) * step);
 #pragma unroll
         for (int i = 0; i < kCount; ++i) sum[i] += wide(own.value[i]);
       }
     }
-    Some<float, kCount> result;
+    Vec<float, kCount> result;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) result.value[i] = (sum[i] * factor - mean.value[i]) / std.value[i];
     store(p.output + image * numbers + first, result);
@@ -55,7 +49,7 @@ template <class T, int kCount>
 void start(const Standardize& p, const Device& device) {
   const int64_t numbers = int64_t{p.channels} * p.height * p.width;
   launch("standardize", &standardize_kernel<T, kCount>, blocks_for(numbers, int64_t{kThreads} * kCount),
-         std::min<int64_t>(p.images, 65535), 1, kThreads, 0, device, p);
+         std::min<int64_t>(p.images, kMaxGrid), 1, kThreads, 0, device, p);
 }
 
 }  // namespace

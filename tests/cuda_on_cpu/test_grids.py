@@ -19,13 +19,6 @@ def h100(on_cpu):
     torch.ops.cuda_on_cpu.device(4, 164 * 1024, False)
 
 
-def blocks(kernel):
-    """Return the blocks of the last launch of a kernel."""
-    # A kernel's name may have spaces: other tests launch some.
-    lines = (line.rsplit(maxsplit=3) for line in torch.ops.cuda_on_cpu.launches().splitlines())
-    return {name: int(count) for name, _, _, count in lines}[kernel]
-
-
 @pytest.mark.parametrize(("channels", "side"), LEVELS)
 @pytest.mark.parametrize("group", [0, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -37,7 +30,7 @@ def test_a_convolution_of_one_image_fills_the_device(channels, side, group, dtyp
     image, offset, mask = (zeros(1, count, side, side) for count in (channels, 18, 9))
     with backend("native"):
         modulated_deform_conv2d(image, offset, weight, None, padding=1, mask=mask)
-    assert blocks("deform_conv") >= 2 * H100
+    assert traffic.launches()["deform_conv"][2] >= 2 * H100
 
 
 @pytest.mark.parametrize("name", ["conv", "conv: groups", "conv: large tiles"])

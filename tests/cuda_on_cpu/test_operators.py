@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bkd_fast.ops import backend, modulated_deform_conv2d
 from tools.cuda_gate import compiling
-from tools.cuda_on_cpu import building
+from tools.cuda_on_cpu import building, traffic
 
 TYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -252,13 +252,13 @@ def test_launches_are_as_the_compile_gate_has_them(dtype):
     top_mean_cases.check("some", "normal", "native")
     activation_cases.check("odd channels", "contiguous", "native", dtype)
     scaled(torch.ones(9, dtype=dtype))
-    launches = {line.split()[0]: line.split()[1:] for line in torch.ops.cuda_on_cpu.launches().splitlines()}
+    launches = traffic.launches()
     assert set(KERNELS) <= set(launches)
     for kernel in KERNELS:
         threads, shared, _ = launches[kernel]
-        assert int(threads) == compiling.THREADS.get(kernel, 256)
+        assert threads == compiling.THREADS.get(kernel, 256)
         # Dynamic shared memory depends on the radius of the smoothing, and on the taps of a convolution.
-        assert kernel in ("map_rows", "map_columns", "deform_conv") or shared == "0"
+        assert kernel in ("map_rows", "map_columns", "deform_conv") or shared == 0
 
 
 def test_float64_runs_on_the_reference_and_a_chosen_backend_says_so():

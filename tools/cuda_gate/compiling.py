@@ -101,16 +101,16 @@ def _read(log: str, code: str, architecture: str) -> list[Kernel]:
             match = re.search(pattern, text)
             return int(match[1]) if match else 0
 
-        body = bodies[symbol]
+        name, body = short_name(symbol), bodies[symbol]
         kernels.append(
             Kernel(
-                short_name(symbol),
+                name,
                 architecture,
                 number(r"Used (\d+) registers"),
-                number(r"(\d+) bytes smem") + dynamic_shared(short_name(symbol)),
+                number(r"(\d+) bytes smem") + dynamic_shared(name),
                 number(r"(\d+) bytes stack frame"),
                 number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
-                THREADS.get(short_name(symbol).split("<")[0], 256),
+                THREADS.get(name.split("<")[0], 256),
                 tuple(one for one, pattern in SEEN.items() if re.search(pattern, body)),
                 issued(body),
             )

@@ -58,6 +58,13 @@ class Count(NamedTuple):
         return self.passes + self.sectors / 4
 
 
+def launches() -> dict[str, tuple[int, int, int]]:
+    """Return threads, bytes of dynamic shared memory and blocks of the last launch of each kernel."""
+    # A kernel's name may have spaces.
+    lines = (line.rsplit(maxsplit=3) for line in torch.ops.cuda_on_cpu.launches().splitlines())
+    return {name: (int(threads), int(shared), int(blocks)) for name, threads, shared, blocks in lines}
+
+
 def count(call: Callable[[], object]) -> Count:
     """Counts a call."""
     torch.ops.cuda_on_cpu.count_traffic(True)
