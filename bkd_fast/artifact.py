@@ -35,6 +35,7 @@ from torch import Tensor
 
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import FileRecord, load_roi, load_support, save_support, shrink_roi
+from bkd_fast.data.dataset import GOOD
 from bkd_fast.data.support import STORED
 from bkd_fast.decisions import NormalScores, sentence, threshold_for
 from bkd_fast.errors import BKDError
@@ -252,6 +253,12 @@ class DataSource:
     test_files: dict[str, FileRecord] = field(default_factory=dict)
     additions: list[Addition] = field(default_factory=list)
     roi: FileRecord | None = None
+
+    @property
+    def homes(self) -> tuple[Path, ...]:
+        """Folders that the images may be in: one of several categories, MVTec AD's layout of one, or a plain folder."""
+        root = Path(self.root)
+        return root / self.category / "train" / GOOD, root / "train" / GOOD, root
 
     @property
     def all_train(self) -> dict[str, FileRecord]:

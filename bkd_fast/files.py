@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
@@ -180,3 +180,11 @@ def _fitting(name: str) -> str:
     except UnicodeDecodeError as error:
         kept = kept[: error.start] if error.end >= len(kept) else kept  # not half of the last character
     return os.fsdecode(kept + mark + suffix)
+
+
+def write_files(files: Mapping[str, bytes], folder: str | Path) -> None:
+    """Write files by their path below a folder; create their folders."""
+    for name, content in files.items():
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)

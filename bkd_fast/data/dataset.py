@@ -121,15 +121,16 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                     fit_roi(self._roi(index), whole, sample.path)
                     for index, (whole, sample) in enumerate(zip(sizes, self.samples, strict=True))
                 ]
-                inside = [
-                    [shrink_roi(cut_out(mask, place, tile), size) for place in tiles]
+                kept = [
+                    [
+                        (place, region)
+                        for place in tiles
+                        if (region := shrink_roi(cut_out(mask, place, tile), size)).any()
+                    ]
                     for mask, tiles in zip(fitted, cut, strict=True)
                 ]
-                cut = [
-                    [place for place, region in zip(tiles, own, strict=True) if region.any()]
-                    for tiles, own in zip(cut, inside, strict=True)
-                ]
-                self._regions = [region for own in inside for region in own if region.any()]
+                cut = [[place for place, _ in own] for own in kept]
+                self._regions = [region for own in kept for _, region in own]
                 for sample, tiles in zip(self.samples, cut, strict=True):
                     if not tiles:
                         raise BKDError(f"no tile of {sample.path} has any of the region of interest: use larger tiles")

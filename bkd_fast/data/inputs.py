@@ -38,6 +38,11 @@ OneImage: TypeAlias = Plain | Masked
 ImageLike: TypeAlias = OneImage | Tensor
 
 
+def masked(image: Plain, roi: str | Path | None) -> OneImage:
+    """Return an image with the mask of its region of interest, if it has one."""
+    return image if roi is None else Masked(image, roi)
+
+
 class Decoded:
     """A decoded image, in memory at its own size.
 
@@ -53,6 +58,7 @@ class Decoded:
 
     def __init__(self, image: ImageLike, config: DataConfig = DEFAULT) -> None:
         self.values: np.ndarray | Tensor  # (H, W, 3) uint8, or (3, H, W) in [0, 1]
+        self.roi: np.ndarray | None = None  # (H, W) bool, what is looked at; None: everything
         if isinstance(image, Masked):
             image = image.image
         if isinstance(image, Tensor):
@@ -80,7 +86,8 @@ class Decoded:
         """
         if roi is not None:
             named = name if isinstance(name, (str, os.PathLike)) else "the image"
-            self.values = fill_outside(self.values, fit_roi(roi, self.size, named))
+            self.roi = fit_roi(roi, self.size, named)
+            self.values = fill_outside(self.values, self.roi)
         return self
 
     def array(self) -> np.ndarray:

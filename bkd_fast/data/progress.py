@@ -26,11 +26,6 @@ class _Lines:
         pass
 
 
-def is_terminal() -> bool:
-    """Return whether standard error is a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
 def in_notebook() -> bool:
     """Return whether this process is the kernel of a notebook, which shows a bar although it is no terminal."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -39,7 +34,7 @@ def in_notebook() -> bool:
 
 def is_watched() -> bool:
     """Return whether somebody sees a bar move: in a terminal or a notebook."""
-    return is_terminal() or in_notebook()
+    return (sys.stderr is not None and sys.stderr.isatty()) or in_notebook()
 
 
 def progress_bar(total: int, label: str, unit: str, show: bool | None, *, initial: int = 0) -> Any:

@@ -162,7 +162,7 @@ def check_download(name: str, source: str | Path, *, progress: bool | None = Non
     Args:
         name: of :data:`SETS`.
         source: the unpacked download.
-        progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
+        progress: show a progress bar; None: in a terminal or a notebook, else a line now and then.
 
     Returns:
         The usable images. Problems are images and masks that are missing, cannot be decoded or do not fit. Notes are

@@ -17,7 +17,7 @@ import torch
 from bkd_fast.artifact import LOG, Manifest, category_folders, move, read_category, staging, write_manifest
 from bkd_fast.data import Sample, check_samples, find_categories, fit_roi, resize_mask, truth_of
 from bkd_fast.data.dataset import with_rois
-from bkd_fast.data.inputs import Masked, OneImage, Plain
+from bkd_fast.data.inputs import masked
 from bkd_fast.data.progress import progress_bar
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.environment import describe
@@ -225,7 +225,7 @@ def _evaluate_category(
             nearest += categories
             height, width = predicted[BOTH][1].shape[1:]
             truths = [_truth(sample, (height, width), detector) for sample in part]
-            rois = [detector.region((height, width), _given(sample, b"")) for sample in part]
+            rois = [detector.region((height, width), masked(b"", sample.roi)) for sample in part]
             outside += sum(
                 bool(sample.label) and truth is not None and not truth.any()
                 for sample, truth in zip(part, truths, strict=True)
@@ -302,7 +302,7 @@ def _predictions(
         part = samples[start : start + batch]
         images = [detector.read(sample.path) for sample in part]
         if tiled:
-            prediction = detector(_given(part[0], images[0]))
+            prediction = detector(masked(images[0], part[0].roi))
             yield part, images, {BOTH: ([prediction.score], prediction.anomaly_map[None])}, [None]
             continue
         if detector.unified is not None:
@@ -310,7 +310,7 @@ def _predictions(
             maps = np.stack([raw.anomaly_map.cpu().numpy() for raw in raws])
             yield part, images, {BOTH: ([raw.score for raw in raws], maps)}, [raw.category for raw in raws]
             continue
-        given = [detector.preprocess(_given(sample, image)) for sample, image in zip(part, images, strict=True)]
+        given = [detector.preprocess(masked(image, sample.roi)) for sample, image in zip(part, images, strict=True)]
         regions = [each.region for each in given if each.region is not None]
         result = detector.distill(
             torch.stack([each.input for each in given]), torch.stack(regions) if regions else None
@@ -328,15 +328,10 @@ def _truth(sample: Sample, size: tuple[int, int], detector: Detector) -> np.ndar
     if not sample.label:
         return np.zeros(size, bool)
     truth = truth_of(sample, detector.config.data)
-    roi = detector.roi_of(_given(sample, b""))
+    roi = detector.roi_of(masked(b"", sample.roi))
     if truth is not None and roi is not None:
         truth = truth & fit_roi(roi, (truth.shape[0], truth.shape[1]), sample.path)
     return None if truth is None else resize_mask(truth, size)
-
-
-def _given(sample: Sample, image: Plain) -> OneImage:
-    """Return an image with the mask of its region of interest, if it has one."""
-    return image if sample.roi is None else Masked(image, sample.roi)
 
 
 def _moved(report: CategoryReport, made: Path, out: Path) -> CategoryReport:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bkd_fast.data import Sample, resize_image
-from bkd_fast.data.inputs import Masked
+from bkd_fast.data.inputs import masked
 from bkd_fast.evaluation.report import HeatScale, ImageRecord, by_outcome, render_inside, render_panel, write_overlay
 from bkd_fast.files import fitting
 from bkd_fast.inference.detector import Detector
@@ -60,9 +60,7 @@ def inside(detector: Detector, samples: Sequence[Sample], records: Sequence[Imag
         sample = by_name[record.name]
         image = detector.read(sample.path)
         picture = fitting(record.overlay.with_suffix(".inside.png"))
-        write_overlay(
-            picture, render_inside(image, explain(detector, image if sample.roi is None else Masked(image, sample.roi)))
-        )
+        write_overlay(picture, render_inside(image, explain(detector, masked(image, sample.roi))))
         pictured.append(replace(record, overlay=picture))
     return pictured
 

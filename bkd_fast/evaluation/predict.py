@@ -19,7 +19,7 @@ from PIL import Image
 from bkd_fast.artifact import read_content, write_manifest
 from bkd_fast.data import ImageError, image_files
 from bkd_fast.data.arrivals import Arrival, Arrivals
-from bkd_fast.data.inputs import Masked
+from bkd_fast.data.inputs import masked
 from bkd_fast.data.progress import progress_bar
 from bkd_fast.data.roi import roi_files
 from bkd_fast.data.tiles import check_tiles
@@ -95,7 +95,7 @@ def predict(
         max_pixels, pages: see :meth:`bkd_fast.Detector.load`.
         pictures: False writes ``scores.csv`` and ``predictions.jsonl`` alone.
         resume: leave out the images that ``out`` has a row for, and add the others.
-        progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
+        progress: show a progress bar; None: in a terminal or a notebook, else a line now and then.
         drift: follow the images, and warn once when they are no longer like the run's normal images.
         report: also write ``report.html``, the pictures by falling score; needs the extra ``train`` (jinja2).
         watching: predict the images in folders and those that arrive (:class:`bkd_fast.data.arrivals.Arrivals`), until
@@ -124,7 +124,9 @@ def predict(
     if not (resume or is_empty(out)):
         raise BKDError(f"the output folder {out} is not empty: choose another --out, or resume with --resume")
     folders = [Path(image) for image in images]
-    files = _watched(folders, out) if watching else _files(folders)
+    if watching:
+        _check_watched(folders, out)
+    files = {} if watching else _files(folders)
     regions = {} if roi is None else dict(zip(files, roi_files(Path(roi), list(files.values())), strict=True))
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
     if detector.unified is not None and report:
@@ -151,7 +153,7 @@ def predict(
         path = image[1].path
         try:
             array = detector.read(path)
-            return array, predictor.preprocess(Masked(array, regions[path]) if regions else array)
+            return array, predictor.preprocess(masked(array, regions.get(path)))
         except BKDError as error:
             named_already = isinstance(error, ImageError) and str(path) in str(error)
             raise error if named_already else ImageError(f"{path}: {error}") from error
@@ -353,14 +355,13 @@ def _files(arguments: Sequence[Path]) -> dict[Path, str]:
     return named
 
 
-def _watched(folders: Sequence[Path], out: Path) -> dict[Path, str]:
-    """Check the folders to watch; return no files."""
+def _check_watched(folders: Sequence[Path], out: Path) -> None:
+    """Raise a BKDError for what cannot be watched."""
     for folder in folders:
         if not folder.is_dir():
             raise BKDError(f"there is no folder {folder}: --watch takes folders, which may be empty")
         if out.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise BKDError(f"the folder {folder} is in the output folder {out}: choose another --out")
-    return {}
 
 
 def _named(arrivals: Iterable[Arrival], taken: set[str]) -> Iterator[tuple[str, Arrival]]:

@@ -30,7 +30,7 @@ def update(
         device: ``auto`` uses CUDA if there is a device.
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
         dry_run: measure and warn, and leave the run as it is.
-        progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
+        progress: show a progress bar; None: in a terminal or a notebook, else a line now and then.
 
     Returns:
         A few lines for the user.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -252,7 +253,7 @@ def at_hand(detector: Detector, source: DataSource, run: Path, count: int = AT_E
     """
     files = validation_files(source)
     if files:
-        images = [image for _, image in zip(range(count), inputs(detector, spread(files, count)), strict=False)]
+        images = list(islice(inputs(detector, spread(files, count)), count))
     else:
         images = list(load_support(run / "support", detector.config.teacher.size, count).flip(-1))
     rows, columns = images[0].shape[-2:]
@@ -263,10 +264,9 @@ def at_hand(detector: Detector, source: DataSource, run: Path, count: int = AT_E
 
 def validation_files(source: DataSource) -> list[Path]:
     """Return the run's validation images that are still where they were, and what they were."""
-    root = Path(source.root)
     found: list[Path] = []
     for name, record in source.validation_files.items():
-        for folder in (root, root / "train" / GOOD, root / source.category / "train" / GOOD):
+        for folder in source.homes:
             path = folder / name
             if path.is_file() and path.stat().st_size == record.size and checksum(path) == record.sha256:
                 found.append(path)

@@ -8,24 +8,25 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bkd_fast.inference.detector import Detector
+from bkd_fast.model import BKD
+from bkd_fast.model.support import Support
 
 MAX_IMAGES = 1024  # in a batch of an exported program
 
 
 class ExportedModel(nn.Module):
-    """What a detector computes of images (N, 3, H, W) in [0, 1] of its configured size.
+    """What a model with its support computes of images (N, 3, H, W) in [0, 1] of its configured size.
 
     Normalisation, both branches, the support and the memory are inside; thresholds are not.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, model: BKD, support: Support) -> None:
         super().__init__()
-        self.model = detector.model
-        tensors, self.structure = tree_flatten(detector.support)
+        self.model = model
+        tensors, self.structure = tree_flatten(support)
         self.count = len(tensors)
         for index, tensor in enumerate(tensors):
             self.register_buffer(f"support_{index}", tensor)
-        self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (N,) and maps (N, H, W), float32."""
@@ -35,7 +36,7 @@ class ExportedModel(nn.Module):
 
 def program(detector: Detector) -> ExportedProgram:
     """Return the graph for any number of images, made of PyTorch's operators and this package's."""
-    model = ExportedModel(detector).eval()
+    model = ExportedModel(detector.model, detector.support).eval().requires_grad_(False)
     images = torch.rand(2, 3, *detector.config.teacher.size, device=detector.device)
     batch = Dim("batch", min=1, max=MAX_IMAGES)
     with torch.no_grad():

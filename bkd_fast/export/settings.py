@@ -19,13 +19,12 @@ INPUT, OUTPUTS = "images", ("scores", "anomaly_maps")
 RUNTIME: dict[str, dict[str, str]] = {"openvino": {"INFERENCE_PRECISION_HINT": "f32"}}
 
 
-def settings_of(detector: Detector, format: str, precision: str = "float32") -> dict[str, Any]:
+def settings_of(detector: Detector, format: str) -> dict[str, Any]:
     """Return the settings of a detector's exported model, by name.
 
     Args:
         detector: the run that is exported.
         format: see :func:`bkd_fast.export.export`.
-        precision: what the graph computes in.
     """
     config, calibration = detector.config, detector.calibration
     tile = config.teacher.tile
@@ -33,7 +32,7 @@ def settings_of(detector: Detector, format: str, precision: str = "float32") -> 
         "settings_version": VERSION,
         "bkd_fast": __version__,
         "format": format,
-        "precision": precision,
+        "precision": "float32",
         "teacher": config.teacher.name,
         "runtime": RUNTIME.get(format, {}),  # without these the thresholds do not fit
         "input": INPUT,

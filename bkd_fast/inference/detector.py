@@ -302,12 +302,10 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
         """Return an image as the network takes it; see :meth:`Predictor.preprocess`."""
         roi, size = self.roi_of(image), self.config.teacher.size
         decoded = Decoded(image, self.config.data).within(roi, image)
-        if roi is None:
-            return Preprocessed(decoded.fitted(size), decoded.size)
-        region = None if self.model.roi is not None else shrink_roi(roi, size)
+        region = None if roi is None or self.model.roi is not None else shrink_roi(roi, size)
         if region is not None and not region.any():
             raise ImageError(f"nothing of the region of interest is left at the network's size of {size}")
-        return Preprocessed(decoded.fitted(size), decoded.size, fit_roi(roi, decoded.size, image), region)
+        return Preprocessed(decoded.fitted(size), decoded.size, decoded.roi, region)
 
     def predict(self, batch: Sequence[Preprocessed]) -> list[RawPrediction]:
         """Return raw scores, and maps at the network's size."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bkd_fast.data.inputs import Decoded, ImageLike
-from bkd_fast.data.roi import fit_roi, shrink_roi
+from bkd_fast.data.roi import shrink_roi
 from bkd_fast.data.tiles import Size, Tile, check_tiles, places
 from bkd_fast.errors import BKDError, ImageError
 from bkd_fast.inference.prediction import Prediction, Predictor, RawPrediction, resize_map
@@ -56,11 +56,9 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
         Raises:
             ImageError: not an image, or one that is smaller than a tile.
         """
-        roi = self.detector.roi_of(image)
-        decoded = Decoded(image, self.detector.config.data).within(roi, image)
-        roi = None if roi is None else fit_roi(roi, decoded.size, image)
+        decoded = Decoded(image, self.detector.config.data).within(self.detector.roi_of(image), image)
         try:
-            return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap), roi)
+            return TiledImage(decoded, TileBlender(decoded.size, self.tile, self.overlap), decoded.roi)
         except ImageError as error:
             raise ImageError(f"{image}: {error}" if isinstance(image, (str, PathLike)) else str(error)) from error
 

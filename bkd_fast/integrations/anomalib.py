@@ -28,7 +28,6 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform
 
 from bkd_fast.artifact import Calibration, load_trained
@@ -36,6 +35,7 @@ from bkd_fast.config import SIZE, BKDConfig, SampledSupport, TeacherConfig
 from bkd_fast.data import draw_support
 from bkd_fast.errors import BKDError, few
 from bkd_fast.export.formats import OPSET, RUNTIME, check_packages, keep_float32
+from bkd_fast.export.graph import ExportedModel
 from bkd_fast.export.plain import plain
 from bkd_fast.model import BKD
 from bkd_fast.model.calibration import learn_normal
@@ -177,21 +177,13 @@ class _Exported(nn.Module):
 
     def __init__(self, model: Bkd) -> None:
         super().__init__()
-        self.pre_processor, self.network, self.post_processor = (
-            model.pre_processor,
-            model.model.network,
-            model.post_processor,
-        )
-        tensors, self.structure = tree_flatten(model.model.support(model.device))
-        self.count = len(tensors)
-        for index, tensor in enumerate(tensors):
-            self.register_buffer(f"support_{index}", tensor)
+        self.pre_processor, self.post_processor = model.pre_processor, model.post_processor
+        self.network = ExportedModel(model.model.network, model.model.support(model.device))
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """Return the fields of anomalib's ``InferenceBatch`` that are not None."""
         images = self.pre_processor(input) if self.pre_processor else input
-        support = tree_unflatten([self.get_buffer(f"support_{index}") for index in range(self.count)], self.structure)
-        scores, maps = self.network.predict(images, support)
+        scores, maps = self.network(images)
         result = InferenceBatch(pred_score=scores.unsqueeze(1), anomaly_map=maps.unsqueeze(1))
         if self.post_processor:
             result = self.post_processor(result)

@@ -34,7 +34,7 @@ from bkd_fast.data.image import SUFFIXES
 from bkd_fast.data.progress import progress_bar
 from bkd_fast.data.tiles import check_tiles
 from bkd_fast.errors import BKDError, check_float, check_int, few
-from bkd_fast.files import MANIFEST, PREFIX, checksum, is_empty, locked
+from bkd_fast.files import MANIFEST, PREFIX, checksum, is_empty, locked, write_files
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.precision import check_precision
 from bkd_fast.inference.streaming import pipeline
@@ -294,9 +294,7 @@ class _Scorer:
         self.job: _Job = ray.get(reference[0])
         torch.set_num_threads(self.job.threads)
         with tempfile.TemporaryDirectory(prefix="bkd_fast-") as folder:
-            for name, content in self.job.files.items():
-                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                (Path(folder) / name).write_bytes(content)
+            write_files(self.job.files, folder)
             self.detector = Detector.load(folder, **self.job.options)
         if self.job.threshold is not None:
             self.detector.threshold = self.job.threshold

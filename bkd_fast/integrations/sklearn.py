@@ -18,6 +18,7 @@ from bkd_fast.config import BKDConfig, TeacherConfig, TrainingConfig
 from bkd_fast.data import infer_white
 from bkd_fast.data.inputs import Decoded, ImageLike
 from bkd_fast.errors import BKDError
+from bkd_fast.files import write_files
 from bkd_fast.inference.detector import Detector, check_device
 from bkd_fast.inference.notebook import detector_html
 from bkd_fast.inference.prediction import Prediction
@@ -124,7 +125,7 @@ class BKDDetector(OutlierMixin, BaseEstimator):
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise BKDError(f"{folder} is not empty: name a new folder")
-        _write(self._files, folder)
+        write_files(self._files, folder)
         return folder
 
     def _predictions(self, X: Sequence[ImageLike] | np.ndarray) -> list[Prediction]:
@@ -139,7 +140,7 @@ class BKDDetector(OutlierMixin, BaseEstimator):
 
     def _load(self) -> None:
         with tempfile.TemporaryDirectory(prefix="bkd_fast-") as folder:
-            _write(self._files, Path(folder))
+            write_files(self._files, Path(folder))
             self.detector_ = Detector.load(folder, device=self.device)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,9 +183,3 @@ def _images(X: Sequence[ImageLike] | np.ndarray) -> list[ImageLike]:
     if not images:
         raise BKDError("X is empty: expected at least one image")
     return images
-
-
-def _write(files: Mapping[str, bytes], folder: Path) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)

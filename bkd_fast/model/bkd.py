@@ -17,7 +17,16 @@ from bkd_fast.model.alignment import AlignmentPyramid
 from bkd_fast.model.bottleneck import OneClassBottleneck, check_strides
 from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.student import StudentDecoder
-from bkd_fast.model.support import Exclude, FixedSupport, Query, SampledViews, Support, describe, make_bank
+from bkd_fast.model.support import (
+    Exclude,
+    FixedSupport,
+    Query,
+    QuerySupport,
+    SampledViews,
+    Support,
+    describe,
+    make_bank,
+)
 from bkd_fast.model.teacher import Teacher, Weights, with_image_size
 from bkd_fast.model.views import joint_views, middle
 from bkd_fast.ops import cosine_anomaly_map, distillation_loss
@@ -50,7 +59,7 @@ class Distillation(NamedTuple):
     (N,) is the distance of each whole image from the best combination of its supports, where queries retrieve them, and
     ``expected`` (N, 2) what to take off the logarithms of map and image for the score.
     ``region`` (N or 1, H, W) bool: what is looked at, at the network's size; None: everything. Outside, both branches
-    give the query itself.
+    give the query itself. ``shots`` (N, k): the images of the bank that each query retrieves.
     """
 
     teacher: list[Tensor]
@@ -60,6 +69,7 @@ class Distillation(NamedTuple):
     image: Tensor | None = None
     expected: Tensor | None = None
     region: Tensor | None = None
+    shots: Tensor | None = None
 
 
 class BKD(nn.Module):
@@ -229,24 +239,27 @@ class BKD(nn.Module):
         """
         query = Query(levels, self.views(levels))
 
-        def forward() -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None]:
+        def forward() -> tuple[list[Tensor], list[Tensor], QuerySupport]:
             if not self.config.forward_branch or "forward" not in branches:
-                return [], [], None, None
+                return [], [], QuerySupport([], None)
             supports = support.for_query(query, self.alignment, exclude)
-            return *self.alignment(query.views, supports.levels), supports.distance, supports.expected
+            return *self.alignment(query.views, supports.levels), supports
 
         def reverse() -> list[Tensor]:
             if not self.config.reverse_branch or "reverse" not in branches:
                 return []
             return self._rebuild(query.views, exclude)
 
-        (aligned, offsets, image, expected), reconstruction = both(forward, reverse)
+        (aligned, offsets, supports), reconstruction = both(forward, reverse)
         if region is not None or self.roi is not None:
             inside = self._inside(region, query.views)
             aligned = _outside_as(query.views, aligned, inside)
             reconstruction = _outside_as(query.views, reconstruction, inside)
             region = self.roi if region is None else region
-        return Distillation(list(query.views), aligned, reconstruction, offsets, image, expected, region)
+        return Distillation(
+            list(query.views), aligned, reconstruction, offsets, supports.distance, supports.expected, region,
+            supports.shots,
+        )  # fmt: skip
 
     def _inside(self, region: Tensor | None, views: Sequence[Tensor]) -> list[Tensor]:
         """Return which pixels of each view show any of a region, (N or 1, 1, H, W) bool."""

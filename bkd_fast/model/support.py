@@ -41,11 +41,13 @@ class QuerySupport(NamedTuple):
 
     ``levels``: per view, what the alignment takes. ``distance`` (N,): of each whole image from the best combination of
     its supports, where queries retrieve them. ``expected`` (N, 2): what to take off the logarithms of map and distance.
+    ``shots`` (N, k): which images of the bank they are.
     """
 
     levels: list[PreparedLevel]
     distance: Tensor | None
     expected: Tensor | None = None
+    shots: Tensor | None = None
 
 
 class Support(Protocol):
@@ -103,7 +105,8 @@ class SupportBank(NamedTuple):
             views = matched(query.views, self, chosen, config.match_radius, neighbors)
             distance = residual(descriptors, self, chosen)
             expected = self.expected[chosen].mean(1)
-        return QuerySupport(alignment.prepare([view.unsqueeze(1) for view in views], shared=False), distance, expected)
+        levels = alignment.prepare([view.unsqueeze(1) for view in views], shared=False)
+        return QuerySupport(levels, distance, expected, chosen)
 
 
 def describe(level: Tensor) -> Tensor:

@@ -94,12 +94,9 @@ class Teacher(nn.Module):
         ]
 
     @torch.no_grad()
-    def raw(self, images: Tensor, *, blank: bool = True) -> list[Tensor]:
-        """Return the pooled levels before :meth:`standardized`.
-
-        ``blank``: images are whole, and blank outside the region of interest, if there is one.
-        """
-        return [averaged(features, self.patch_size, self.border) for features in self._features(images, blank)]
+    def raw(self, images: Tensor) -> list[Tensor]:
+        """Return the pooled levels before :meth:`standardized`."""
+        return [averaged(features, self.patch_size, self.border) for features in self._features(images, blank=True)]
 
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(C_l, H_l, W_l) of the levels of an image of ``size`` (H, W)."""
@@ -117,7 +114,10 @@ class Teacher(nn.Module):
         self.get_buffer(f"std_{level}").copy_(usable.view(1, -1, 1, 1))
 
     def _features(self, images: Tensor, blank: bool) -> list[Tensor]:
-        """Return the network's levels, channels_last."""
+        """Return the network's levels, channels_last.
+
+        ``blank``: images are whole, and blank outside the region of interest, if there is one.
+        """
         images = standardize(images, self.get_buffer("image_mean").flatten(), self.get_buffer("image_std").flatten())
         if blank and self.roi is not None:
             images = images * self.roi

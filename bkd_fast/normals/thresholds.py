@@ -17,7 +17,7 @@ from bkd_fast.model import BKD
 from bkd_fast.model.bkd import SCORES
 from bkd_fast.model.calibration import level_statistics, scale_maps, statistics_of, whole
 from bkd_fast.model.memory import SparseMemory
-from bkd_fast.model.support import Exclude, Support, SupportBank, describe, nearest
+from bkd_fast.model.support import Exclude, Support, SupportBank, describe
 
 BATCH = 8
 # Images closer than this share of the median squared distance between nearest images show one part.
@@ -190,12 +190,12 @@ def _scales(logarithms: Tensor) -> dict[str, list[float]]:
 @torch.no_grad()
 def image_scores(model: BKD, support: Support, normals: Normals) -> list[float]:
     """Return the score of each image as the model is, nothing left out."""
-    part = _scored(model, _batches(normals), support)
-    expected = None
-    if isinstance(support, SupportBank):
-        expected = torch.stack([support.expected.cpu()[shots].mean(0) for shots in part.shots])
-    scores = model.score_of(part.maps[:, 0], part.images if len(part.images) else None, expected)
-    return _by_image(scores, normals.image_of, model.tiles_score)
+    scores = []
+    for levels, _, region in _batches(normals):
+        result = model.distill(levels, support, region=region)
+        maps = model.anomaly_map(result, model.config.teacher.size)
+        scores.append(model.image_score(maps, result.image, result.expected, region).cpu())
+    return _by_image(torch.cat(scores), normals.image_of, model.tiles_score)
 
 
 def _measure_supports(
@@ -306,11 +306,9 @@ class _Parts(NamedTuple):
 def _scored(model: BKD, batches: Iterable[Batch], support: Support) -> _Parts:
     maps, images, teacher, shots = [], [], [], list[Tensor]()
     for levels, exclude, region in batches:
-        if isinstance(support, SupportBank):
-            assert model.config.support is not None
-            hidden = None if exclude is None else exclude.supports
-            shots += nearest(describe(levels[-1].float()), support, model.config.support.shots, hidden).cpu()
         result = model.distill(levels, support, exclude, region=region)
+        if result.shots is not None:
+            shots += result.shots.cpu()
         found = model.anomaly_map(result, model.config.teacher.size)
         flat = found.flatten(1)
         if result.region is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -26,7 +26,7 @@ from bkd_fast.artifact import (
     read_category,
     save_trained,
 )
-from bkd_fast.data import ImageDataset, Sample, check_samples, file_records, load_image, split_normals
+from bkd_fast.data import FileRecord, ImageDataset, Sample, check_samples, file_records, load_image, split_normals
 from bkd_fast.data.dataset import GOOD
 from bkd_fast.data.progress import counted, progress_bar
 from bkd_fast.data.support import STORED
@@ -86,23 +86,23 @@ class Joined:
 
     def levels(self, indices: Sequence[int]) -> list[Tensor]:
         """Return the levels (N, C_l, H_l, W_l)."""
-        found, start = [], 0
-        for part in self.parts:
-            own = [index - start for index in indices if start <= index < start + len(part)]
-            found += [part.levels(own)] if own else []
-            start += len(part)
+        found = [part.levels(own) for part, own in self._split(indices)]
         return [torch.cat(level) for level in zip(*found, strict=True)]
 
     def regions(self, indices: Sequence[int]) -> Tensor | None:
         """Return what of tiles is looked at, (N, H, W) bool; None where the model knows it."""
-        found: list[Tensor | None] = []
+        found = [getattr(part, "regions", whole)(own) for part, own in self._split(indices)]
+        known = [region for region in found if region is not None]
+        return torch.cat(known) if known else None
+
+    def _split(self, indices: Sequence[int]) -> Iterator[tuple[Normals, list[int]]]:
+        """Yield the parts that are asked for, and which of their own images."""
         start = 0
         for part in self.parts:
             own = [index - start for index in indices if start <= index < start + len(part)]
-            found += [getattr(part, "regions", whole)(own)] if own else []
+            if own:
+                yield part, own
             start += len(part)
-        known = [region for region in found if region is not None]
-        return torch.cat(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def add_normals(
         skip_unreadable: leave out images that cannot be decoded, with a warning that names them.
         dry_run: measure and warn, and leave the run as it is.
         cache_gb: size of the teacher-feature cache in GB (float16).
-        progress: show a progress bar; None: if standard error is a terminal, else a line now and then.
+        progress: show a progress bar; None: in a terminal or a notebook, else a line now and then.
 
     Returns:
         What was added, the false alarms to expect, the thresholds before and after, and what is now out of date.
@@ -161,8 +161,9 @@ def add_normals(
     if trained.config.roi is not None and trained.roi is None:
         raise BKDError(f"{run} has a mask for each image of its training: train again with the new images and masks")
     config, model, before = trained.config, trained.model.to(device), manifest.calibration
+    records = file_records(samples)
     new = check_samples(
-        _new(samples, manifest.source),
+        _new(samples, records, manifest.source),
         skip_unreadable=skip_unreadable,
         tile=config.teacher.tile,
         config=config.data,
@@ -232,8 +233,8 @@ def add_normals(
     addition = Addition(
         root,
         datetime.now(timezone.utc).isoformat(),
-        file_records(learned),
-        file_records(held),
+        {sample.name: records[sample.name] for sample in learned},
+        {sample.name: records[sample.name] for sample in held},
         _scored(measured, former, len(kept)),
         (before.threshold, calibration.threshold),
         (before.pixel_threshold, calibration.pixel_threshold),
@@ -257,13 +258,12 @@ def add_normals(
     return "\n".join(lines + _stale(run))
 
 
-def _new(samples: Sequence[Sample], source: DataSource) -> list[Sample]:
+def _new(samples: Sequence[Sample], records: Mapping[str, FileRecord], source: DataSource) -> list[Sample]:
     """Return the samples that a run does not have; others are named.
 
     Raises:
         BKDError: there are none.
     """
-    records = file_records(samples)
     rest = list(samples)
     for files, what in (
         (source.used, "are in the run already"),
@@ -281,10 +281,8 @@ def _new(samples: Sequence[Sample], source: DataSource) -> list[Sample]:
 
 def _former(source: DataSource) -> Former:
     """Return the images that a run was trained and validated on, if every one is as it was."""
-    root = Path(source.root)
     names = [*source.train_files, *source.validation_files]
-    homes = (root / source.category / "train" / GOOD, root / "train" / GOOD, root)
-    home = max(homes, key=lambda place: sum((place / name).is_file() for name in names))
+    home = max(source.homes, key=lambda place: sum((place / name).is_file() for name in names))
     parts: dict[str, list[Sample]] = {"train_files": [], "validation_files": []}
     lost: list[str] = []
     for place, part in ((home, source), *((Path(addition.root), addition) for addition in source.additions)):
