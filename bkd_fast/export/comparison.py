@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bkd_fast.artifact import DataSource
+from bkd_fast.artifact import SUPPORT, DataSource, read_category
 from bkd_fast.data import Sample, image_files, load_support
 from bkd_fast.data.dataset import GOOD, ImageDataset
 from bkd_fast.errors import BKDError, check_int
@@ -255,7 +255,8 @@ def at_hand(detector: Detector, source: DataSource, run: Path, count: int = AT_E
     if files:
         images = list(islice(inputs(detector, spread(files, count)), count))
     else:
-        images = list(load_support(run / "support", detector.config.teacher.size, count).flip(-1))
+        shown = run / read_category(run).file(SUPPORT)
+        images = list(load_support(shown, detector.config.teacher.size, count).flip(-1))
     rows, columns = images[0].shape[-2:]
     marked = images[0].clone()
     marked[:, rows // 4 : rows // 2, columns // 4 : columns // 2] = 0.9

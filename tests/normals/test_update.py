@@ -17,9 +17,11 @@ from PIL import Image
 from bkd_fast import artifact
 from bkd_fast.artifact import load_trained, read_category, save_trained, write_manifest
 from bkd_fast.cli import main
+from bkd_fast.data import load_support
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.evaluate import evaluate
 from bkd_fast.evaluation.update import update
+from bkd_fast.export.comparison import at_hand
 from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.drift import DriftMonitor
 from bkd_fast.normals.thresholds import measure_normals
@@ -376,3 +378,12 @@ def load_first(run):
     """Return the path of an image that a run was trained on."""
     source = read_category(run).source
     return Path(source.root, "train/good", next(iter(source.train_files)))
+
+
+def test_an_export_of_an_updated_run_is_checked_on_the_supports_of_now(away, folder):
+    update(away, folder)
+    trained = load_trained(away)
+    images = at_hand(Detector(trained, "cpu", pack=False), trained.source, away, 4)
+    expected = load_support(away / read_category(away).file("support"), trained.config.teacher.size, 4).flip(-1)
+    assert all(map(torch.equal, images, expected))
+    assert len(images) == 5
