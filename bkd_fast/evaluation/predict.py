@@ -116,6 +116,8 @@ def predict(
         import_module("jinja2")  # a missing package is an error before the first image
         if not pictures:
             raise BKDError("the report shows the pictures: leave out --report, or --no-pictures")
+    if watching and roi is not None:
+        raise BKDError("--roi names the masks of images that are there already: leave out --watch")
     for option, seconds in (("--watch-seconds", watch_seconds), ("--watch-idle", watch_idle)):
         if seconds is not None:
             check_float(option, seconds, 0)

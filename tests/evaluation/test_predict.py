@@ -143,6 +143,7 @@ def test_a_wrong_option_has_status_2(capsys):
         (["--watch-idle", "3"], "add --watch"),
         (["--watch", "--watch-seconds", "-1"], "--watch-seconds is -1"),
         (["--watch", "--watch-seconds", "nan"], "finite"),
+        (["--watch", "--roi", "masks"], "leave out --watch"),
     ],
 )
 def test_bad_options_of_watching(options, words, tiny_default_run, inbox, tmp_path, capsys):
