@@ -42,9 +42,32 @@ def patchcore(data: ImageDataset, settings: Settings, *, coreset: float = 0.01) 
     with torch.no_grad():
         for images in batches(data, shuffle=False):
             model(normalize(images))
-    model.subsample_embedding(coreset)
+    model.memory_bank = select_coreset(torch.vstack(model.embedding_store), coreset)
     model.eval()
     return _predict(model, normalize), model.memory_bank.nbytes / 1e6
+
+
+def select_coreset(features: Tensor, share: float) -> Tensor:
+    """Return the rows that anomalib's ``KCenterGreedy`` selects, with one matrix product a step.
+
+    anomalib subtracts the last center from all features, and writes the differences, at each step: with MTD's 723,800
+    features that took seven times as long on a busy CPU.
+    """
+    from anomalib.models.components.sampling.k_center_greedy import KCenterGreedy
+
+    class Sampler(KCenterGreedy):
+        squares: Tensor | None = None
+
+        def update_distances(self, cluster_center: Any) -> None:
+            if self.squares is None:
+                self.squares = self.features.square().sum(1)
+            center = self.features[cluster_center]
+            distances = torch.addmv(self.squares + center.square().sum(), self.features, center, alpha=-2)
+            distances = distances.clamp_(min=0).unsqueeze(1)  # squared: the same order
+            known = self.min_distances
+            self.min_distances = distances if known is None else torch.minimum(known, distances)
+
+    return Sampler(features, share).sample_coreset()
 
 
 def padim(data: ImageDataset, settings: Settings, *, features: int = 100) -> Made:

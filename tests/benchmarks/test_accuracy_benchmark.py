@@ -98,6 +98,21 @@ def test_every_method_is_repeatable_and_gives_finite_maps(part, method):
     torch.testing.assert_close(again, maps, rtol=0, atol=0)
 
 
+def test_the_coreset_is_the_one_that_anomalib_selects():
+    sampling = pytest.importorskip("anomalib.models.components.sampling.k_center_greedy")
+    features = torch.randn(400, 20, generator=torch.Generator().manual_seed(0))
+    banks = []
+    for select in (
+        lambda: sampling.KCenterGreedy(features, 0.1).sample_coreset(),
+        lambda: anomalib_methods.select_coreset(features, 0.1),
+    ):
+        torch.manual_seed(0)
+        np.random.seed(0)  # of the random projection
+        banks.append(select())
+    assert len(banks[0]) == 40
+    assert torch.equal(*banks)
+
+
 @pytest.mark.parametrize("method", [*OWN, "patchcore", "padim"])
 def test_a_gross_defect_scores_above_normal_images(part, method):
     if method in ANOMALIB:
