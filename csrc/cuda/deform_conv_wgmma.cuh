@@ -85,9 +85,9 @@ struct WeightStages {
   Barrier* full;
   Barrier* empty;
   int steps;
-  int step = 0, stage = 0, phase = 0;    // current
-  int last_stage = 0;                    // of the step before
-  int free_stage = 0, free_phase = 0;    // of the step before that
+  int step = 0, stage = 0, phase = 0;  // current
+  int last_stage = 0;                  // of the step before
+  int free_stage = 0, free_phase = 0;  // of the step before that
 
   __device__ __forceinline__ void copy(int to, int step) {
     arrive_expecting(full + to, kBytes);
@@ -215,8 +215,8 @@ __global__ void __launch_bounds__(BKD_WGMMA ? kThreads : kWarpSize, WgmmaPolicy<
 template <class T, int kN>
 void start_wgmma(const DeformConv& p, const Device& device) {
   const int64_t tiles = p.groups * blocks_for(p.group_outputs, kN);
-  launch("deform_conv_arrange", &deform_conv_arrange_kernel<T, kN>, p.plan.arranged / (tiles * Tile<T, kN, true>::kBytes),
-         tiles, 1, kThreads, 0, device, p);
+  launch("deform_conv_arrange", &deform_conv_arrange_kernel<T, kN>,
+         p.plan.arranged / (tiles * Tile<T, kN, true>::kBytes), tiles, 1, kThreads, 0, device, p);
   launch("deform_conv_wgmma", &deform_conv_wgmma_kernel<T, kN>, blocks_for(p.pixels, WgmmaPolicy<kN>::kM), tiles, 1,
          kThreads, p.plan.shared, device, p);
 }

@@ -127,15 +127,15 @@ __device__ __forceinline__ void multiply_async(float (*c)[4], const uint32_t (&a
   emulated::multiply_async<T>(c, a, b, file, line);
 #else
 #define BKD_C(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
-#define BKD_MULTIPLY(type)                                                                             \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                            \
-               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "    \
-               "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, " \
-               "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
-               "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, "   \
-               "%68, 1, 1, 1, 0;"                                                                      \
-               : BKD_C(0), BKD_C(1), BKD_C(2), BKD_C(3), BKD_C(4), BKD_C(5), BKD_C(6), BKD_C(7),       \
-                 BKD_C(8), BKD_C(9), BKD_C(10), BKD_C(11), BKD_C(12), BKD_C(13), BKD_C(14), BKD_C(15)  \
+#define BKD_MULTIPLY(type)                                                                                           \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                          \
+               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "                  \
+               "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "               \
+               "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "               \
+               "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, {%64, %65, %66, %67}, "                 \
+               "%68, 1, 1, 1, 0;"                                                                                    \
+               : BKD_C(0), BKD_C(1), BKD_C(2), BKD_C(3), BKD_C(4), BKD_C(5), BKD_C(6), BKD_C(7), BKD_C(8), BKD_C(9), \
+                 BKD_C(10), BKD_C(11), BKD_C(12), BKD_C(13), BKD_C(14), BKD_C(15)                                    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
   if constexpr (std::is_same<T, BFloat>::value) {
     BKD_MULTIPLY("bf16");

@@ -60,7 +60,7 @@ struct Fiber {
   State state = State::kEnded;
   const char* file = "";
   int line = 0;
-  unsigned meetings = 0;  // exchanges of its warp so far; two buffers alternate
+  unsigned meetings = 0;                             // exchanges of its warp so far; two buffers alternate
   const std::function<bool()>* condition = nullptr;  // of kUntil
 };
 

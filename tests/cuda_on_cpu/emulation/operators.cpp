@@ -22,7 +22,11 @@ void choose_device(int64_t processors, int64_t shared, bool is_dry) {
   shared_bytes = static_cast<int>(shared);
   dry = is_dry;
 }
-void choose_wgmma(bool on) { wgmma = on; }
+// Forgets the launches so far.
+void choose_wgmma(bool on) {
+  wgmma = on;
+  launched.clear();
+}
 // A line each: kernel, threads, bytes of dynamic shared memory, blocks.
 std::string launches() {
   std::string text;

@@ -81,7 +81,9 @@ inline void commit_products() {
 
 // The 16 bytes of chunk `chunk` of row `row` of an operand in shared memory, whose depth is contiguous.
 inline const unsigned char* chunk_of(uint64_t descriptor, int row, int chunk) {
-  const auto field = [&](int first, int bits) { return static_cast<uint32_t>(descriptor >> first & ((1u << bits) - 1)); };
+  const auto field = [&](int first, int bits) {
+    return static_cast<uint32_t>(descriptor >> first & ((1u << bits) - 1));
+  };
   const uint32_t start = field(0, 14) * 16, eight_rows = field(32, 14) * 16, swizzle = field(62, 2);
   if (field(49, 3)) throw std::runtime_error("wgmma: no offset of the base is emulated");
   if (swizzle == 0) throw std::runtime_error("wgmma: no operand without swizzle is emulated");
