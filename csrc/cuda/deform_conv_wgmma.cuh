@@ -39,26 +39,48 @@ __global__ void __launch_bounds__(kThreads) deform_conv_arrange_kernel(const Def
 
 #if BKD_WGMMA
 
-// A lane's fragments of a for one step: rows lane / 4 and lane / 4 + 8 of its warp's 16.
-template <class T>
+// A lane's fragments of a for one step: rows lane / 4 and lane / 4 + 8 of its warp's 16. kHold: neighbours stay in
+// registers for all steps of a tap.
+template <class T, bool kHold>
 struct RegisterSamples {
   using Table = Neighbors<128, T>;
   const DeformConv& p;
   Depth d;
   const Table* tables;
   CornerValues<T> corners[2];
+  uint4 held_pixel[2], held_weight[2];
 
   static __device__ __forceinline__ int row(int i) {
     return threadIdx.x / kWarpSize * 16 + i * 8 + threadIdx.x % kWarpSize / kChunks;
   }
   __device__ __forceinline__ int channel() const { return d.channel + threadIdx.x % kChunks * kVector<T>; }
 
+  __device__ __forceinline__ uint4 pixel(int i) const {
+    return kHold ? held_pixel[i] : load_shared<uint4>(&tables[d.table].pixel[row(i)]);
+  }
+  __device__ __forceinline__ uint4 weight(int i) const {
+    return kHold ? held_weight[i] : load_shared<uint4>(&tables[d.table].weight[row(i)]);
+  }
+  __device__ __forceinline__ void hold() {
+    if constexpr (kHold) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        held_pixel[i] = load_shared<uint4>(&tables[d.table].pixel[row(i)]);
+        held_weight[i] = load_shared<uint4>(&tables[d.table].weight[row(i)]);
+      }
+    }
+  }
+  __device__ __forceinline__ void next(int end) {
+    const int before = d.table;
+    next_step<T>(p, end, d);
+    if (d.table != before) hold();
+  }
   __device__ __forceinline__ void fetch() {
     if (channel() >= d.last) return;
     const T* input = static_cast<const T*>(p.input) + channel();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      corners[i].fetch(input, load_shared<uint4>(&tables[d.table].pixel[row(i)]), p.input_line);
+      corners[i].fetch(input, pixel(i), p.input_line);
     }
   }
   __device__ __forceinline__ void put(uint32_t (&fragments)[2][4]) {
@@ -66,7 +88,7 @@ struct RegisterSamples {
     if (channel() < d.last) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        sampled[i] = corners[i].template sums<true>(load_shared<uint4>(&tables[d.table].weight[row(i)]));
+        sampled[i] = corners[i].template sums<true>(weight(i));
       }
     }
 #pragma unroll
@@ -138,7 +160,7 @@ __global__ void __launch_bounds__(BKD_WGMMA ? kThreads : kWarpSize, WgmmaPolicy<
 #if BKD_WGMMA
   using Policy = WgmmaPolicy<kN>;
   constexpr int kM = Policy::kM;
-  using Sampler = RegisterSamples<T>;
+  using Sampler = RegisterSamples<T, (kN > 128)>;
   using Table = typename Sampler::Table;
   unsigned char* stages = dynamic_shared();
   Barrier* barriers = reinterpret_cast<Barrier*>(stages + Policy::kStages * Policy::kStageBytes);
@@ -172,12 +194,13 @@ __global__ void __launch_bounds__(BKD_WGMMA ? kThreads : kWarpSize, WgmmaPolicy<
     Sampler samples{p, at, tables};
     constexpr int kBuffers = kN > 128 ? 2 : 1;  // one is filled while the other is multiplied
     uint32_t fragments[kBuffers][2][4];
+    samples.hold();
     samples.fetch();
     samples.put(fragments[0]);
     const auto multiply_step = [&](auto& own, auto& following, int step) {
       const bool more = step + 1 < steps;
       if (more) {
-        next_step<T>(p, end, samples.d);
+        samples.next(end);
         samples.fetch();
       }
       const uint64_t b = descriptor(weights.wait());

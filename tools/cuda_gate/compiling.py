@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ARCHITECTURES = ("75", "80", "86", "89", "90", "90a", "100", "120")
-# The source and the kernels that differ on 9.0a; all others are those of 9.0.
+# The source and the kernels that only 9.0a has: they are empty elsewhere, and all others are those of 9.0.
 SPECIFIC = {"90a": ("deform_conv.cu", "deform_conv_wgmma<")}
 FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-cubin", "-Xptxas=-v")
 CACHE = ROOT / "build" / "cuda_gate"
@@ -113,7 +113,8 @@ def _read(log: str, code: str, architecture: str) -> list[Kernel]:
             return int(match[1]) if match else 0
 
         name, body = short_name(symbol), bodies[symbol]
-        if architecture in SPECIFIC and not name.startswith(SPECIFIC[architecture][1]):
+        home = next((own for own, (_, prefix) in SPECIFIC.items() if name.startswith(prefix)), None)
+        if home != (architecture if architecture in SPECIFIC else None):
             continue
         kernels.append(
             Kernel(
@@ -145,7 +146,8 @@ def dynamic_shared(name: str) -> int:
 def issued(code: str) -> float:
     """Return the instructions of the main loop for each tensor-core instruction in it.
 
-    One of wgmma counts as those of mma.sync that a warp would need for its 16 rows: a 16 x 8 tile is one. The main loop is the shortest that has such an instruction; a loop ends with a branch back to its start.
+    One of wgmma counts as those of mma.sync that a warp would need for its 16 rows: one for eight columns. The main
+    loop is the shortest that has such an instruction; a loop ends with a branch back to its start.
     """
     lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;/]*);", code)]
     loops = []

@@ -216,14 +216,14 @@ FAULTS = (
         "wgmma.cuh",
         "kSwizzle64 = 2,",
         "kSwizzle64 = 3,",
-        "wgmma_multiplies",
+        WGMMA,
     ),
     Fault(
         "wgmma: groups of eight rows lie twice as far apart",
         "wgmma.cuh",
         "kEightRows = 8 * kDepthBytes",
         "kEightRows = 16 * kDepthBytes",
-        "wgmma_multiplies",
+        WGMMA,
     ),
     Fault(
         "wgmma: rows of a fragment are exchanged",
