@@ -29,7 +29,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bkd_fast.benchmark.results import means, provenance, read, write_lines
+from bkd_fast.benchmark.harness import Row
+from bkd_fast.benchmark.operators import WGMMA
+from bkd_fast.benchmark.results import means, provenance, read, relative, write_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL_TESTS, MODEL_TESTS = "tests/ops/test_cuda.py", "tests/test_gpu.py"
@@ -37,6 +39,7 @@ SANITIZER = "tools/compute_sanitizer.py"
 PART_SECONDS = 525
 DRY_PATIENCE = 4  # limits of a dry run are longer: its CPU may be slow or busy
 LOG_LINES = 15  # of a failed step, in the page
+WGMMA_GOAL = 1.2  # times as fast as mma.sync, to be switched on by default
 STEP_COLUMNS = ("part", "step", "outcome", "seconds")
 NO_DEVICE = "gpu.py needs a CUDA device, and torch sees none; for a dry run add --device cpu --quick"
 
@@ -177,7 +180,9 @@ def execute(command: Sequence[str], root: Path, log: Path, seconds: float) -> st
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
     if command[0] == "setup.py":
         major, minor = torch.cuda.get_device_capability()
-        environment |= {"BKD_FAST_CUDA": "1", "BKD_FAST_NATIVE": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
+        # 9.0a adds wgmma, which runs where it is switched on.
+        name = "9.0a" if (major, minor) == (9, 0) else f"{major}.{minor}"
+        environment |= {"BKD_FAST_CUDA": "1", "BKD_FAST_NATIVE": "1", "TORCH_CUDA_ARCH_LIST": name}
     with log.open("w", encoding="utf-8") as file:
         run = [sys.executable, *command]
         process = subprocess.Popen(
@@ -235,7 +240,18 @@ def page(out: Path, device: str) -> str:
         lines += ["## Kernels of an image", table(kernels, ("teacher", "part", "kernels", "copies", "busy_ms"))]
     for path in sorted(out.glob("ops-*.csv")):
         lines += [f"## Operators, {path.stem.removeprefix('ops-')}", f"```text\n{means(read(path))}\n```"]
+        lines += wgmma_against_mma(read(path))
     return "\n\n".join(lines) + "\n"
+
+
+def wgmma_against_mma(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each group of shapes that was measured with wgmma and without."""
+    lines = []
+    for group, share in relative(rows).items():
+        if group.provider.endswith(WGMMA):
+            verdict = "switch it on" if share * WGMMA_GOAL <= 1 else "leave it off"
+            lines.append(f"wgmma, {group.label}: {1 / share:.2f} times as fast as mma.sync, so {verdict}.")
+    return lines
 
 
 def log_of(out: Path, part: str, step: str) -> Path:

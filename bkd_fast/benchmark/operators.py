@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from bkd_fast.benchmark.harness import REFERENCE, Call, Case, on_backends
+from bkd_fast.benchmark.harness import REFERENCE, Call, Case, on_backends, provider
 from bkd_fast.config import MemoryConfig
 from bkd_fast.ops import (
     cosine_anomaly_map,
@@ -22,12 +22,14 @@ from bkd_fast.ops import (
     project_support,
     sparse_memory_attention,
 )
+from bkd_fast.ops.deform_conv.cuda import has_wgmma, wgmma
 
 # Channels, height (= width) of the three levels of two teachers at 256 x 256.
 TEACHERS = {"WRN50": ((256, 64), (512, 32), (1024, 16)), "Lite0": ((24, 64), (40, 32), (112, 16))}
 SIZE = 256
 DENSE_CONV = "conv2d (dense)"
 TORCHVISION = "torchvision"
+WGMMA = ", wgmma"  # behind the name of a provider
 BOTH = "forward+backward"
 ROUNDINGS = 32  # of a type that results of one computation may differ by
 TF32_EPS = 2**-10
@@ -69,7 +71,8 @@ def deform_conv(scope: Scope, device: str) -> Iterator[Case]:
         dense: dict[str, Call] = {DENSE_CONV: partial(F.conv2d, nchw, weight, bias, padding=1)}
         inputs = (nchw, offset, weight, bias, mask)
         variant = {f"{first}, NCHW": in_nchw[first]} if "NCHW" in scope.layouts else {}
-        yield Case(op, shape, "forward", own | variant | peer, dense, inputs=inputs, device=device)
+        calls = own | _on_wgmma(own, x) | variant | peer
+        yield Case(op, shape, "forward", calls, dense, inputs=inputs, device=device)
         if not _slow(shape, batch):
             leaves = [x, offset, weight, bias, mask]
             calls = with_gradients(own, leaves) | with_gradients(peer, [nchw, *leaves[1:]])
@@ -193,6 +196,20 @@ def with_gradients(calls: Mapping[str, Call], leaves: Sequence[Tensor]) -> dict[
 
 def _own(op: str, device: str, call: Call) -> dict[str, Call]:
     return on_backends((op, f"{op}_backward"), device, call)
+
+
+def _on_wgmma(own: Mapping[str, Call], x: Tensor) -> dict[str, Call]:
+    """Return the call of the CUDA kernels with ``wgmma``, where there is code for it and work for its large tiles."""
+    name = provider("native")
+    large = x.shape[0] > 1 and x.shape[1] > 128
+    if not large or not x.is_cuda or x.dtype == torch.float32 or name not in own or not has_wgmma(x):
+        return {}
+
+    def call() -> Any:
+        with wgmma(True):
+            return own[name]()
+
+    return {f"{name}{WGMMA}": call}
 
 
 def _torchvision(call: Call, scope: Scope, device: str) -> dict[str, Call]:

@@ -43,6 +43,12 @@ ConvPlan plan_tile(int parts, int needed, const Device& device) {
   return {kM, kN, parts, tables, Policy::kStageBytes + tables * Policy::kTableBytes};
 }
 
+// Tables of all taps of a group.
+inline int needed_tables(const DeformConv& p) {
+  const int shared_groups = (p.group_channels - 1) / p.offset_channels + 2;  // offset groups that a group may touch
+  return p.sampling.taps * std::min(shared_groups, p.offset_groups);
+}
+
 // tensor: products run on tensor cores.
 inline ConvPlan plan_conv(const DeformConv& p, bool tensor, const Device& device) {
   const int outputs = p.group_outputs, processors = device.multiprocessors;
@@ -53,8 +59,7 @@ inline ConvPlan plan_conv(const DeformConv& p, bool tensor, const Device& device
   const auto fills = [&](int rows, int columns, int blocks) {
     return 10 * tiles(rows, columns) >= int64_t{9} * processors * blocks;
   };
-  const int shared_groups = (p.group_channels - 1) / p.offset_channels + 2;  // offset groups that a group may touch
-  const int needed = p.sampling.taps * std::min(shared_groups, p.offset_groups);
+  const int needed = needed_tables(p);
   using Largest = ConvPolicy<128, 256>;
   if (tensor && outputs > 128 && device.shared_per_block >= Largest::kStageBytes + 9 * Largest::kTableBytes &&
       fills(128, 256, Largest::kBlocks)) {
@@ -69,6 +74,38 @@ inline ConvPlan plan_conv(const DeformConv& p, bool tensor, const Device& device
   const int parts = static_cast<int>(std::max<int64_t>(1, wanted));
   const int own = std::min(needed, (needed + parts - 1) / parts + 1);  // tables of a part, which may begin within a tap
   return outputs > 64 ? plan_tile<64, 128>(parts, own, device) : plan_tile<64, 64>(parts, own, device);
+}
+
+// Tiles of 128 pixels and kN outputs on wgmma: samples stay in registers, and shared memory has weights and tables.
+template <int kN>
+struct WgmmaPolicy {
+  static constexpr int kM = 128, kStages = 5;
+  static constexpr int kBlocks = kN > 128 ? 1 : 2;  // on a multiprocessor
+  static constexpr int kStageBytes = 64 * kN;
+  static constexpr int kFixedBytes = kStages * kStageBytes + 128;  // with 16 bytes of barriers for each stage
+  static constexpr int kTableBytes = ConvPolicy<kM, kN>::kTableBytes;
+  static_assert(16 * kStages <= 128, "barriers fit");
+};
+
+// The same tile on wgmma for two bytes a number, if it is a large one and all groups have the same steps.
+inline ConvPlan plan_wgmma(const DeformConv& p, ConvPlan plan, const Device& device) {
+  const auto with = [&](auto policy) {
+    using Policy = decltype(policy);
+    const int piece = std::min(p.group_channels, p.offset_channels);  // of channels with the same neighbours
+    const int64_t steps = int64_t{p.group_channels / piece} * p.sampling.taps * ((piece + 31) / 32);
+    const int64_t tiles = int64_t{p.groups} * ((p.group_outputs + plan.columns - 1) / plan.columns);
+    const int shared = std::min(device.shared_per_block, device.shared / Policy::kBlocks - 1024);  // 1 KB: the system's
+    const int most = (shared - Policy::kFixedBytes) / Policy::kTableBytes, needed = needed_tables(p);
+    if (most < 1) return plan;
+    const int windows = (needed + most - 1) / most;
+    plan.tables = (needed + windows - 1) / windows;
+    plan.shared = Policy::kFixedBytes + plan.tables * Policy::kTableBytes;
+    plan.arranged = steps * tiles * Policy::kStageBytes;
+    return plan;
+  };
+  const bool nested = p.group_channels % p.offset_channels == 0 || p.offset_channels % p.group_channels == 0;
+  if (plan.rows != 128 || plan.parts != 1 || !nested) return plan;
+  return plan.columns == 256 ? with(WgmmaPolicy<256>{}) : with(WgmmaPolicy<128>{});
 }
 
 }  // namespace bkd

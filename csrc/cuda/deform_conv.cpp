@@ -51,7 +51,7 @@ DeformConv problem(const Tensor& input, const Tensor& offset, const std::optiona
 
 void conv(const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask, const Tensor& weight,
           const std::optional<Tensor>& bias, const Integers& stride, const Integers& padding, const Integers& dilation,
-          int64_t offset_groups, bool tf32, const Tensor& output) {
+          int64_t offset_groups, bool tf32, bool wgmma, const Tensor& output) {
   check_dimensions("deform_conv", "weight", weight, 4);
   const Checks check = check_arguments("deform_conv", input, offset, mask, weight.size(0), weight.size(1),
                                        {weight.size(2), weight.size(3)}, stride, padding, dilation, offset_groups);
@@ -66,13 +66,24 @@ void conv(const Tensor& input, const Tensor& offset, const std::optional<Tensor>
   p.bias = data(bias);
   p.output = data(output);
   p.plan = plan_conv(p, tf32 || !is_float(input), current.device);
-  std::optional<Tensor> partial;
+  if (wgmma && !is_float(input) && has_wgmma()) p.plan = plan_wgmma(p, p.plan, current.device);
+  std::optional<Tensor> partial, arranged;
   if (p.plan.parts > 1) {
     const int64_t sizes[] = {p.plan.parts, p.pixels, p.outputs};
     partial = torch::stable::new_empty(input, sizes, ScalarType::Float);
     p.partial = data<float>(partial);
   }
+  if (p.plan.arranged) {
+    const int64_t sizes[] = {p.plan.arranged / 2};
+    arranged = torch::stable::new_empty(input, sizes);
+    p.arranged = data(arranged);
+  }
   deform_conv(p, type_of(input), tf32, current.device);
+}
+
+bool conv_has_wgmma(const Tensor& input) {
+  const Current current(input);
+  return has_wgmma();
 }
 
 void conv_backward(const Tensor& grad, const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask,
@@ -122,7 +133,8 @@ BKD_DEFINITIONS(m) {
   m.def(
       "deform_conv(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, int[] "
       "padding, "
-      "int[] dilation, int offset_groups, bool tf32, Tensor(a!) output) -> ()");
+      "int[] dilation, int offset_groups, bool tf32, bool wgmma, Tensor(a!) output) -> ()");
+  m.def("deform_conv_has_wgmma(Tensor input) -> bool");
   m.def(
       "deform_conv_backward(Tensor grad, Tensor input, Tensor offset, Tensor? mask, Tensor weight, int[] stride, "
       "int[] padding, int[] dilation, int offset_groups, bool tf32, Tensor(a!) grad_input, Tensor? scale, "
@@ -134,6 +146,7 @@ BKD_DEFINITIONS(m) {
 
 BKD_KERNELS(m) {
   m.impl("deform_conv", TORCH_BOX(&bkd::conv));
+  m.impl("deform_conv_has_wgmma", TORCH_BOX(&bkd::conv_has_wgmma));
   m.impl("deform_conv_backward", TORCH_BOX(&bkd::conv_backward));
   m.impl("deform_conv_weight", TORCH_BOX(&bkd::conv_weight));
 }

@@ -129,9 +129,9 @@ struct Samples {
 };
 
 // Store a tile: the output, or the sums of one part of the depth.
-template <class T, int kM, int kN>
-__device__ __forceinline__ void store_tile(const DeformConv& p, const AccumulatorFragment<kM, kN>& acc, int group,
-                                           int first_output, int first_pixel) {
+template <class T, class Accumulators>
+__device__ __forceinline__ void store_tile(const DeformConv& p, const Accumulators& acc, int group, int first_output,
+                                           int first_pixel) {
   const T* bias = static_cast<const T*>(p.bias);
   acc.columns([&](int column, auto each_row) {
     const int within = first_output + column, channel = group * p.group_outputs + within;
@@ -227,6 +227,14 @@ __global__ void __launch_bounds__(kThreads, ConvPolicy<kM, kN>::blocks(BKD_ARCH,
   store_tile<T>(p, acc, group, first_output, first_pixel);
 }
 
+}  // namespace
+}  // namespace bkd
+
+#include "deform_conv_wgmma.cuh"
+
+namespace bkd {
+namespace {
+
 // The output from the parts of the depth: their sum in order, and the bias. A thread has kEach numbers.
 template <class T, int kEach>
 __global__ void __launch_bounds__(kThreads) deform_conv_sum_kernel(const DeformConv p) {
@@ -267,6 +275,9 @@ void start(const DeformConv& p, const Device& device) {
 
 template <class T, bool kTensor>
 void choose(const DeformConv& p, const Device& device) {
+  if constexpr (sizeof(T) == 2) {
+    if (p.plan.arranged) return start_wgmma<T>(p, device);
+  }
   if constexpr (kTensor) {
     if (p.plan.columns == 256) return start<T, kTensor, 128, 256>(p, device);
   }

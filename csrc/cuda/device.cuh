@@ -174,7 +174,7 @@ __device__ __forceinline__ float max_lanes(float x) {
 #endif
 __device__ __forceinline__ unsigned char* dynamic_shared() {
 #if defined(__CUDACC__)
-  extern __shared__ __align__(128) unsigned char shared_buffer[];
+  extern __shared__ __align__(1024) unsigned char shared_buffer[];  // as swizzled tiles of wgmma have it
   return shared_buffer;
 #else
   return emulated::dynamic_buffer.data();

@@ -60,10 +60,11 @@ struct Tile {
 };
 
 // A thread's accumulators of c, in the layout of multiply().
-template <int kM, int kN>
+// kWarpRows: warps over the rows of c, the others over its columns. By default a warp's part is nearly square, so that
+// it loads few fragments.
+template <int kM, int kN, int kWarpRows = (kN > kM ? 2 : 4)>
 struct AccumulatorFragment {
-  // Warps over the rows and columns of c; a warp's part is nearly square, so that it loads few fragments.
-  static constexpr int kWarpRows = kN > kM ? 2 : 4, kWarpColumns = kThreads / kWarpSize / kWarpRows;
+  static constexpr int kWarpColumns = kThreads / kWarpSize / kWarpRows;
   static constexpr int kRows = kM / 16 / kWarpRows, kColumns = kN / 8 / kWarpColumns;  // 16 x 8 mma tiles per warp
   float value[kRows][kColumns][4];
 

@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from bkd_fast.benchmark import results
+from bkd_fast.benchmark.harness import Row
+
 STEPS = gpu.steps(Path("out"), Path("images"))
 
 
@@ -95,6 +98,20 @@ def test_every_step_that_needs_no_cuda_tool_runs_on_a_cpu(part, tmp_path):
     page = (tmp_path / "gpu.md").read_text()
     titles = {1: [], 2: ["Inference", "Kernels of an image"], 3: ["Operators, float32"], 4: []}[part]
     assert all(f"## {title}\n" in page for title in ["Steps", *titles])
+
+
+def test_the_page_says_whether_wgmma_wins(tmp_path):
+    """Relative to the first provider, which runs on mma.sync."""
+    times = {"WRN50 N=16 C=256 H=W=64": (1.5, 1.0), "WRN50 N=8 C=256 H=W=64": (1.5, 1.4)}
+    rows = [
+        Row("modulated_deform_conv2d", shape, "forward", name, 1, time, time, time, 0.0, "float16")
+        for shape, both in times.items()
+        for name, time in zip(("bkd_fast native", "bkd_fast native, wgmma"), both, strict=True)
+    ]
+    results.write(rows, tmp_path / "ops-float16.csv")
+    page = gpu.page(tmp_path, "cpu")
+    assert "wgmma, WRN50 N=16: 1.50 times as fast as mma.sync, so switch it on." in page
+    assert "wgmma, WRN50 N=8: 1.07 times as fast as mma.sync, so leave it off." in page
 
 
 def test_kernels_are_summed_by_the_innermost_part():

@@ -50,6 +50,39 @@ def test_the_main_loop_is_the_shortest_with_products():
     assert compiling.issued("        /*0000*/ MOV R1, R2 ;\n        /*0010*/ BRA 0x0010 ;") == 0
 
 
+def test_an_instruction_of_wgmma_counts_as_those_of_a_warp():
+    """Ten instructions, one of which multiplies 16 rows of a warp by 128 columns: 16 tiles of 16 x 8."""
+    code = [*["IADD3 R3, R3, 0x1, RZ"] * 8, "HGMMA.64x128x16.F32 R24, R156, gdesc[UR16], R24", "@P0 BRA 0x0000"]
+    body = "\n".join(f"        /*{16 * index:04x}*/ {one} ;" for index, one in enumerate(code))
+    assert compiling.issued(body) == pytest.approx(10 / 16, abs=0.01)
+
+
+def test_a_rule_of_9_0a_holds_there_alone():
+    assert [one for one in compiling.ARCHITECTURES if budget.concerns("90a", one)] == ["90a"]
+    assert [one for one in compiling.ARCHITECTURES if budget.concerns("90", one)] == ["90", "90a", "100", "120"]
+
+
+def test_products_that_ptxas_serializes_are_refused():
+    log = "ptxas warning : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..."
+    with pytest.raises(RuntimeError, match="ptxas lets products wait for each other"):
+        compiling._read(log, "", "90a")
+
+
+@pytest.mark.slow
+def test_wgmma_is_compiled_for_9_0a_and_there_alone():
+    """Its products stay in flight while the next samples are interpolated, and its weights come by bulk copies."""
+    kernels = [one for one in compiling.compiled(("90", "90a")) if one.name.startswith("deform_conv_wgmma")]
+    assert {one.name: one.architecture for one in kernels} == {
+        f"deform_conv_wgmma<{dtype}, {columns}>": "90a" for dtype in ("half", "bfloat16") for columns in (128, 256)
+    }
+    for one in kernels:
+        assert {"HGMMA", "UBLKCP"} <= set(one.instructions)
+        assert not {"HMMA", "LDSM", "LDGSTS"} & set(one.instructions)
+        worse = budget.faults([one._replace(instructions=(), issued=9.0)])
+        assert f"{one.name} on 90a has no HGMMA" in worse
+        assert any(f"{one.name} on 90a issues 9.0 instructions" in fault for fault in worse)
+
+
 def test_the_table_has_a_row_for_each_kernel(kernels):
     assert len(table.table(kernels).splitlines()) == 2 + len({kernel.name for kernel in kernels})
 

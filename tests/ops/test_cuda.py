@@ -5,9 +5,11 @@ import cases
 import kernel_checks
 import pytest
 import torch
+import wgmma_cases
 
 from bkd_fast.ops import backend, local_match
 from bkd_fast.ops.backend import available
+from bkd_fast.ops.deform_conv.cuda import has_wgmma
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -38,6 +40,17 @@ def test_the_kernels_agree_with_the_reference(name, dtype, each_backend):
     exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", dtype)
     results = cases.results(case, each_backend, dtype, "cuda")
     cases.check(results, [value.cpu() for value in plain], exact, cases.ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("name", wgmma_cases.SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_wgmma_agrees_with_the_reference(name, dtype, each_backend):
+    if each_backend != "native" or not has_wgmma(torch.empty(1, device="cuda")):
+        pytest.skip("of native kernels with code for 9.0a on such a device")
+    processors = torch.cuda.get_device_properties("cuda").multi_processor_count
+    case = wgmma_cases.make(name, processors)
+    first, second = (wgmma_cases.check(case, dtype, "cuda") for _ in range(2))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", cases.MATCHES)

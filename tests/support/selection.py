@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-NAMES = ("conv", "gather", "attention", "anomaly", "loss: pixel", "match")
+NAMES = ("conv", "gather", "attention", "anomaly", "loss: pixel", "match", "wgmma")
 
 
 def mark_the_rest_slow(items: list[pytest.Item], folder: Path) -> None:

@@ -7,7 +7,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.cuda_gate.compiling import Kernel
+from tools.cuda_gate.compiling import SPECIFIC, Kernel
 
 HERE = Path(__file__).resolve().parent
 FIELDS = ("kernel", "architecture", "registers", "shared", "stack")
@@ -31,16 +31,21 @@ def write_budget(kernels: Sequence[Kernel]) -> None:
             writer.writerow((kernel.name, kernel.architecture, kernel.registers, kernel.shared, kernel.stack))
 
 
-def read_instructions() -> list[tuple[str, str, int]]:
+def read_instructions() -> list[tuple[str, str, str]]:
     """Return prefixes of kernel names, an instruction, and the first architecture that must have it."""
     with open(HERE / "instructions.csv", newline="", encoding="utf-8") as file:
-        return [(row["kernel"], row["instruction"], int(row["from"])) for row in csv.DictReader(file)]
+        return [(row["kernel"], row["instruction"], row["from"]) for row in csv.DictReader(file)]
 
 
-def read_issue() -> list[tuple[str, int, float]]:
+def read_issue() -> list[tuple[str, str, float]]:
     """Return prefixes of kernel names, the first architecture, and the max instructions per tensor-core one."""
     with open(HERE / "issue.csv", newline="", encoding="utf-8") as file:
-        return [(row["kernel"], int(row["from"]), float(row["max"])) for row in csv.DictReader(file)]
+        return [(row["kernel"], row["from"], float(row["max"])) for row in csv.DictReader(file)]
+
+
+def concerns(first: str, architecture: str) -> bool:
+    """Return whether a rule from an architecture on holds for another; one from 90a holds for 90a alone."""
+    return architecture == first if first.endswith("a") else int(architecture.rstrip("a")) >= int(first)
 
 
 def faults(kernels: Sequence[Kernel]) -> list[str]:
@@ -65,7 +70,9 @@ def faults(kernels: Sequence[Kernel]) -> list[str]:
     for name, architecture in sorted(set(allowed) - {(kernel.name, kernel.architecture) for kernel in kernels}):
         messages.append(f"{name} on {architecture} has a budget and does not exist")
     for name, instruction, first in read_instructions():
-        own = [kernel for kernel in kernels if kernel.name.startswith(name) and int(kernel.architecture) >= first]
+        if first in SPECIFIC and first not in compiled:
+            continue
+        own = [kernel for kernel in kernels if kernel.name.startswith(name) and concerns(first, kernel.architecture)]
         if not any(kernel.name.startswith(name) for kernel in kernels):
             messages.append(f"no kernel begins with {name}")
         messages += [
@@ -74,7 +81,9 @@ def faults(kernels: Sequence[Kernel]) -> list[str]:
             if instruction not in kernel.instructions
         ]
     for name, first, most in read_issue():
-        own = [kernel for kernel in kernels if kernel.name.startswith(name) and int(kernel.architecture) >= first]
+        if first in SPECIFIC and first not in compiled:
+            continue
+        own = [kernel for kernel in kernels if kernel.name.startswith(name) and concerns(first, kernel.architecture)]
         if not any(kernel.name.startswith(name) for kernel in kernels):
             messages.append(f"no kernel begins with {name}")
         messages += [

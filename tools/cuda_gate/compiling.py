@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+ARCHITECTURES = ("75", "80", "86", "89", "90", "90a", "100", "120")
+# The source and the kernels that only 9.0a has: they are empty elsewhere, and all others are those of 9.0.
+SPECIFIC = {"90a": ("deform_conv.cu", "deform_conv_wgmma<")}
 FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-cubin", "-Xptxas=-v")
 CACHE = ROOT / "build" / "cuda_gate"
 
@@ -37,10 +39,12 @@ class Kernel(NamedTuple):
 
 # Threads of a block where they are not 256; tests/cuda_on_cpu compares them with the launches.
 THREADS = {"select_matches": 128, "top_mean": 1024}
-# Tensor-core products, fragment loads, asynchronous copies, additions to memory, and those of four floats at once.
+# Tensor-core products, fragment loads, asynchronous copies, additions to memory, and those of four floats at once;
+# products by wgmma, bulk copies, and waits that leave a group of products in flight.
 SEEN = {
     "HMMA": r"\bHMMA\b", "LDSM": r"\bLDSM\b", "LDGSTS": r"\bLDGSTS\b", "RED": r"\bREDG?\b",
     "RED.128": r"\bREDG?\.E\.(ADD\.F32x4|128\.ADD\.F32|ADD\.128)",
+    "HGMMA": r"\bHGMMA\b", "UBLKCP": r"\bUBLKCP\b", "DEPBAR.1": r"\bWARPGROUP\.DEPBAR\.LE gsb0, 0x1\b",
 }  # fmt: skip
 
 
@@ -62,7 +66,12 @@ def compiled(architectures: Sequence[str] = ARCHITECTURES) -> list[Kernel]:
         RuntimeError: the compiler's message.
     """
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    jobs = [(source, architecture) for source in sources for architecture in architectures]
+    jobs = [
+        (source, architecture)
+        for source in sources
+        for architecture in architectures
+        if architecture not in SPECIFIC or source.name == SPECIFIC[architecture][0]
+    ]
     with ThreadPoolExecutor(2) as pool:
         return [kernel for kernels in pool.map(_compile, jobs) for kernel in kernels]
 
@@ -92,6 +101,8 @@ def _compile(job: tuple[Path, str]) -> list[Kernel]:
 
 def _read(log: str, code: str, architecture: str) -> list[Kernel]:
     """Parse the log of ptxas -v and the disassembly."""
+    if "wgmma.mma_async instructions are serialized" in log:
+        raise RuntimeError(f"ptxas lets products wait for each other:\n{log}")
     bodies = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", code, re.DOTALL))
     kernels = []
     for part in log.split("Compiling entry function ")[1:]:
@@ -102,6 +113,9 @@ def _read(log: str, code: str, architecture: str) -> list[Kernel]:
             return int(match[1]) if match else 0
 
         name, body = short_name(symbol), bodies[symbol]
+        home = next((own for own, (_, prefix) in SPECIFIC.items() if name.startswith(prefix)), None)
+        if home != (architecture if architecture in SPECIFIC else None):
+            continue
         kernels.append(
             Kernel(
                 name,
@@ -120,6 +134,8 @@ def _read(log: str, code: str, architecture: str) -> list[Kernel]:
 
 def dynamic_shared(name: str) -> int:
     """Return the shared memory that a launch adds: the convolution's for nine taps (csrc/cuda/conv_policy.h)."""
+    if tile := re.fullmatch(r"deform_conv_wgmma<\w+, (\d+)>", name):
+        return 5 * 64 * int(tile[1]) + 128 + 9 * 32 * 128
     tile = re.fullmatch(r"deform_conv<\w+, \w+, (\d+), (\d+)>", name)
     if not tile:
         return 0
@@ -130,7 +146,8 @@ def dynamic_shared(name: str) -> int:
 def issued(code: str) -> float:
     """Return the instructions of the main loop for each tensor-core instruction in it.
 
-    The main loop is the shortest that has such an instruction; a loop ends with a branch back to its start.
+    One of wgmma counts as those of mma.sync that a warp would need for its 16 rows: one for eight columns. The main
+    loop is the shortest that has such an instruction; a loop ends with a branch back to its start.
     """
     lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;/]*);", code)]
     loops = []
@@ -139,6 +156,7 @@ def issued(code: str) -> float:
         if target and int(target[1], 16) <= at:
             body = [one for where, one in lines if int(target[1], 16) <= where <= at]
             products = sum("HMMA" in one for one in body)
+            products += sum(int(columns) // 8 for one in body for columns in re.findall(r"HGMMA\.64x(\d+)x16", one))
             if products:
                 loops.append((len(body), products))
     return round(min(loops)[0] / min(loops)[1], 2) if loops else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tools.cuda_gate.compiling import ARCHITECTURES, Kernel
@@ -9,7 +10,7 @@ from tools.cuda_gate.compiling import ARCHITECTURES, Kernel
 # Max warps, blocks and KB of shared memory per multiprocessor (CUDA C++ Programming Guide, compute capabilities).
 LIMITS = {
     "75": (32, 16, 64), "80": (64, 32, 164), "86": (48, 16, 100), "89": (48, 24, 100), "90": (64, 32, 228),
-    "100": (64, 32, 228), "120": (48, 24, 100),
+    "90a": (64, 32, 228), "100": (64, 32, 228), "120": (48, 24, 100),
 }  # fmt: skip
 
 
@@ -28,12 +29,12 @@ def table(kernels: Sequence[Kernel]) -> str:
     compiled = {kernel.architecture for kernel in kernels}
     architectures = [one for one in ARCHITECTURES if one in compiled]
     lines = [
-        "| kernel | shared, KB | " + " | ".join(f"{one[:-1]}.{one[-1]}" for one in architectures) + " |",
+        "| kernel | shared, KB | " + " | ".join(re.sub(r"(\da?)$", r".\1", one) for one in architectures) + " |",
         "|---|---|" + "---|" * len(architectures),
     ]
     for name in sorted({kernel.name for kernel in kernels}):
         own = {kernel.architecture: kernel for kernel in kernels if kernel.name == name}
         shared = max(kernel.shared for kernel in own.values()) / 1024
-        cells = [f"{own[one].registers} / {blocks(own[one])}" for one in architectures]
+        cells = [f"{own[one].registers} / {blocks(own[one])}" if one in own else "" for one in architectures]
         lines.append(f"| `{name}` | {shared:.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

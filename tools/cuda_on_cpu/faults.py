@@ -19,6 +19,7 @@ class Fault(NamedTuple):
 CONV, GATHER, ATTENTION = "reference and conv", "reference and gather", "reference and attention"
 ANOMALY, LOSS = "reference and anomaly", "reference and loss"
 MATCH = "matching or no_image"
+WGMMA = "wgmma_agrees"
 
 FAULTS = (
     # the template
@@ -201,6 +202,127 @@ FAULTS = (
         "if (++channel == p.outputs) channel = 0;",
         "if (++channel == p.outputs) channel = 1;",
         CONV,
+    ),
+    # the same on wgmma
+    Fault(
+        "wgmma: weights are arranged without the swizzle",
+        "deform_conv_wgmma.cuh",
+        "store(tile + Target::chunk(row, word), chunk);",
+        "store(tile + row * Target::kStride + word * 16, chunk);",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: the descriptor names another swizzle",
+        "wgmma.cuh",
+        "kSwizzle64 = 2,",
+        "kSwizzle64 = 3,",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: groups of eight rows lie twice as far apart",
+        "wgmma.cuh",
+        "kEightRows = 8 * kDepthBytes",
+        "kEightRows = 16 * kDepthBytes",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: rows of a fragment are exchanged",
+        "deform_conv_wgmma.cuh",
+        "fragments[word / 2][word % 2 * 2 + i]",
+        "fragments[word / 2][word % 2 * 2 + 1 - i]",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: the depth of a fragment is in the order of memory",
+        "deform_conv_wgmma.cuh",
+        "fragments[word / 2][word % 2 * 2 + i]",
+        "fragments[word % 2][word / 2 * 2 + i]",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: weights keep the order of memory",
+        "deform_conv_wgmma.cuh",
+        "load<uint32_t>(from + at + 2 * word)",
+        "load<uint32_t>(from + word * kVector<T> + 2 * j)",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: the second 128 outputs are the first",
+        "deform_conv_wgmma.cuh",
+        "columns * (128 * kDepthBytes / 16)",
+        "columns * 0",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: no wait for the weights",
+        "deform_conv_wgmma.cuh",
+        "    wait_for_phase(full + stage, phase);\n",
+        "",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: the phase of a stage does not change",
+        "deform_conv_wgmma.cuh",
+        "stage = 0, phase ^= 1;",
+        "stage = 0;",
+        WGMMA,
+    ),
+    Fault("wgmma: no fence before products", "deform_conv_wgmma.cuh", "      begin_products();\n", "", WGMMA),
+    Fault(
+        "wgmma: samples overwrite a fragment that is multiplied",
+        "deform_conv_wgmma.cuh",
+        "wait_for_products<kBuffers - 1>();",
+        "wait_for_products<kBuffers>();",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: the sums are read before the last products",
+        "deform_conv_wgmma.cuh",
+        "    wait_for_products<0>();\n",
+        "",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: copies into a stage that other warps multiply",
+        "deform_conv_wgmma.cuh",
+        "      wait_for_phase(empty + free_stage, free_phase);\n",
+        "",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: a stage is released that is multiplied",
+        "deform_conv_wgmma.cuh",
+        "arrive(empty + last_stage);",
+        "arrive(empty + stage);",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: the last stage of a window is not released",
+        "deform_conv_wgmma.cuh",
+        "    weights.release_last();\n    left -= steps;",
+        "    left -= steps;",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: half the bytes are expected",
+        "deform_conv_wgmma.cuh",
+        "arrive_expecting(full + to, kBytes);",
+        "arrive_expecting(full + to, kBytes / 2);",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: weights of the last output are left out",
+        "deform_conv_wgmma.cuh",
+        "if (output < p.group_outputs) {",
+        "if (output < p.group_outputs - 1) {",
+        WGMMA,
+    ),
+    Fault(
+        "wgmma: the depth is filled with weights of the next tap",
+        "deform_conv_wgmma.cuh",
+        "if (d.channel + at < d.last) chunk.set_word",
+        "chunk.set_word",
+        "beyond_the_channels",
     ),
     Fault(
         "sampling: pairs of another neighbour's weight",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -12,6 +15,39 @@ from bkd_fast.ops.cuda_common import kernels, multiprocessors, to_channels_last
 from bkd_fast.ops.deform_conv import Arguments
 from bkd_fast.ops.deterministic import Accumulator, convolution_bound, exact_sums
 from bkd_fast.ops.layout import CHUNK_BYTES, dense_offsets, floats, image_slices, whole_chunks, without_chunks
+
+WGMMA = "BKD_FAST_WGMMA"
+
+_wgmma: ContextVar[bool | None] = ContextVar("bkd_fast_wgmma", default=None)
+
+
+@contextmanager
+def wgmma(on: bool) -> Iterator[None]:
+    """Let large products in half precision run on ``wgmma`` inside the ``with`` block, or not.
+
+    Without it the environment variable BKD_FAST_WGMMA decides (0 or 1; 0 without it). Devices that lack ``wgmma``, or
+    code for it (see :func:`has_wgmma`), run on ``mma.sync`` whatever is chosen.
+    """
+    token = _wgmma.set(on)
+    try:
+        yield
+    finally:
+        _wgmma.reset(token)
+
+
+def has_wgmma(tensor: Tensor) -> bool:
+    """Return whether a tensor's device has ``wgmma``, and the extension code for it (compute capability 9.0a)."""
+    return kernels().deform_conv_has_wgmma(tensor)
+
+
+def _wants_wgmma() -> bool:
+    chosen = _wgmma.get()
+    if chosen is not None:
+        return chosen
+    value = os.environ.get(WGMMA) or "0"
+    if value not in ("0", "1"):
+        raise RuntimeError(f"bkd_fast: {WGMMA} is {value!r}, expected 0 or 1")
+    return value == "1"
 
 
 class _Problem:
@@ -43,7 +79,7 @@ def modulated_deform_conv2d(a: Arguments) -> Tensor:
     for part in image_slices(a.offset, a.input):
         kernels().deform_conv(
             p.input[part], p.offset[part], None if p.mask is None else p.mask[part], p.weight, bias, a.stride,
-            a.padding, a.dilation, p.offset_groups, p.tf32, output[part],
+            a.padding, a.dilation, p.offset_groups, p.tf32, _wants_wgmma(), output[part],
         )  # fmt: skip
     return output
 

@@ -102,6 +102,36 @@ struct Copies {
 };
 inline std::vector<Copies> copies(kMaxThreads);
 
+// cp.async.bulk in flight: data arrives when a thread waits for the barrier.
+struct BulkCopy {
+  void* target;
+  const void* source;
+  int bytes;
+  void* barrier;
+};
+inline std::vector<BulkCopy> bulk_copies;
+
+// wgmma in flight: the accumulators are NaN until the wait, and a and b must stay.
+struct Product {
+  float (*c)[4];
+  const uint32_t* a;
+  uint32_t own_a[4];
+  std::vector<const unsigned char*> rows;  // of b, 16 bytes each; seen by one lane of a warp
+  std::vector<unsigned char> own_b;
+  int group;
+};
+struct Sums {
+  float (*c)[4];
+  float value[16][4];
+};
+struct Products {
+  std::vector<Product> pending;
+  std::vector<Sums> sums;
+  int group = 0;
+  bool begun = false;
+};
+inline std::vector<Products> products(kMaxThreads);
+
 struct ThreadIndex {
   operator dim3() const { return {static_cast<unsigned>(thread_number()), 0, 0}; }
   struct X {
@@ -139,7 +169,13 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, int threads, size
         std::fill(dynamic_buffer.begin(), dynamic_buffer.end(), 0xff);
         for (auto& [buffer, bytes] : static_buffers) std::memset(buffer, 0xff, bytes);
         for (Copies& own : copies) own = {};
+        for (Products& own : products) own = {};
+        bulk_copies.clear();
         run_block(threads, body);
+        if (!bulk_copies.empty()) throw std::runtime_error("a block ended before its bulk copies arrived");
+        for (const Products& own : products) {
+          if (!own.pending.empty()) throw std::runtime_error("a block ended before its products");
+        }
         traffic::end_block();
       }
     }

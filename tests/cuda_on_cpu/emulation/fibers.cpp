@@ -51,7 +51,7 @@ namespace {
 
 constexpr size_t kStack = 256 * 1024;
 
-enum class State { kReady, kAtBlock, kAtWarp, kEnded };
+enum class State { kReady, kAtBlock, kAtWarp, kUntil, kEnded };
 
 struct Fiber {
   std::byte* stack = nullptr;
@@ -60,7 +60,8 @@ struct Fiber {
   State state = State::kEnded;
   const char* file = "";
   int line = 0;
-  unsigned meetings = 0;  // exchanges of its warp so far; two buffers alternate
+  unsigned meetings = 0;                             // exchanges of its warp so far; two buffers alternate
+  const std::function<bool()>* condition = nullptr;  // of kUntil
 };
 
 struct Warp {
@@ -196,7 +197,9 @@ void run_block(int threads, const std::function<void()>& body) {
     if (block.order == Order::kRandom) std::shuffle(turns.begin(), turns.end(), block.random);
     bool progress = false;
     for (int number : turns) {
-      if (block.fibers[number].state != State::kReady) continue;
+      Fiber& fiber = block.fibers[number];
+      if (fiber.state == State::kUntil && (*fiber.condition)()) fiber.state = State::kReady;
+      if (fiber.state != State::kReady) continue;
       to_fiber(number);
       progress = true;
       if (block.error) std::rethrow_exception(block.error);
@@ -211,6 +214,15 @@ void wait_for_block(const char* file, int line) {
   fiber.file = file;
   fiber.line = line;
   ++block.at_block;
+  to_scheduler(false);
+}
+
+void wait_until(const std::function<bool()>& condition, const char* file, int line) {
+  Fiber& fiber = block.fibers[block.running];
+  fiber.state = State::kUntil;
+  fiber.condition = &condition;
+  fiber.file = file;
+  fiber.line = line;
   to_scheduler(false);
 }
 

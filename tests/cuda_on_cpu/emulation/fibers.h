@@ -26,6 +26,9 @@ int thread_number();
 // Block barrier; all threads must wait at the same line.
 void wait_for_block(const char* file, int line);
 
+// Wait until a condition holds, which other threads may bring about. It is asked whenever the thread could run.
+void wait_until(const std::function<bool()>& condition, const char* file, int line);
+
 // Exchange `bytes` with the warp; all 32 lanes must wait at the same line. Return the lanes' bytes, lane l's at
 // result + l * kLaneBytes; valid until the second next exchange.
 const std::byte* wait_for_warp(const void* shown, size_t bytes, const char* file, int line);

@@ -22,6 +22,11 @@ void choose_device(int64_t processors, int64_t shared, bool is_dry) {
   shared_bytes = static_cast<int>(shared);
   dry = is_dry;
 }
+// Forgets the launches so far.
+void choose_wgmma(bool on) {
+  wgmma = on;
+  launched.clear();
+}
 // A line each: kernel, threads, bytes of dynamic shared memory, blocks.
 std::string launches() {
   std::string text;
@@ -40,6 +45,7 @@ STABLE_TORCH_LIBRARY(cuda_on_cpu, m) {
   m.def("count_traffic(bool on) -> ()");
   m.def("traffic() -> str");
   m.def("device(int multiprocessors, int shared, bool dry) -> ()");
+  m.def("wgmma(bool on) -> ()");
   m.def("launches() -> str");
 }
 STABLE_TORCH_LIBRARY_IMPL(cuda_on_cpu, CompositeExplicitAutograd, m) {
@@ -47,5 +53,6 @@ STABLE_TORCH_LIBRARY_IMPL(cuda_on_cpu, CompositeExplicitAutograd, m) {
   m.impl("count_traffic", TORCH_BOX(&emulated::count_traffic));
   m.impl("traffic", TORCH_BOX(&emulated::traffic_report));
   m.impl("device", TORCH_BOX(&emulated::choose_device));
+  m.impl("wgmma", TORCH_BOX(&emulated::choose_wgmma));
   m.impl("launches", TORCH_BOX(&emulated::launches));
 }
