@@ -208,7 +208,7 @@ def _define(
 
     def chosen(flat: Sequence[Any]) -> Callable[..., Any]:
         tensor = _first(flat)
-        return implementation(name, tensor.device.type, tensor.dtype)
+        return implementation(name, tensor.device.type, tensor.dtype, tensor)
 
     def kernel(*flat: Any) -> Any:
         packed = pack(flat)
