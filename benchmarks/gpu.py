@@ -6,8 +6,10 @@ python benchmarks/gpu.py --part 3 --out DIR      # operators against torchvision
 python benchmarks/gpu.py --part 4 --out DIR      # compute-sanitizer, a training epoch, training steps
 
 It needs torch, Triton, nvcc and the extra "test". DIR gets a log and a CSV of each step, and gpu.md, one page with the
-results of all parts so far. A step that fails or takes too long does not stop the next. The exit status is 1 if a step
-failed, or if there is no CUDA device. --before takes a checkout of the commit before, to compare with.
+results of all parts so far; and measured.csv, which backend was the fastest for each operator, type and size of part 3.
+--write-table puts these lines into the package (bkd_fast/ops/measured.csv) in place of earlier ones of this device: its
+operators then take that backend first. A step that fails or takes too long does not stop the next. The exit status is
+1 if a step failed, or if there is no CUDA device. --before takes a checkout of the commit before, to compare with.
 --device cpu --quick is a dry run: every step that needs no CUDA tool, in its smallest form.
 """
 
@@ -29,9 +31,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bkd_fast.benchmark.harness import Row
+from bkd_fast.benchmark.harness import Row, provider
 from bkd_fast.benchmark.operators import WGMMA
 from bkd_fast.benchmark.results import means, provenance, read, relative, write_lines
+from bkd_fast.files import atomic_write
+from bkd_fast.ops import measured
+from bkd_fast.ops.backend import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL_TESTS, MODEL_TESTS = "tests/ops/test_cuda.py", "tests/test_gpu.py"
@@ -41,6 +46,7 @@ DRY_PATIENCE = 4  # limits of a dry run are longer: its CPU may be slow or busy
 LOG_LINES = 15  # of a failed step, in the page
 WGMMA_GOAL = 1.2  # times as fast as mma.sync, to be switched on by default
 STEP_COLUMNS = ("part", "step", "outcome", "seconds")
+MARGIN = 1.05  # by which a backend must be faster than one that is preferred to it: less is noise
 NO_DEVICE = "gpu.py needs a CUDA device, and torch sees none; for a dry run add --device cpu --quick"
 
 
@@ -134,7 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="of the commit before, to compare with")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="with --device cpu: the smallest form of every step")
+    parser.add_argument("--write-table", action="store_true", help="put the fastest backends into the package")
     arguments = parser.parse_args(argv)
+    if arguments.write_table and arguments.device == "cpu":
+        parser.error("--write-table is for CUDA devices: nothing is chosen by measurements on a CPU")
     if (arguments.device == "cpu") != arguments.quick:
         parser.error("--device cpu and --quick go together: they are the dry run")
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -149,8 +158,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = failed or line["outcome"] not in ("passed", "skipped")
         print(f"{line['outcome']:10} {line['seconds']:>4} s  {line['step']}", flush=True)
         record(line, out, arguments.device)
+    own = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
+    lines = fastest_backends([row for path in sorted(out.glob("ops-*.csv")) for row in read(path)], own)
+    if lines:
+        write_table(lines, out / "measured.csv")
+    if lines and arguments.write_table:
+        others = [line for line in read_lines(measured.FILE) if line["device"] != own]
+        write_table([*others, *lines], measured.FILE)
     print(f"wrote {out / 'gpu.md'}")
     return int(failed)
+
+
+def fastest_backends(rows: Sequence[Row], device: str) -> list[dict[str, str]]:
+    """Return lines of :mod:`bkd_fast.ops.measured`: for each operator, dtype and size the fastest backend.
+
+    Of passes without gradients, by the sum of the medians of all shapes of a size that several backends were timed for.
+    """
+    names = {provider(name): name for name in BACKENDS}
+    cases: dict[measured.Problem, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if row.what == "forward" and row.provider in names and row.elements:
+            problem = measured.Problem(row.op, row.dtype, measured.size_class(row.elements))
+            cases.setdefault(problem, {}).setdefault(row.shape, {})[names[row.provider]] = row.p50
+    lines = []
+    for problem, shapes in sorted(cases.items()):
+        common = [name for name in BACKENDS if all(name in times for times in shapes.values())]
+        if len(common) < 2:
+            continue
+        times = {name: sum(times[name] for times in shapes.values()) for name in common}
+        best = common[0]
+        for name in common[1:]:
+            best = name if times[name] * MARGIN < times[best] else best
+        values = (device, problem.operator, problem.dtype, str(problem.size), best)
+        lines.append(dict(zip(measured.COLUMNS, values, strict=True)))
+    return lines
+
+
+def write_table(lines: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Write a table that :func:`bkd_fast.ops.measured.read_table` reads."""
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, measured.COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def run(part: int, out: Path, device: str, before: Path | None) -> Iterator[dict[str, str]]:

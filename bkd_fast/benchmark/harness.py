@@ -54,7 +54,10 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A measurement of one provider; times in ms, ``extra`` (see ``extra_memory``) in MB."""
+    """A measurement of one provider; times in ms, ``extra`` (see ``extra_memory``) in MB.
+
+    ``elements``: numbers in the first tensor of the inputs; 0 where there is none.
+    """
 
     op: str
     shape: str
@@ -66,6 +69,7 @@ class Row(NamedTuple):
     p80: float
     extra: float
     dtype: str = "float32"
+    elements: int = 0
 
 
 def measure(case: Case, seconds: float, *, threads: tuple[int, ...] = ()) -> list[Row]:
@@ -98,10 +102,12 @@ def measure(case: Case, seconds: float, *, threads: tuple[int, ...] = ()) -> lis
     finally:
         torch.set_num_threads(before)
     rows = []
+    elements = case.inputs[0].numel() if case.inputs else 0
     for (name, count), values in times.items():
         quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor(QUANTILES, dtype=torch.float64))
         p20, p50, p80 = quantiles.tolist()
-        rows.append(Row(case.op, case.shape, case.what, name, count, p20, p50, p80, extra[name, count], case.dtype))
+        measured = (p20, p50, p80, extra[name, count])
+        rows.append(Row(case.op, case.shape, case.what, name, count, *measured, case.dtype, elements))
     return rows
 
 

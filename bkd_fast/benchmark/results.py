@@ -23,7 +23,7 @@ from bkd_fast.files import atomic_write
 
 COLUMNS = {  # of the CSV -> field of Row
     "op": "op", "shape": "shape", "dtype": "dtype", "pass": "what", "provider": "provider", "threads": "threads",
-    "p20_ms": "p20", "p50_ms": "p50", "p80_ms": "p80", "extra_mb": "extra",
+    "p20_ms": "p20", "p50_ms": "p50", "p80_ms": "p80", "extra_mb": "extra", "elements": "elements",
 }  # fmt: skip
 PACKAGES = ("bkd_fast", "torch", "triton", "torchvision", "onnxruntime", "openvino", "anomalib")
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,10 +54,10 @@ def write_lines(lines: Sequence[Mapping[str, object]], path: Path, device: str =
 
 def read(path: Path) -> list[Row]:
     """Return the rows that :func:`write` wrote."""
-    kinds = {"threads": int, "p20": float, "p50": float, "p80": float, "extra": float}
+    kinds = {"threads": int, "elements": int, "p20": float, "p50": float, "p80": float, "extra": float}
     with path.open(encoding="utf-8", newline="") as file:
         return [
-            Row(**{field: kinds.get(field, str)(line[name]) for name, field in COLUMNS.items()})
+            Row(**{field: kinds.get(field, str)(line[name]) for name, field in COLUMNS.items() if name in line})
             for line in csv.DictReader(file)
         ]
 

@@ -15,11 +15,15 @@ from torch.export import ExportedProgram
 
 from bkd_fast.ops import anomaly_map
 from bkd_fast.ops.anomaly_map import reference
+from bkd_fast.ops.grid_means.reference import means_of_cells
 from bkd_fast.ops.join_levels.reference import joined
 from bkd_fast.ops.local_match.reference import match
+from bkd_fast.ops.match_supports import Arguments as Matches
+from bkd_fast.ops.match_supports import in_turn
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 from bkd_fast.ops.nearest_rows.reference import nearest
 from bkd_fast.ops.neighbor_regression.reference import combined
+from bkd_fast.ops.neighbor_residual.reference import apart
 from bkd_fast.ops.select_matches.reference import positions
 from bkd_fast.ops.standardize.reference import standardized
 from bkd_fast.ops.top_mean.reference import mean_of_largest
@@ -36,10 +40,13 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
     made = {
         ops.sparse_memory_attention.default: attention,
         ops.cosine_anomaly_map.default: _anomaly_map,
+        ops.grid_means.default: means_of_cells,
         ops.join_levels.default: joined,
         ops.local_match.default: match,
+        ops.match_supports.default: _matched,
         ops.nearest_rows.default: _nearest,
         ops.neighbor_regression.default: combined,
+        ops.neighbor_residual.default: apart,
         ops.select_matches.default: _selected,
         ops.standardize.default: standardized,
         ops.top_mean.default: mean_of_largest,
@@ -53,6 +60,10 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
 def _selected(distance: Tensor, displacement: Tensor, shots: Tensor, count: int) -> Tensor:
     # A sort that keeps the order of equal distances is not to be had everywhere.
     return positions(displacement, shots, distance.topk(count, dim=1, largest=False).indices)
+
+
+def _matched(*arguments: Any) -> list[Tensor]:
+    return in_turn(Matches(*arguments), match, _selected, combined)
 
 
 def _nearest(query: Tensor, bank: Tensor, count: int, *_: Tensor | None) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bkd_fast.config import RetrievedSupport
 from bkd_fast.model.alignment import AlignmentPyramid, PreparedLevel
-from bkd_fast.ops import local_match
+from bkd_fast.ops.grid_means import grid_means
+from bkd_fast.ops.match_supports import match_supports
 from bkd_fast.ops.nearest_rows import PreparedRows, half_squares, nearest_rows
-from bkd_fast.ops.neighbor_regression import neighbor_regression
-from bkd_fast.ops.select_matches import select_matches
+from bkd_fast.ops.neighbor_residual import neighbor_residual
 
 GRID = 4  # cells along each side of the deepest level that two images are compared by
 
@@ -103,15 +103,14 @@ class SupportBank(NamedTuple):
             descriptors = describe(query.levels[-1].float())
             chosen = nearest(descriptors, self, config.shots, None if exclude is None else exclude.supports)
             views = matched(query.views, self, chosen, config.match_radius, neighbors)
-            distance = residual(descriptors, self, chosen)
-            expected = self.expected[chosen].mean(1)
+            distance, expected = residual(descriptors, self, chosen)
         levels = alignment.prepare([view.unsqueeze(1) for view in views], shared=False)
         return QuerySupport(levels, distance, expected, chosen)
 
 
 def describe(level: Tensor) -> Tensor:
     """Return what images are compared by: their deepest level (N, C, H, W), averaged over a grid, as rows (N, D)."""
-    return shrink(level).flatten(1)
+    return grid_means(level, GRID)
 
 
 def shrink(level: Tensor) -> Tensor:
@@ -145,14 +144,18 @@ def nearest(query: Tensor, bank: SupportBank, shots: int, exclude: Tensor | None
     return distance.masked_fill(exclude, torch.inf).topk(min(shots, size), dim=1, largest=False).indices
 
 
-def residual(query: Tensor, bank: SupportBank, chosen: Tensor) -> Tensor:
-    """Return the distance of each whole image from the best combination of its shots (N,): mean squared difference.
+def residual(query: Tensor, bank: SupportBank, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the shots of whole images say of them.
 
     Args:
         query: (N, D) descriptors.
         chosen: (N, k), see :func:`nearest`.
+
+    Returns:
+        The distance (N,) from the best combination of the shots, the mean squared difference; and the mean (N, 2) of
+        what the bank expects of the shots.
     """
-    return F.mse_loss(neighbor_regression(query, bank.descriptors, chosen), query, reduction="none").mean(1)
+    return neighbor_residual(query, bank.descriptors, chosen, bank.expected)
 
 
 @torch.no_grad()
@@ -166,16 +169,4 @@ def matched(query: Sequence[Tensor], bank: SupportBank, chosen: Tensor, radius: 
         query: the queries' views (N, C, H, W).
         chosen: (N, k), see :func:`nearest`.
     """
-    count = min(neighbors, chosen.shape[1])
-    return [_combined(view, images, chosen, radius, count) for view, images in zip(query, bank.features, strict=True)]
-
-
-def _combined(query: Tensor, images: Tensor, chosen: Tensor, radius: int, neighbors: int) -> Tensor:
-    distance, displacement = local_match(query, images, chosen, radius)
-    positions = select_matches(distance, displacement, chosen, neighbors)
-    flat = images.permute(0, 2, 3, 1).flatten(0, 2)  # (P * H * W, C), a view of a channels_last bank
-    if neighbors > 1:
-        features = neighbor_regression(query.permute(0, 2, 3, 1).flatten(0, 2), flat, positions.flatten(0, 2))
-    else:
-        features = flat[positions.flatten()].to(query.dtype)
-    return features.view(*positions.shape[:3], -1).permute(0, 3, 1, 2)
+    return match_supports(query, bank.features, chosen, radius, min(neighbors, chosen.shape[1]))

@@ -15,6 +15,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from bkd_fast.ops.measured import fastest
 
 VARIABLE = "BKD_FAST_BACKEND"
 
@@ -80,11 +83,14 @@ def add_operator(name: str, folder: str) -> None:
     _folders[name] = folder
 
 
-def implementation(operator: str, device: str, dtype: torch.dtype | None = None) -> Callable[..., Any]:
+def implementation(
+    operator: str, device: str, dtype: torch.dtype | None = None, tensor: Tensor | None = None
+) -> Callable[..., Any]:
     """Return the function that computes ``operator`` on tensors of a device type and, if given, a dtype.
 
-    Unless a backend is chosen (:func:`backend`, or the environment variable BKD_FAST_BACKEND), that is the first one
-    which has it.
+    Unless a backend is chosen (:func:`backend`, or the environment variable BKD_FAST_BACKEND), that is the one which
+    was measured to be the fastest (:mod:`bkd_fast.ops.measured`) for a call whose first tensor is ``tensor``; or else
+    the first one which has the operator.
 
     Raises:
         RuntimeError: the chosen backend does not have the operator for this device and dtype.
@@ -98,7 +104,8 @@ def implementation(operator: str, device: str, dtype: torch.dtype | None = None)
                 f"choose another with bkd_fast.backend(…) or {VARIABLE}"
             )
         return function
-    for candidate in BACKENDS:
+    measured = fastest(operator, tensor) if tensor is not None and device == "cuda" else None
+    for candidate in BACKENDS if measured is None else (measured, *BACKENDS):
         if available(candidate) is None:
             function = _find(_devices(candidate), operator, device, dtype)
             if function is not None:

@@ -63,7 +63,7 @@ def register(
     *,
     check: Callable[[Any], None],
     results: Callable[[Any], Sequence[Result]],
-    outputs: int = 1,
+    outputs: int | None = 1,
     gradient: str | None = None,
 ) -> Any:
     """Register ``bkd_fast::name`` and, if it has a gradient, ``bkd_fast::name_backward``; return the operator.
@@ -76,11 +76,14 @@ def register(
         arguments: a NamedTuple whose fields are the operator's arguments.
         check: raises where arguments do not fit. It sees real and fake tensors, before anything is computed.
         results: describes the ``outputs`` results.
+        outputs: how many; None for a list of them, which has no gradient.
         gradient: why there is none, if there is none.
     """
     fields = get_type_hints(arguments)
     folder = arguments.__module__
-    returns = Tensor if outputs == 1 else tuple[(Tensor,) * outputs]  # type: ignore[misc]
+    returns = (
+        list[Tensor] if outputs is None else Tensor if outputs == 1 else tuple[(Tensor,) * outputs]  # type: ignore[misc]
+    )
     forward = _define(
         name, folder, fields, returns, lambda flat: (arguments(*flat),), lambda packed: check(*packed),
         lambda packed: list(results(*packed)),
@@ -89,6 +92,7 @@ def register(
         _refuse_backward(forward, gradient)
         return getattr(torch.ops.bkd_fast, name).default
 
+    assert outputs is not None, f"{name}: a list of results has no gradient"
     extra = outputs - 1
     saved = {f"saved_{index}": Tensor for index in range(extra)}
     backward_name = f"{name}_backward"
@@ -204,7 +208,7 @@ def _define(
 
     def chosen(flat: Sequence[Any]) -> Callable[..., Any]:
         tensor = _first(flat)
-        return implementation(name, tensor.device.type, tensor.dtype)
+        return implementation(name, tensor.device.type, tensor.dtype, tensor)
 
     def kernel(*flat: Any) -> Any:
         packed = pack(flat)

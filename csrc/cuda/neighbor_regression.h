@@ -6,6 +6,7 @@
 namespace bkd {
 
 constexpr int kMaxNeighbors = 64;
+constexpr int kFewNeighbors = 6;  // whose system one warp solves in registers
 
 // query, output (rows, channels) in float32; bank (bank_rows, channels), whole 16-byte chunks; neighbor
 // (rows, neighbors). A row with an index outside the bank is NaN.

@@ -14,7 +14,8 @@ import torch
 from torch.autograd import DeviceType
 
 from bkd_fast.benchmark import results
-from bkd_fast.benchmark.harness import Row
+from bkd_fast.benchmark.harness import REFERENCE, Row
+from bkd_fast.ops import measured
 
 STEPS = gpu.steps(Path("out"), Path("images"))
 
@@ -37,6 +38,7 @@ def test_without_a_gpu_it_says_so_in_one_sentence():
     ("options", "message"),
     [
         (["--device", "cpu"], "go together"),
+        (["--device", "cpu", "--quick", "--write-table"], "--write-table is for CUDA devices"),
         (["--device", "cpu", "--quick", "--before", "nowhere"], "expected a checkout"),
     ],
 )
@@ -95,6 +97,8 @@ def test_every_step_that_needs_no_cuda_tool_runs_on_a_cpu(part, tmp_path):
     logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob("*.log"))
     assert status == 0, f"{outcomes}\n{logs}"
     assert outcomes == {step.name: "passed" if step.quick else "skipped" for step in STEPS if step.part == part}
+    if part == 3:  # of what ran on a CPU, for which no call looks it up
+        assert set(measured.read_table(tmp_path / "measured.csv")) == {"cpu"}
     page = (tmp_path / "gpu.md").read_text()
     titles = {1: [], 2: ["Inference", "Kernels of an image"], 3: ["Operators, float32"], 4: []}[part]
     assert all(f"## {title}\n" in page for title in ["Steps", *titles])
@@ -137,3 +141,53 @@ def test_kernels_are_summed_by_the_innermost_part():
     found = profiling.summary([outer, *outer.cpu_children, stray, *device], "cuda", packed=False)
     assert found == {"memory": [0, 1, 0.5], "student": [1, 0, 2], "other": [1, 0, 1], "sum": [2, 1, 3.5]}
     assert profiling.summary([outer, *device], "cuda", packed=True) == {"graph": [2, 1, 3.5]}
+
+
+def test_the_fastest_backends_of_forward_passes_make_a_table(tmp_path):
+    def row(provider, median, shape="N=1", what="forward", dtype="float16", elements=4000, op="local_match"):
+        return Row(op, shape, what, provider, 1, median, median, median, 0.0, dtype, elements)
+
+    native, triton, plain = "bkd_fast native", "bkd_fast triton", REFERENCE
+    rows = [
+        row(native, 2.0), row(triton, 1.0), row(plain, 9.0),
+        row(native, 1.0, "N=2"), row(triton, 1.9, "N=2"),  # a shape of the same size: 3.0 against 2.9 is noise
+        row(native, 1.0, elements=5000), row(triton, 0.9, elements=5000), row("torchvision", 0.1, elements=5000),
+        row(native, 1.0, dtype="tf32"), row(plain, 0.5, dtype="tf32"), row(f"{native}, NCHW", 0.1, dtype="tf32"),
+        row(native, 1.0, op="alone"),
+        *(row(name, median, op="gradient", what="forward+backward") for name, median in ((native, 1.0), (triton, 0.1))),
+        row(native, 1.0, op="unknown size", elements=0), row(triton, 0.1, op="unknown size", elements=0),
+    ]  # fmt: skip
+    lines = gpu.fastest_backends(rows, "a device")
+    found = {(line["operator"], line["dtype"], line["size"]): line["backend"] for line in lines}
+    assert found == {
+        ("local_match", "float16", "12"): "native",
+        ("local_match", "float16", "14"): "triton",
+        ("local_match", "tf32", "12"): "reference",
+    }
+    gpu.write_table(lines, tmp_path / "measured.csv")
+    table = measured.read_table(tmp_path / "measured.csv")
+    assert table == {
+        "a device": {measured.Problem(op, dtype, int(size)): name for (op, dtype, size), name in found.items()}
+    }
+
+
+def test_a_run_leaves_its_table_and_puts_it_into_the_package_where_asked(tmp_path, monkeypatch):
+    package = tmp_path / "package.csv"
+    package.write_text("device,operator,dtype,size,backend\nother,a,float16,2,native\nmade up,b,float16,2,native\n")
+    monkeypatch.setattr(measured, "FILE", package)
+    monkeypatch.setattr(gpu, "run", lambda *_: iter(()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "made up")
+    rows = [
+        Row("local_match", "N=1", "forward", provider, 1, median, median, median, 0.0, "float16", 4000)
+        for provider, median in (("bkd_fast native", 2.0), ("bkd_fast triton", 1.0))
+    ]
+    results.write(rows, tmp_path / "ops-float16.csv")
+    arguments = ["--part", "3", "--out", str(tmp_path)]
+    before = package.read_text()
+    assert gpu.main(arguments) == 0
+    own = "made up,local_match,float16,12,triton\n"
+    assert (tmp_path / "measured.csv").read_text() == f"device,operator,dtype,size,backend\n{own}"
+    assert package.read_text() == before
+    assert gpu.main([*arguments, "--write-table"]) == 0
+    assert package.read_text() == f"device,operator,dtype,size,backend\nother,a,float16,2,native\n{own}"

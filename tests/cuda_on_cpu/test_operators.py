@@ -10,6 +10,7 @@ import kernel_checks
 import nearest_cases
 import neighbor_cases
 import pytest
+import retrieval_cases
 import standardize_cases
 import top_mean_cases
 import torch
@@ -246,6 +247,9 @@ def test_launches_are_as_the_compile_gate_has_them(dtype):
     for name in ("few neighbours", "many neighbours"):
         neighbor_cases.check_regression(name, "native", dtype)
     neighbor_cases.check_matches("some", "native")
+    retrieval_cases.check_grid("whole cells", "native", dtype)
+    retrieval_cases.check_match("two views", "native", dtype, False)
+    retrieval_cases.check_residual("some", "native", dtype)
     nearest_cases.check("some", "native")
     standardize_cases.check("features", "channels_last", "native", dtype)
     join_cases.check("odd channels", "native", dtype)

@@ -4,6 +4,7 @@ import activation_cases
 import cases
 import kernel_checks
 import pytest
+import retrieval_cases
 import torch
 import wgmma_cases
 
@@ -58,6 +59,29 @@ def test_wgmma_agrees_with_the_reference(name, dtype, each_backend):
 def test_matching_agrees_with_the_reference(name, dtype, each_backend):
     case = cases.MATCHES[name]()
     cases.check_match(cases.matched(case, each_backend, dtype, "cuda"), case, dtype)
+
+
+@pytest.mark.parametrize("name", retrieval_cases.MATCHES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_matched_supports_agree_with_the_reference(name, dtype, each_backend):
+    for whole in (False, True):
+        retrieval_cases.check_match(name, each_backend, dtype, whole, "cuda")
+
+
+def test_what_retrieves_agrees_with_the_reference(each_backend):
+    for name in retrieval_cases.GRIDS:
+        for last in (True, False):
+            retrieval_cases.check_grid(name, each_backend, last=last, device="cuda")
+    for name in retrieval_cases.RESIDUALS:
+        retrieval_cases.check_residual(name, each_backend, device="cuda")
+    retrieval_cases.check_row_of_the_bank(each_backend, "cuda")
+
+
+@pytest.mark.parametrize("chosen", ["own", "reference"])
+def test_supports_and_neighbors_that_do_not_exist_are_not_read(chosen, each_backend):
+    chosen = each_backend if chosen == "own" else chosen
+    retrieval_cases.check_missing_shots(chosen, "cuda")
+    retrieval_cases.check_missing_neighbors(chosen, "cuda")
 
 
 @pytest.mark.parametrize("shape", activation_cases.SHAPES)

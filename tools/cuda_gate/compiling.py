@@ -38,7 +38,7 @@ class Kernel(NamedTuple):
 
 
 # Threads of a block where they are not 256; tests/cuda_on_cpu compares them with the launches.
-THREADS = {"select_matches": 128, "top_mean": 1024}
+THREADS = {"select_matches": 128, "top_mean": 1024, "neighbor_residual": 640}
 # Tensor-core products, fragment loads, asynchronous copies, additions to memory, and those of four floats at once;
 # products by wgmma, bulk copies, and waits that leave a group of products in flight.
 SEEN = {

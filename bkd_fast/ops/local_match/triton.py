@@ -80,9 +80,8 @@ MATCH = Tuned(
 )
 
 
-@operator
-def local_match(a: Arguments) -> tuple[Tensor, Tensor]:
-    """See :func:`bkd_fast.ops.local_match`."""
+def window_match(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Return the distance and displacement."""
     own, images = match_images(a.query, a.support)
     distance, displacement = match_results(a.query, a.shots)
     count, pixels = distance.numel(), a.query.shape[2] * a.query.shape[3]
@@ -93,3 +92,9 @@ def local_match(a: Arguments) -> tuple[Tensor, Tensor]:
         a.shots.shape[1], len(images), own.shape[1], a.query.shape[1], *a.query.shape[2:], a.radius, bucket(count),
     )  # fmt: skip
     return distance, displacement
+
+
+@operator
+def local_match(a: Arguments) -> tuple[Tensor, Tensor]:
+    """See :func:`bkd_fast.ops.local_match`."""
+    return window_match(a)

@@ -54,22 +54,27 @@ def neighbor_regression(query: Tensor, bank: Tensor, neighbors: Tensor, ridge: f
     return _operator(query, bank, neighbors, float(ridge))
 
 
-def _check(a: Arguments) -> None:
-    check_tensors(_NAME, {"query": a.query, "bank": a.bank})
-    check_shape(_NAME, "query", a.query, ("R", "C"))
+def check_regression(name: str, a: Arguments) -> None:
+    """Check the arguments of an operator ``name`` that has these."""
+    check_tensors(name, {"query": a.query, "bank": a.bank})
+    check_shape(name, "query", a.query, ("R", "C"))
     if not a.query.shape[1]:
-        raise ValueError(f"{_NAME}: query has shape {tuple(a.query.shape)}, expected at least one channel")
-    check_shape(_NAME, "bank", a.bank, ("M", a.query.shape[1]))
-    check_index_tensor(_NAME, "neighbors", a.neighbors, "query", a.query)
-    check_shape(_NAME, "neighbors", a.neighbors, (a.query.shape[0], "K"))
+        raise ValueError(f"{name}: query has shape {tuple(a.query.shape)}, expected at least one channel")
+    check_shape(name, "bank", a.bank, ("M", a.query.shape[1]))
+    check_index_tensor(name, "neighbors", a.neighbors, "query", a.query)
+    check_shape(name, "neighbors", a.neighbors, (a.query.shape[0], "K"))
     if not 1 <= a.neighbors.shape[1] <= MAX_NEIGHBORS:
         raise ValueError(
-            f"{_NAME}: neighbors has shape {tuple(a.neighbors.shape)}, expected 1 to {MAX_NEIGHBORS} neighbors a row"
+            f"{name}: neighbors has shape {tuple(a.neighbors.shape)}, expected 1 to {MAX_NEIGHBORS} neighbors a row"
         )
     if not 1e-6 <= a.ridge <= 1e6:
-        raise ValueError(f"{_NAME}: ridge is {a.ridge!r}, expected a number from 1e-6 to 1e6")
-    check_index(_NAME, "query", a.query.shape[:1])
-    check_index(_NAME, "bank", a.bank.shape[:1])
+        raise ValueError(f"{name}: ridge is {a.ridge!r}, expected a number from 1e-6 to 1e6")
+    check_index(name, "query", a.query.shape[:1])
+    check_index(name, "bank", a.bank.shape[:1])
+
+
+def _check(a: Arguments) -> None:
+    check_regression(_NAME, a)
 
 
 def _results(a: Arguments) -> list[Result]:

@@ -24,22 +24,25 @@ def differences(query, bank, row, start, known, channel, channels):
 
 
 @triton.jit
-def neighbor_regression_kernel(
-    query, bank, neighbors, output, count, bank_rows, channels, ridge,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """One row; BLOCK_K, at least ``count``, is a power of two. The system is solved by Gauss-Jordan elimination."""
-    channels = chunks(channels, bank.dtype)
-    row = tl.program_id(0).to(tl.int64)
+def neighbors_of(neighbors, row, count, bank_rows, channels, BLOCK_K: tl.constexpr):
+    """Return where the neighbours of a row start in the bank, which of them are there, and whether any is missing."""
     k = tl.arange(0, BLOCK_K)
     used = k < count
     index = tl.load(neighbors + row * count + k, mask=used, other=0)
     exists = (index >= 0) & (index < bank_rows)
-    start = tl.where(used & exists, index, 0) * channels
+    missing = tl.max(tl.where(used & (exists == 0), 1, 0), 0) > 0
+    return tl.where(used & exists, index, 0) * channels, used & exists, missing
+
+
+@triton.jit
+def weights_of(query, bank, row, start, known, count, channels, ridge, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return the weights of a row's neighbours, by Gauss-Jordan elimination."""
+    k = tl.arange(0, BLOCK_K)
+    used = k < count
     gram = tl.zeros((BLOCK_K, BLOCK_K), tl.float32)
     for first in range(0, channels, BLOCK_C):
         channel = first + tl.arange(0, BLOCK_C)
-        _, apart = differences(query, bank, row, start, used & exists, channel, channels)
+        _, apart = differences(query, bank, row, start, known, channel, channels)
         gram += tl.sum(apart[:, None, :] * apart[None, :, :], 2)
     diagonal = k[:, None] == k[None, :]
     mean = tl.sum(tl.sum(tl.where(diagonal, gram, 0.0), 1), 0) / count
@@ -56,11 +59,22 @@ def neighbor_regression_kernel(
         gram -= factor[:, None] * pivot_row[None, :]
         right -= factor * value
     weight = right / tl.sum(tl.where(diagonal, gram, 0.0), 1)
-    weight = weight / tl.sum(weight, 0)
-    missing = tl.max(tl.where(used & (exists == 0), 1, 0), 0) > 0
+    return weight / tl.sum(weight, 0)
+
+
+@triton.jit
+def neighbor_regression_kernel(
+    query, bank, neighbors, output, count, bank_rows, channels, ridge,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One row; BLOCK_K, at least ``count``, is a power of two."""
+    channels = chunks(channels, bank.dtype)
+    row = tl.program_id(0).to(tl.int64)
+    start, known, missing = neighbors_of(neighbors, row, count, bank_rows, channels, BLOCK_K)
+    weight = weights_of(query, bank, row, start, known, count, channels, ridge, BLOCK_K, BLOCK_C)
     for first in range(0, channels, BLOCK_C):
         channel = first + tl.arange(0, BLOCK_C)
-        own, apart = differences(query, bank, row, start, used & exists, channel, channels)
+        own, apart = differences(query, bank, row, start, known, channel, channels)
         # Weights sum to one: the combination is the row itself and the weighted differences.
         total = own + tl.sum(weight[:, None] * apart, 0)
         tl.store(output + row * channels + channel, tl.where(missing, float("nan"), total), mask=channel < channels)
@@ -74,9 +88,8 @@ REGRESSION = Tuned(
 MAX_BLOCK = 16  # neighbours; the products of more do not fit into registers
 
 
-@operator
-def neighbor_regression(a: Arguments) -> Tensor:
-    """See :func:`bkd_fast.ops.neighbor_regression`. More than 16 neighbours are combined in plain PyTorch."""
+def combined_rows(a: Arguments) -> Tensor:
+    """Return the rows' combinations."""
     count = a.neighbors.shape[1]
     if count > MAX_BLOCK:
         return reference.neighbor_regression(a)
@@ -87,3 +100,9 @@ def neighbor_regression(a: Arguments) -> Tensor:
             BLOCK_K=max(2, 1 << (count - 1).bit_length()),
         )  # fmt: skip
     return output[:, : a.query.shape[1]]
+
+
+@operator
+def neighbor_regression(a: Arguments) -> Tensor:
+    """See :func:`bkd_fast.ops.neighbor_regression`. More than 16 neighbours are combined in plain PyTorch."""
+    return combined_rows(a)

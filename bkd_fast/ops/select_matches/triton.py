@@ -55,9 +55,8 @@ SELECT = Tuned(
 )
 
 
-@operator
-def select_matches(a: Arguments) -> Tensor:
-    """See :func:`bkd_fast.ops.select_matches`."""
+def best_positions(a: Arguments) -> Tensor:
+    """Return the positions."""
     batch, shots, height, width = a.distance.shape
     positions = torch.empty((batch, height, width, a.matches), dtype=torch.int64, device=a.distance.device)
     pixels = batch * height * width
@@ -67,3 +66,9 @@ def select_matches(a: Arguments) -> Tensor:
             distance, displacement, a.shots.contiguous(), positions, batch, shots, a.matches, height, width
         )
     return positions
+
+
+@operator
+def select_matches(a: Arguments) -> Tensor:
+    """See :func:`bkd_fast.ops.select_matches`."""
+    return best_positions(a)
