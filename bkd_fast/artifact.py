@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -73,8 +73,36 @@ DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.float64: "F64", torc
 SOURCES = ("leave-one-out", "validation", "calibration")
 
 
+class Record:
+    """A dataclass that ``manifest.json`` holds as ``asdict`` gives it."""
+
+    @classmethod
+    def parse(cls: type[R], name: str, value: Any) -> R:
+        """Return the inverse of ``asdict``; a field with a default may be missing.
+
+        Raises:
+            BKDError: a value of another type than its field's, or one that cannot be; the message begins with ``name``.
+        """
+        hints = get_type_hints(cls)
+        if not isinstance(value, dict) or not value.keys() <= hints.keys():
+            found = ", ".join(sorted(value)[:20])[:200] if isinstance(value, dict) else _shown(value)
+            raise BKDError(f"{name} has {found}: expected {', '.join(sorted(hints))}")
+        try:
+            made = cls(**{key: _typed(f"{name}.{key}", each, hints[key]) for key, each in value.items()})
+        except TypeError as error:
+            raise BKDError(f"{name} is incomplete: {error}") from error
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Raise a BKDError for values that do not fit each other."""
+
+
+R = TypeVar("R", bound=Record)
+
+
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Record):
     """What normal images say of a trained model; nothing here has seen a defect.
 
     ``false_alarms``: the rate that thresholds are for. ``threshold``: an image whose score is above it is anomalous.
@@ -115,32 +143,17 @@ class Calibration:
             dict(teacher or {}),
         )
 
-    @classmethod
-    def parse(cls, value: Any) -> Calibration:
-        """Return the inverse of ``asdict``.
-
-        Raises:
-            BKDError: the value has another form, or a number that is not finite.
-        """
-        whole = {"teacher": {}, **value} if isinstance(value, dict) else value  # a run may be without
-        given = _mapping("calibration", whole, set(cls.__dataclass_fields__))
-        for name in ("false_alarms", "threshold", "pixel_threshold", "normal_level"):
-            if not _is_number(given[name]):
-                raise BKDError(f"calibration.{name} is {_shown(given[name])}: expected a number")
-        if not (0 < given["false_alarms"] < 1 and 0 < given["normal_level"] < given["pixel_threshold"]):
+    def check(self) -> None:
+        """See :meth:`Record.check`."""
+        if not (0 < self.false_alarms < 1 and 0 < self.normal_level < self.pixel_threshold):
             raise BKDError("calibration holds a rate or a pixel threshold that cannot be")
-        if given["source"] not in SOURCES:
-            raise BKDError(f"calibration.source is {_shown(given['source'])}: expected one of {', '.join(SOURCES)}")
-        for name in ("scores", "maxima"):
-            values = given[name]
-            if not isinstance(values, list) or not values or not all(map(_is_number, values)):
-                raise BKDError(f"calibration.{name} is {_shown(values)}: expected numbers")
-            if values != sorted(values):
-                raise BKDError(f"calibration.{name} is not in ascending order")
-        teacher = given["teacher"]
-        if not isinstance(teacher, dict) or not all(map(_is_mean_and_std, teacher.values())):
-            raise BKDError(f"calibration.teacher is {_shown(teacher)}: expected a mean and a std of each statistic")
-        return cls(**given)
+        if self.source not in SOURCES:
+            raise BKDError(f"calibration.source is {_shown(self.source)}: expected one of {', '.join(SOURCES)}")
+        for name, values in (("scores", self.scores), ("maxima", self.maxima)):
+            if not values or values != sorted(values):
+                raise BKDError(f"calibration.{name} is {_shown(values)}: expected numbers in ascending order")
+        if not all(len(own) == 2 and own[1] >= 0 for own in self.teacher.values()):
+            raise BKDError("calibration.teacher is without a mean and a std of each statistic")
 
     @property
     def normal(self) -> NormalScores:
@@ -158,7 +171,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Addition:
+class Addition(Record):
     """Good images that a run has taken in after its training.
 
     ``root``: their folder; empty for images that a program gave. ``when``: UTC, ISO 8601. ``train_files``,
@@ -174,29 +187,9 @@ class Addition:
     threshold: tuple[float, float]
     pixel_threshold: tuple[float, float]
 
-    @classmethod
-    def parse(cls, value: Any) -> Addition:
-        """Return the inverse of ``asdict``.
-
-        Raises:
-            BKDError: the value has another form.
-        """
-        given = _mapping("an addition", value, set(cls.__dataclass_fields__))
-        for name in ("root", "when", "scored"):
-            if not _is_path(given[name]):
-                raise BKDError(f"{name} of an addition is {_shown(given[name])}: expected text")
-        for name in ("train_files", "validation_files"):
-            given[name] = _records_of(f"{name} of an addition", given[name])
-        for name in ("threshold", "pixel_threshold"):
-            pair = given[name]
-            if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)):
-                raise BKDError(f"{name} of an addition is {_shown(pair)}: expected two numbers")
-            given[name] = (pair[0], pair[1])
-        return cls(**given)
-
 
 @dataclass(frozen=True)
-class Unified:
+class Unified(Record):
     """What a run that is one model of several categories knows of each.
 
     ``names``: of the categories, which index the other lists. ``bank``: the category of each support image. ``scales``:
@@ -208,34 +201,20 @@ class Unified:
     scales: list[dict[str, list[float]]]
     calibrations: list[Calibration]
 
-    @classmethod
-    def parse(cls, value: Any) -> Unified:
-        """Return the inverse of ``asdict``.
-
-        Raises:
-            BKDError: the value has another form.
-        """
-        given = _mapping("unified", value, set(cls.__dataclass_fields__))
-        count = len(given["names"]) if isinstance(given["names"], list) else 0
-        for name, length in (("names", count), ("scales", count), ("calibrations", count), ("bank", None)):
-            values = given[name]
-            if not isinstance(values, list) or not values or (length is not None and len(values) != length):
-                raise BKDError(f"unified.{name} is {_shown(values)}: expected a value of each category")
-        for name in given["names"]:
-            _component("unified.names", name)
-        if len(set(given["names"])) < count:
-            raise BKDError("unified.names has one twice")
-        if not all(type(index) is int and 0 <= index < count for index in given["bank"]):
-            raise BKDError(f"unified.bank is {_shown(given['bank'])}: expected a category of each support image")
-        for scale in given["scales"]:
-            own = _mapping("unified.scales", scale, set(SCORES)).values()
-            if not all(_is_mean_and_std(one) and one[1] > 0 for one in own):
+    def check(self) -> None:
+        """See :meth:`Record.check`."""
+        if not len(self.names) == len(self.scales) == len(self.calibrations) > 0:
+            raise BKDError("unified has other numbers of names, scales and calibrations")
+        _check_names("unified.names", self.names)
+        if not self.bank or max(self.bank) >= len(self.names):
+            raise BKDError(f"unified.bank is {_shown(self.bank)}: expected a category of each support image")
+        for scale in self.scales:
+            if scale.keys() != set(SCORES) or not all(len(own) == 2 and own[1] > 0 for own in scale.values()):
                 raise BKDError(f"unified.scales has {_shown(scale)}: expected a mean and a std of each score")
-        return cls(**{**given, "calibrations": [Calibration.parse(one) for one in given["calibrations"]]})
 
 
 @dataclass(frozen=True)
-class DataSource:
+class DataSource(Record):
     """Where the images of a run came from, and which of them it used.
 
     ``train_files``, ``validation_files``, ``test_files``: path relative to the folder of good images -> size and
@@ -282,30 +261,13 @@ class DataSource:
                 whole[f"{addition.when} {os.path.join(addition.root, file)}"] = record
         return whole
 
-    @classmethod
-    def parse(cls, value: Any) -> DataSource:
-        """Return the inverse of ``asdict``.
-
-        Raises:
-            BKDError: the value has another form.
-        """
-        given = _mapping("source", value, set(cls.__dataclass_fields__))
-        for name in ("root", "category", "anomalous", "masks"):
-            if not (_is_path(given[name]) or (given[name] is None and name in ("anomalous", "masks"))):
-                raise BKDError(f"source.{name} is {_shown(given[name])}: expected a path")
-        _component("source.category", given["category"])
-        for name in ("train_files", "validation_files", "test_files"):
-            given[name] = _records_of(f"source.{name}", given[name])
-        if not isinstance(given["additions"], list):
-            raise BKDError(f"source.additions is {_shown(given['additions'])}: expected a list")
-        if given["roi"] is not None:
-            given["roi"] = _records_of("source.roi", {"": given["roi"]})[""]
-        given["additions"] = [Addition.parse(addition) for addition in given["additions"]]
-        return cls(**given)
+    def check(self) -> None:
+        """See :meth:`Record.check`."""
+        _check_names("source.category", [self.category])
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Record):
     """What ``manifest.json`` of one category says.
 
     ``shown``: which training image (or tile) each image in ``support/`` is. ``tiles``: how many tiles each training
@@ -328,6 +290,15 @@ class Manifest:
     def file(self, name: str) -> str:
         """Return the path in the run of MODEL, FEATURES or SUPPORT, which follows from its revision."""
         return _revised(name, _revision(self.files))
+
+    def check(self) -> None:
+        """See :meth:`Record.check`."""
+        revision = _revision(self.files)
+        for name in self.files:
+            if name not in (CONFIG, ROI) and not (REVISED.fullmatch(name) and _revision([name]) == revision):
+                raise BKDError(f"files names {_shown(name)}, which no run has")
+        if 0 in self.tiles:
+            raise BKDError("tiles has an image without any")
 
 
 @dataclass(frozen=True)
@@ -527,20 +498,9 @@ def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
         raise BKDError(f"{folder} has no {MANIFEST}: {hint}")
     with _about(path):
         given = read_content(path)
-        if "categories" in given:
-            return _categories(folder, given)
-        given = _mapping("the manifest", {"unified": None, **given}, set(Manifest.__dataclass_fields__))
-        if not isinstance(given["bkd_fast"], str):
-            raise BKDError(f"bkd_fast is {_shown(given['bkd_fast'])}: expected a version")
-        return Manifest(
-            given["bkd_fast"],
-            Calibration.parse(given["calibration"]),
-            DataSource.parse(given["source"]),
-            _file_records(given["files"]),
-            _numbers("shown", given["shown"], 0),
-            _numbers("tiles", given["tiles"], 1),
-            None if given["unified"] is None else Unified.parse(given["unified"]),
-        )
+        if "categories" not in given:
+            return Manifest.parse("the manifest", given)
+        return _categories(folder, given)
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -722,75 +682,59 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is not a number")
 
 
-def _mapping(name: str, value: Any, keys: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.keys() != keys:
-        found = ", ".join(sorted(value)[:20])[:200] if isinstance(value, dict) else _shown(value)
-        raise BKDError(f"{name} has {found}: expected {', '.join(sorted(keys))}")
-    return dict(value)
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """Return a JSON value as a field of type ``hint`` takes it.
+
+    Raises:
+        BKDError: it is of another type; a number that float32 or int64 does not hold; no possible path or SHA-256.
+    """
+    kinds, origin = get_args(hint), get_origin(hint)
+    if type(None) in kinds:
+        return None if value is None else _typed(name, value, kinds[0])
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.parse(name, value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(name, each, kinds[1]) for key, each in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_typed(name, each, kinds[0]) for each in value]
+    if (origin is tuple or hint is FileRecord) and isinstance(value, list):
+        kinds = kinds or tuple(get_type_hints(hint).values())
+        if len(value) == len(kinds):
+            parts = [_typed(name, each, kind) for each, kind in zip(value, kinds, strict=True)]
+            return FileRecord(*parts) if hint is FileRecord else tuple(parts)
+    fits = (
+        (hint is float and type(value) in (int, float) and abs(value) < 1e38)  # NaN is not below either
+        or (hint is int and type(value) is int and 0 <= value < 1 << 62)
+        or (hint is str and isinstance(value, str) and _is_path(value))
+    )
+    if not fits:
+        raise BKDError(f"{name} is {_shown(value)}: expected a value of type {getattr(hint, '__name__', hint)}")
+    return value
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e38  # the range of float32; NaN is not below either
-
-
-def _is_mean_and_std(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[1] >= 0
-
-
-def _is_path(value: Any) -> bool:
+def _is_path(text: str) -> bool:
     try:
-        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+        return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         return False
 
 
-def _is_record(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and type(value[0]) is int
-        and 0 <= value[0] < 1 << 62
-        and isinstance(value[1], str)
-        and re.fullmatch("[0-9a-f]{64}", value[1]) is not None
-    )
+def _check_names(name: str, values: Sequence[str]) -> None:
+    for value in values:
+        if not is_component(value):
+            raise BKDError(f"{name} is {_shown(value)}: expected the name of one folder, without separators")
+    if len(set(values)) < len(values):
+        raise BKDError(f"{name} has one twice")
 
 
-def _file_records(value: Any) -> dict[str, FileRecord]:
-    files = _records_of("files", value)
-    revision = _revision(files)
-    for name in files:
-        if name not in (CONFIG, ROI) and not (REVISED.fullmatch(name) and _revision([name]) == revision):
-            raise BKDError(f"files names {_shown(name)}, which no run has")
-    return files
-
-
-def _records_of(name: str, value: Any) -> dict[str, FileRecord]:
-    if not isinstance(value, dict) or not all(map(_is_record, value.values())):
-        raise BKDError(f"{name} is {_shown(value)}: expected size and SHA-256 of each file")
-    return {path: FileRecord(*record) for path, record in value.items()}
-
-
-def _numbers(name: str, value: Any, low: int) -> list[int]:
-    if not isinstance(value, list) or not all(type(one) is int and low <= one < 1 << 62 for one in value):
-        raise BKDError(f"{name} is {_shown(value)}: expected whole numbers")
-    return value
-
-
-def _component(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not is_component(value):
-        raise BKDError(f"{name} is {_shown(value)}: expected the name of one folder, without separators")
-
-
-def _categories(folder: Path, given: Any) -> tuple[str, ...]:
-    names = _mapping("the manifest", given, {"bkd_fast", "categories"})["categories"]
-    if not isinstance(names, list) or not names or len(names) > 10_000:
+def _categories(folder: Path, given: Mapping[str, Any]) -> tuple[str, ...]:
+    names = _typed("categories", given["categories"], list[str])
+    if not 0 < len(names) <= 10_000:
         raise BKDError(f"categories is {_shown(names)}: expected names")
+    _check_names("categories", names)
     for name in names:
-        _component("categories", name)
         if (folder / name).is_symlink():
             raise BKDError(f"the category {name} is a symbolic link: a run holds none")
-    if len(set(names)) < len(names):
-        raise BKDError("categories names one twice")
     return tuple(names)
 
 
