@@ -25,10 +25,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from bkd_fast.benchmark.short import bench
 
-    bench(
-        arguments.device,
-        threads=arguments.threads,
-        only=arguments.only,
-        seconds=arguments.seconds,
-        csv=arguments.csv,
-    )
+    bench(**vars(arguments))

@@ -10,7 +10,7 @@ SUMMARY = "set a run's thresholds from new good images"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument(
         "good", type=Path, nargs="?", metavar="GOOD", help="folder of new good images (default: the scores in the run)"
     )
@@ -26,13 +26,4 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from bkd_fast.evaluation.calibrate import calibrate
 
-    print(
-        calibrate(
-            arguments.run_folder,
-            arguments.good,
-            false_alarms=arguments.false_alarms,
-            defects=arguments.defects,
-            roi=arguments.roi,
-            device=arguments.device,
-        )
-    )
+    print(calibrate(**vars(arguments)))

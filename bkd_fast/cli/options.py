@@ -81,7 +81,11 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 def add_logger(parser: argparse.ArgumentParser) -> None:
     """Add ``--logger``."""
     parser.add_argument(
-        "--logger", nargs="+", choices=LOGGERS, help="experiment trackers that get configuration and metrics"
+        "--logger",
+        dest="loggers",
+        nargs="+",
+        choices=LOGGERS,
+        help="experiment trackers that get configuration and metrics",
     )
 
 

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         skip_unreadable=arguments.skip_unreadable,
         cache_gb=arguments.cache_gb,
         cache_dir=arguments.cache_dir,
-        loggers=arguments.logger,
+        loggers=arguments.loggers,
     )
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks
         found = find_categories(
