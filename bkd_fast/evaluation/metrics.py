@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from bkd_fast.errors import BKDError
-from bkd_fast.evaluation.sorted_pixels import CHUNK, SortedPixels, ValueCounts
+from bkd_fast.evaluation.sorted_pixels import SortedPixels, ValueCounts
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
@@ -117,13 +117,12 @@ class PixelMetrics:
     false positive rate, integrated up to 0.3 and divided by 0.3.
 
     Args:
-        chunk: number of pixels of each kind (normal, defective) in memory; the rest is in a temporary file.
-        folder: folder of that file; None: the system's. It takes 2 bytes per normal and 8 per defective pixel (400 MB
-            for 3,000 images of 256 x 256).
+        folder: folder of the temporary file; None: the system's. It takes 4 bytes per normal and 8 per defective pixel
+            (800 MB for 3,000 images of 256 x 256).
     """
 
-    def __init__(self, chunk: int = CHUNK, folder: str | Path | None = None) -> None:
-        self._pixels = SortedPixels(chunk, folder)
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self._pixels = SortedPixels(folder)
         self._images = self._normal = self._defect = self._components = 0
         self._sweep: _Sweep | None = None
 
@@ -163,12 +162,6 @@ class PixelMetrics:
         sweep = self._swept()
         return dict.fromkeys(PIXEL_METRICS) if sweep is None else dict(zip(PIXEL_METRICS, sweep.metrics(), strict=True))
 
-    @property
-    def f1_max_threshold(self) -> float | None:
-        """The largest v with the best F1 of "anomalous where the map is at least v"; None as in :meth:`compute`."""
-        sweep = self._swept()
-        return None if sweep is None else sweep.best_threshold
-
     def roc(self) -> Curve | None:
         """Return at most 200 points of the exact ROC curve, (false positive rate, true positive rate) over pixels."""
         sweep = self._swept()
@@ -205,7 +198,7 @@ class _Sweep:
         self.totals = normal, defect, components
         self.false, self.true, self.overlap = 0, 0, 0.0  # pixels at or above the threshold, and their overlap
         self.auroc = self.ap = self.pro_area = 0.0
-        self.best_f1, self.best_threshold = -1.0, 0.0
+        self.best_f1 = -1.0
         self.pro_at_limit: float = 1.0
         self.roc: list[Curve] = []
         self.pro: list[Curve] = []
@@ -219,10 +212,7 @@ class _Sweep:
 
         self.auroc += float(np.sum(step.normal * (true - step.defect / 2))) / normal / defect
         self.ap += float(np.sum(step.defect * (true / (true + false)))) / defect
-        f1 = 2 * true / (true + false + defect)
-        best = int(np.argmax(f1))
-        if f1[best] > self.best_f1:
-            self.best_f1, self.best_threshold = float(f1[best]), float(step.value[best])
+        self.best_f1 = max(self.best_f1, float(np.max(2 * true / (true + false + defect))))
 
         fpr, pro = false / normal, overlap / components
         self._add_pro(np.concatenate([[self.false / normal], fpr]), np.concatenate([[self.overlap / components], pro]))
