@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -450,7 +450,9 @@ class BKDConfig:
 
         document = tomlkit.document()
         for name, values in self.to_dict().items():
-            document[name] = "none" if values is None else {key: _or_none(value) for key, value in values.items()}
+            document[name] = (
+                "none" if values is None else {key: "none" if each is None else each for key, each in values.items()}
+            )
         return tomlkit.dumps(document)
 
     @classmethod
@@ -572,10 +574,6 @@ def _plain(group: Group | None) -> dict[str, Any] | None:
     return found
 
 
-def _or_none(value: Any) -> Any:
-    return "none" if value is None else value
-
-
 def _part(name: str, value: Any, current: Group | None) -> Group | None:
     """Return a part of the configuration from what stands for it; see :meth:`BKDConfig.with_changes`."""
     kinds = {kind.kind or "on": kind for kind in GROUPS[name]}
@@ -604,15 +602,10 @@ def _part(name: str, value: Any, current: Group | None) -> Group | None:
     raise BKDError(f"{name} is {value!r}: expected one of {', '.join([*off, 'on', *(k for k in kinds if k != 'on')])}")
 
 
-def _all_options() -> Iterator[str]:
-    for name, kinds in GROUPS.items():
-        yield name
-        for kind in kinds:
-            yield from (f"{name}.{each.name}" for each in options(kind))
-
-
 def _hint(name: str) -> str:
-    known = sorted(set(_all_options()))
+    known = sorted(
+        {*GROUPS, *(f"{kind.group}.{each.name}" for kinds in GROUPS.values() for kind in kinds for each in options(kind))}
+    )
     tails = {one.partition(".")[2]: one for one in known if "." in one}
     close = difflib.get_close_matches(name, known, n=1) or [
         tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)

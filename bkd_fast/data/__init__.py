@@ -1,6 +1,6 @@
 """Images, data sets and the support set; :mod:`bkd_fast.data.demo` makes the built-in data."""
 
-from bkd_fast.data.augment import MODES, augment
+from bkd_fast.data.augment import augment
 from bkd_fast.data.dataset import (
     Category,
     FileRecord,
@@ -28,7 +28,6 @@ from bkd_fast.data.support import draw_support, load_support, save_support
 from bkd_fast.errors import ImageError
 
 __all__ = [
-    "MODES",
     "Category",
     "FileRecord",
     "ImageDataset",

@@ -58,7 +58,7 @@ class Threshold:
         detector.__dict__[self.name] = check_float(self.name, value)
 
 
-class Detector(Predictor[Preprocessed, RawPrediction]):
+class Detector(Predictor[Preprocessed]):
     """A trained category, ready to predict. Make one with :meth:`load`.
 
     ``threshold`` and ``pixel_threshold`` come from normal images and may be set to other values at any time.

@@ -218,7 +218,7 @@ class DriftMonitor:
         return int(evidence[::-1].cumsum()[::-1].argmax()) + 1
 
 
-class Observed(Predictor[Any, RawPrediction]):
+class Observed(Predictor[Any]):
     """A predictor whose images' scores and teacher statistics are given to a function, in the order of the images.
 
     Where the network is one program (a GPU's CUDA graph, ``compile``), some whole images are encoded again for their
@@ -261,7 +261,7 @@ class Observed(Predictor[Any, RawPrediction]):
     @settled(inference=True)
     def _predict(self, batch: Sequence[Any], tiled: bool) -> list[RawPrediction]:
         seen: list[Tensor] = []
-        predictor: Predictor[Any, RawPrediction] = self.predictor
+        predictor: Predictor[Any] = self.predictor
         if self.detector.is_eager:
             hook = self.detector.model.teacher.register_forward_hook(
                 lambda _module, _images, levels: seen.append(level_statistics(levels).cpu())

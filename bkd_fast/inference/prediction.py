@@ -17,7 +17,6 @@ from bkd_fast.inference.streaming import Outcome, pipeline
 from bkd_fast.model.ambient import settled
 
 A = TypeVar("A")
-B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class RawPrediction(NamedTuple):
     category: str | None = None
 
 
-class Predictor(ABC, Generic[A, B]):
+class Predictor(ABC, Generic[A]):
     """Images to predictions in three stages: ``preprocess`` and ``postprocess`` in any thread, ``predict`` in one.
 
     ``batch``: images that go through the network together.
@@ -90,11 +89,11 @@ class Predictor(ABC, Generic[A, B]):
         """
 
     @abstractmethod
-    def predict(self, batch: Sequence[A]) -> list[B]:
+    def predict(self, batch: Sequence[A]) -> list[RawPrediction]:
         """Return the raw predictions of preprocessed images."""
 
     @abstractmethod
-    def postprocess(self, raw: B) -> Prediction:
+    def postprocess(self, raw: RawPrediction) -> Prediction:
         """Return the prediction at the image's own size, decided by the thresholds."""
 
     @overload
