@@ -456,12 +456,12 @@ def _load(folder: Path, manifest: Manifest) -> Trained:
         config = BKDConfig.from_toml((folder / CONFIG).read_text(encoding="utf-8"))
     model, state = _read_model(folder / manifest.file(MODEL), config)
     features, shown = manifest.file(FEATURES), folder / manifest.file(SUPPORT)
-    support = _read_support(folder / features, model) if features in manifest.files else []
+    count = sum(name.startswith(f"{shown.name}/") for name in manifest.files)
+    support = _read_support(folder / features, model, count) if features in manifest.files else []
     if bool(support) != config.forward_branch:
         raise BKDError(f"{folder} does not fit its {CONFIG}: {FEATURES} belongs to the forward branch")
     load_state(model, state, folder / manifest.file(MODEL))
-    count = sum(name.startswith(f"{shown.name}/") for name in manifest.files)
-    if len(manifest.shown) != count or (support and support[0].shape[1] != count):
+    if len(manifest.shown) != count:
         raise BKDError(f"{folder} does not fit its {MANIFEST}: it shows {count} images, and names other numbers")
     tiled = bool(config.teacher.tile)
     if len(manifest.tiles) != tiled * len(manifest.source.all_train) or max(manifest.shown) >= manifest.items:
@@ -626,39 +626,31 @@ def _read_model(path: Path, config: BKDConfig) -> tuple[BKD, dict[str, Tensor]]:
     with torch.device("meta"):  # shapes without memory
         model = BKD(config, weights=None)
     expected = model.state_dict()
-    with _about(path), safe_open(path, framework="pt") as file:
-        found = {name: _form(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if found != {name: (DTYPES.get(tensor.dtype), list(tensor.shape)) for name, tensor in expected.items()}:
-            raise BKDError(f"it does not fit the {CONFIG} beside it: other names, shapes or types of tensors")
-        state = _tensors(file)
+    forms = {name: (DTYPES.get(tensor.dtype), list(tensor.shape)) for name, tensor in expected.items()}
+    state = _read_tensors(path, forms)
     persistent = all(name in expected for name, _ in model.named_buffers())
     # Random numbers for every weight would take longer than all the rest of loading.
     return model.to_empty(device="cpu") if persistent else BKD(config, weights=None), state
 
 
-def _read_support(path: Path, model: BKD) -> list[Tensor]:
-    """Return the levels of the support, (1, k, C_l, H_l, W_l) each, of the size that the configuration asks for."""
-    with _about(path), safe_open(path, framework="pt") as file:
-        found = {name: _form(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        kind = DTYPES[torch.float16 if model.config.retrieves else torch.float32]
-        shots = found["0"][1][1] if "0" in found and len(found["0"][1]) == 5 else 0
-        shapes = model.teacher.shapes(model.config.teacher.size)
-        if not shots or found != {str(index): (kind, [1, shots, *shape]) for index, shape in enumerate(shapes)}:
-            raise BKDError(f"it does not fit the {CONFIG} beside it: other names, shapes or types of tensors")
-        tensors = _tensors(file)
+def _read_support(path: Path, model: BKD, count: int) -> list[Tensor]:
+    """Return the levels (1, count, C_l, H_l, W_l) of the supports, of the size in the configuration."""
+    kind = DTYPES[torch.float16 if model.config.retrieves else torch.float32]
+    shapes = model.teacher.shapes(model.config.teacher.size)
+    tensors = _read_tensors(path, {str(index): (kind, [1, count, *shape]) for index, shape in enumerate(shapes)})
     return [tensors[str(index)] for index in range(len(shapes))]
 
 
-def _form(tensor: Any) -> tuple[str, list[int]]:
-    """Return data type and shape of a tensor that is not loaded yet."""
-    return tensor.get_dtype(), tensor.get_shape()
-
-
-def _tensors(file: Any) -> dict[str, Tensor]:
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise BKDError(f"its tensor {name} holds values that are NaN or infinite")
+def _read_tensors(path: Path, forms: Mapping[str, tuple[str | None, list[int]]]) -> dict[str, Tensor]:
+    """Return the tensors of a file, once their data types and shapes are those in ``forms``."""
+    with _about(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()} != forms:
+            raise BKDError(f"it does not fit the {CONFIG} beside it: other names, shapes or types of tensors")
+        tensors = {name: file.get_tensor(name) for name in forms}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise BKDError(f"its tensor {name} holds values that are NaN or infinite")
     return tensors
 
 

@@ -604,7 +604,10 @@ def _part(name: str, value: Any, current: Group | None) -> Group | None:
 
 def _hint(name: str) -> str:
     known = sorted(
-        {*GROUPS, *(f"{kind.group}.{each.name}" for kinds in GROUPS.values() for kind in kinds for each in options(kind))}
+        {
+            *GROUPS,
+            *(f"{kind.group}.{each.name}" for kinds in GROUPS.values() for kind in kinds for each in options(kind)),
+        }
     )
     tails = {one.partition(".")[2]: one for one in known if "." in one}
     close = difflib.get_close_matches(name, known, n=1) or [

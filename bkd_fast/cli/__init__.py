@@ -1,6 +1,7 @@
 """The command line, ``bkd-fast``: one module a command, with SUMMARY, ``add_arguments`` and ``run``.
 
-Options have the names of the parameters of the function that does the work. A command imports what it needs when it runs: ``bkd-fast --help`` does not wait for torch.
+Options have the names of the parameters of the function that does the work. A command imports what it needs when it
+runs: ``bkd-fast --help`` does not wait for torch.
 """
 
 from __future__ import annotations

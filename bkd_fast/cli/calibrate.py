@@ -9,7 +9,6 @@ SUMMARY = "set a run's thresholds from new good images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument(
         "good", type=Path, nargs="?", metavar="GOOD", help="folder of new good images (default: the scores in the run)"
@@ -23,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.evaluation.calibrate import calibrate
 
     print(calibrate(**vars(arguments)))

@@ -9,7 +9,6 @@ SUMMARY = "compare an exported model with its run; exit status 1 if it does not 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a file that export wrote, of any format")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run that it was exported from")
     parser.add_argument("images", type=Path, metavar="GOOD", help="folder of images that the run was not trained on")
@@ -18,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command."""
     from bkd_fast.export import check
 
     comparison = check(**vars(arguments))

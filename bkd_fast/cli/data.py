@@ -10,7 +10,6 @@ NAMES = ("mvtec", "visa", "btad", "mpdd", "mtd")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]}")
     parser.add_argument(
         "source", type=Path, nargs="?", metavar="SOURCE", help="the unpacked download (default: say where to get it)"
@@ -21,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.data.public import SETS, arrange, check_download, check_paths, count
     from bkd_fast.errors import BKDError
 

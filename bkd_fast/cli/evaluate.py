@@ -11,7 +11,6 @@ SUMMARY = "measure a run on test images and write its report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("data", type=Path, nargs="?", help="data set (default: the one the run was trained on)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: RUN)")
@@ -24,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.evaluation.evaluate import evaluate, table
     from bkd_fast.evaluation.published import comparison
 

@@ -9,7 +9,6 @@ SUMMARY = "write a run's model for another run-time"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--format", required=True, choices=("pt2", "aoti", "onnx", "openvino"), help="which run-time")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: RUN/model.…)")
@@ -17,7 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.export import description, export
 
     path, comparison = export(arguments.run, arguments.format, arguments.out, deform_conv=arguments.deform_conv)

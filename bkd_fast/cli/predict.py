@@ -12,7 +12,6 @@ ANOMALOUS, UNREADABLE = 3, 4  # exit status with --fail-on-defects
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files or folders of images")
     parser.add_argument(
@@ -51,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command."""
     from bkd_fast.evaluation.predict import predict
 
     fail_on_defects, tile = vars(arguments).pop("fail_on_defects"), vars(arguments).pop("tile")

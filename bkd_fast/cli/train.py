@@ -12,7 +12,6 @@ SUMMARY = "learn what good parts look like"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("data", type=Path, help="folder of good images, or a data set in MVTec AD's layout")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write; new or empty")
     parser.add_argument("--category", nargs="+", help="categories to train (default: all)")
@@ -37,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.data import find_categories
     from bkd_fast.training.train import train
 

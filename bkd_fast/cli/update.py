@@ -9,7 +9,6 @@ SUMMARY = "take further good images into a run, without training"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("good", type=Path, metavar="GOOD", help="folder of good images that the run does not have")
     parser.add_argument("--dry-run", action="store_true", help="measure and warn, and leave the run as it is")
@@ -18,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.evaluation.update import update
 
     print(update(**vars(arguments)))

@@ -107,35 +107,26 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.samples, self.size, self.tile, self.config, self.roi = list(samples), size, tile, config, roi
         self._regions: list[Tensor] = []  # of items, where they differ in what is looked at
-        if not tile and any(sample.roi for sample in self.samples):
-            self._regions = [shrink_roi(self._roi(index), size) for index in range(len(self.samples))]
-            for sample, region in zip(self.samples, self._regions, strict=True):
-                if not region.any():
+        self.image_of: list[int] = []
+        self.places: list[Tile] = []
+        each = any(sample.roi for sample in self.samples)
+        for index, sample in enumerate(self.samples):
+            cut = [Tile(0, 0)]
+            if tile:
+                whole = _size(sample, config)
+                cut = places(whole, (tile, tile), overlap_of(tile))
+            if each or (tile and roi is not None):
+                mask = self._roi(index)
+                parts = [cut_out(fit_roi(mask, whole, sample.path), place, tile) for place in cut] if tile else [mask]
+                regions = [shrink_roi(part, size) for part in parts]
+                cut = [place for place, region in zip(cut, regions, strict=True) if region.any()]
+                self._regions += [region for region in regions if region.any()]
+                if not cut and tile:
+                    raise BKDError(f"no tile of {sample.path} has any of the region of interest: use larger tiles")
+                if not cut:
                     raise BKDError(f"nothing of the mask {sample.roi} is left at the network's size of {size}")
-        self.image_of, self.places = list(range(len(self.samples))), [Tile(0, 0)] * len(self.samples)
-        if tile:
-            sizes = [_size(sample, config) for sample in self.samples]
-            cut = [places(whole, (tile, tile), overlap_of(tile)) for whole in sizes]
-            if roi is not None or any(sample.roi for sample in self.samples):
-                fitted = [
-                    fit_roi(self._roi(index), whole, sample.path)
-                    for index, (whole, sample) in enumerate(zip(sizes, self.samples, strict=True))
-                ]
-                kept = [
-                    [
-                        (place, region)
-                        for place in tiles
-                        if (region := shrink_roi(cut_out(mask, place, tile), size)).any()
-                    ]
-                    for mask, tiles in zip(fitted, cut, strict=True)
-                ]
-                cut = [[place for place, _ in own] for own in kept]
-                self._regions = [region for own in kept for _, region in own]
-                for sample, tiles in zip(self.samples, cut, strict=True):
-                    if not tiles:
-                        raise BKDError(f"no tile of {sample.path} has any of the region of interest: use larger tiles")
-            self.image_of = [index for index, tiles in enumerate(cut) for _ in tiles]
-            self.places = [place for tiles in cut for place in tiles]
+            self.image_of += [index] * len(cut)
+            self.places += cut
 
     def __len__(self) -> int:
         return len(self.image_of)

@@ -43,21 +43,6 @@ log = logging.getLogger("bkd_fast")
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
 
-class Threshold:
-    """An attribute that is a finite number."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, detector: Any, owner: type | None = None) -> float:
-        return detector.__dict__[self.name]
-
-    def __set__(self, detector: Any, value: float) -> None:
-        if detector.__dict__.get("unified") is not None:
-            raise BKDError(f"the run is one model of several categories, each with thresholds: {self.name} is not one")
-        detector.__dict__[self.name] = check_float(self.name, value)
-
-
 class Detector(Predictor[Preprocessed]):
     """A trained category, ready to predict. Make one with :meth:`load`.
 
@@ -71,8 +56,8 @@ class Detector(Predictor[Preprocessed]):
     has computed something must not use it (torch's thread pools do not survive a fork): spawn.
     """
 
-    threshold = Threshold()
-    pixel_threshold = Threshold()
+    threshold: float
+    pixel_threshold: float
 
     @settled(build=True)
     def __init__(
@@ -139,6 +124,13 @@ class Detector(Predictor[Preprocessed]):
                 self._take(GraphedModel(self.model, self.device, GPU_BATCH), "the CUDA graph", tolerance)
         elif pack and self.device.type == "cpu" and can_pack():
             self._pack(self.sample, tolerance)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("threshold", "pixel_threshold"):
+            if self.__dict__.get("unified") is not None:
+                raise BKDError(f"the run is one model of several categories, each with thresholds: {name} is not one")
+            value = check_float(name, value)
+        super().__setattr__(name, value)
 
     @classmethod
     def load(

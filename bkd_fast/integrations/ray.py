@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -181,30 +182,21 @@ def score(
         _drop_failed(target, folder)
     done = set(_rows(target, folder, ["file"])["file"].to_pylist())
     left = [name for name in names if name not in done]
-    job = _Job(
-        files={name: (run / name).read_bytes() for name in (MANIFEST, *manifest.files)},
-        options={"precision": precision, "max_pixels": max_pixels, "pages": pages, "device": "cuda" if gpus else "cpu"},
-        threshold=threshold,
-        tile=tile,
-        overlap=overlap,
-        threads=cpus,
-        source=source,
-        target=target,
-        out=folder,
-        writer=writer,
-    )
+    files = {name: (run / name).read_bytes() for name in (MANIFEST, *manifest.files)}
+    options = {"precision": precision, "max_pixels": max_pixels, "pages": pages, "device": "cuda" if gpus else "cpu"}
+    job = _Job(files, options, threshold, tile, overlap, cpus, source, target, folder, writer)
     shards = [left[start : start + shard] for start in range(0, len(left), shard)]
     with progress_bar(len(names), "predicting", "image", progress, initial=len(names) - len(left)) as bar:
         for count in _run(job, shards, workers, cpus, gpus):
             bar.update(count)
     rows = _rows(target, folder, ["file", "decision", "error"])
-    files, decisions, errors = (column.to_pylist() for column in rows.columns)
-    if len(set(files)) < len(files) or not set(names) <= set(files):
+    scored, decisions, errors = (column.to_pylist() for column in rows.columns)
+    if len(set(scored)) < len(scored) or not set(names) <= set(scored):
         raise RuntimeError(f"{out} does not have one row of each image: another program has changed it")
-    failed = [file for file, error in zip(files, errors, strict=True) if error is not None]
+    failed = [file for file, error in zip(scored, errors, strict=True) if error is not None]
     if failed:
         log.warning("%d images could not be read; column error says why: %s", len(failed), few(failed))
-    return Scored(len(files), decisions.count("anomalous"), len(failed), len(left))
+    return Scored(len(scored), decisions.count("anomalous"), len(failed), len(left))
 
 
 def train_categories(
@@ -243,12 +235,10 @@ def train_categories(
     with locked(out, sweep=False):
         if not resume and not is_empty(out):
             raise BKDError(f"the output folder {out} is not empty: choose another, or resume=True")
-        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_train)
-        accelerator = "cuda" if gpus else "cpu"
-        waiting = {
-            task.remote(data, out / name, config, categories=[name], accelerator=accelerator, **options): name
-            for name in names
-        }
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(train)
+        # A retried task finds what the one before it has left: a checkpoint, or nothing.
+        begin = partial(task.remote, accelerator="cuda" if gpus else "cpu", resume=True, progress=False, **options)
+        waiting = {begin(data, out / name, config, categories=[name]): name for name in names}
         failed: dict[str, str] = {}
         try:
             while waiting:
@@ -282,11 +272,6 @@ def _category_names(data: Path) -> list[str]:
     return [folder.name for folder in folders if not folder.name.startswith(".")] or [data.name]
 
 
-def _train(data: Path, out: Path, config: BKDConfig | None, **options: Any) -> None:
-    # A retried task finds what the one before it has left: a checkpoint, or nothing.
-    train(data, out, config, resume=True, progress=False, **options)
-
-
 class _Scorer:
     """A worker: one detector, which predicts a shard a call and writes its Parquet file."""
 
@@ -315,7 +300,8 @@ class _Scorer:
             rows = self._predicted(files)
             if _settings(self.job.target, self.job.out)["writer"] != self.job.writer:
                 raise BKDError(f"another program resumes {self.job.out}: this one stops")
-            _write_table(self.job.target, f"{self.job.out}/part-{name}.parquet", pa.Table.from_pylist(rows, SCHEMA))
+            table, path = pa.Table.from_pylist(rows, SCHEMA), f"{self.job.out}/part-{name}.parquet"
+            _write(self.job.target, path, partial(pq.write_table, table))
 
     @contextmanager
     def _attempt(self, name: str, files: Sequence[str]) -> Iterator[None]:
@@ -556,11 +542,7 @@ def _drop_failed(target: FileSystem, folder: str) -> None:
         if kept.num_rows == 0:
             target.delete_file(path)
         elif kept.num_rows < table.num_rows:
-            _write_table(target, path, kept)
-
-
-def _write_table(target: FileSystem, path: str, table: pa.Table) -> None:
-    _write(target, path, lambda file: pq.write_table(table, file))
+            _write(target, path, partial(pq.write_table, kept))
 
 
 def _write(target: FileSystem, path: str, write: Callable[[Any], Any]) -> None:

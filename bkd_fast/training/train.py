@@ -38,7 +38,7 @@ from bkd_fast.model.teacher import Teacher, with_image_size
 from bkd_fast.training.checkpoint import read_begun
 from bkd_fast.training.loggers import check_loggers, open_loggers
 from bkd_fast.training.sampler import Schedule
-from bkd_fast.training.trainer import CacheBudget, Job, Trainer
+from bkd_fast.training.trainer import Job, Trainer
 from bkd_fast.training.weights import load_weights
 from bkd_fast.version import __version__
 
@@ -161,10 +161,10 @@ def train(
             loggers=list(opened),
         )
         fabric.launch()
-        cache = CacheBudget(int(cache_gb * 1e9), _path(cache_dir))
         for job, own in jobs:
             if not job.done:
-                Trainer(fabric, own, job, cache, progress, f"{job.name}/" if len(jobs) > 1 else "").run()
+                prefix = f"{job.name}/" if len(jobs) > 1 else ""
+                Trainer(fabric, own, job, int(cache_gb * 1e9), _path(cache_dir), progress, prefix).run()
         if len(jobs) > 1 and fabric.is_global_zero:
             write_manifest(out, {"bkd_fast": __version__, "categories": [job.name for job, _ in jobs]})
         fabric.barrier()
