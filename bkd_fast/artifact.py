@@ -519,10 +519,7 @@ def read_content(path: Path) -> dict[str, Any]:
         raise BKDError("it is not a run's manifest")
     kind, version = given.pop("format", None), given.get("bkd_fast")
     if type(kind) is not int or kind != FORMAT:
-        raise BKDError(
-            f"it has run format {_shown(kind)}, and this bkd_fast reads format {FORMAT}: train again, or install "
-            f"the bkd_fast that wrote it ({_shown(version)})"
-        )
+        raise BKDError(f"it has run format {_shown(kind)} (bkd_fast {_shown(version)}), not {FORMAT}: train again")
     if given.pop("sha256", None) != _digest({"format": kind, **given}):
         raise BKDError("it was altered since the run was saved (its SHA-256 differs): restore it or train again")
     return given
@@ -578,9 +575,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
                 {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, dict(metadata)
             )
         except (SafetensorError, OSError) as error:
-            raise BKDError(
-                f"{path} could not be written ({error}); the file before it, if any, is as it was"
-            ) from error
+            raise BKDError(f"{path} could not be written ({error}); an earlier file is unchanged") from error
 
 
 def load_state(model: BKD, state: Mapping[str, Tensor], path: Path) -> None:
@@ -616,9 +611,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         sums = list(pool.map(lambda name: checksum(folder / name), files))
     for (name, record), found_sum in zip(files.items(), sums, strict=True):
         if found_sum != record.sha256:
-            raise BKDError(
-                f"{folder / name} was altered since the run was saved (its SHA-256 differs). Restore it or train again."
-            )
+            raise BKDError(f"{folder / name} was altered (its SHA-256 differs). Restore it or train again.")
 
 
 def _read_model(path: Path, config: BKDConfig) -> tuple[BKD, dict[str, Tensor]]:

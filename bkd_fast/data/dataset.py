@@ -247,9 +247,7 @@ def find_categories(
     if not folders:
         return [_plain(root, names, anomalous, masks, used)]
     if anomalous is not None or masks is not None:
-        raise BKDError(
-            f"{root} is in MVTec AD's layout and brings its own test images: leave out --anomalous and --masks"
-        )
+        raise BKDError(f"{root} is in MVTec AD's layout with its own test images: leave out --anomalous and --masks")
     for name in names or ():
         if name not in folders:
             raise BKDError(_unknown(root, name, list(folders)))
@@ -275,10 +273,7 @@ def find_unified(root: Path, names: Sequence[str] | None = None) -> tuple[Catego
             first, slash, rest = sample.name.partition("/")
             folders.setdefault(first if slash else "", []).append(replace(sample, name=rest or first))
         if "" in folders and len(folders) > 1:
-            raise BKDError(
-                f"{root} has images beside its folders: {few([sample.name for sample in folders['']])}. Expected a "
-                "folder of good images for each category"
-            )
+            raise BKDError(f"{root} has images beside its folders: {few([one.name for one in folders['']])}")
         categories = [Category(name, tuple(samples), ()) for name, samples in folders.items() if name]
     known = {category.name: category for category in categories}
     for name in names or ():
@@ -286,10 +281,7 @@ def find_unified(root: Path, names: Sequence[str] | None = None) -> tuple[Catego
             raise BKDError(_unknown(root, name, list(known)))
     chosen = [known[name] for name in names or known]
     if len(chosen) < 2:
-        raise BKDError(
-            f"one model of several categories takes at least two, and {root} has {len(chosen)}: expected MVTec AD's "
-            "layout, or a folder of good images for each; for one category leave out --unified"
-        )
+        raise BKDError(f"--unified takes at least two categories, and {root} has {len(chosen)}: leave it out for one")
     train = [replace(sample, name=f"{one.name}/{sample.name}") for one in chosen for sample in one.train]
     return Category(Path(root).resolve().name, tuple(train), ()), tuple(one.name for one in chosen)
 
@@ -378,10 +370,7 @@ def split_normals(samples: Sequence[Sample], share: float, seed: int) -> tuple[l
         BKDError: fewer than two images.
     """
     if len(samples) < 2:
-        raise BKDError(
-            f"{len(samples)} training image(s): expected at least 2 normal images, one to learn from and one for "
-            "the threshold"
-        )
+        raise BKDError(f"{len(samples)} training image(s): expected at least 2 normal images, one for the threshold")
     held = min(len(samples) - 1, max(1, round(share * len(samples))))
     chosen = set(torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:held].tolist())
     kept = [sample for index, sample in enumerate(samples) if index not in chosen]
@@ -431,10 +420,7 @@ def _plain(
     _check_good(root, apart)
     good = _samples(root, 0, GOOD, [folder for folder in apart if root.resolve() in folder.resolve().parents])
     if not good:
-        raise BKDError(
-            f"there are no images in {root}: expected good images, "
-            "or categories with a train/good folder (MVTec AD's layout)"
-        )
+        raise BKDError(f"there are no images in {root}: expected good images, or MVTec AD's layout (train/good)")
     if anomalous is None:
         if masks is not None:
             raise BKDError(f"masks {masks} were given without defective images: add --anomalous DIR")
@@ -483,9 +469,7 @@ def _check_good(root: Path, apart: Sequence[Path]) -> None:
 def _check_anomalous(folder: Path) -> None:
     """Refuse a folder of defective images that holds good ones, as the test folder of MVTec AD's layout does."""
     if _is_category(folder) or any(_is_category(path) for path in folder.iterdir() if path.is_dir()):
-        raise BKDError(
-            f"--anomalous {folder} is a data set in MVTec AD's layout: train on it with `bkd-fast train {folder}`"
-        )
+        raise BKDError(f"--anomalous {folder} is a data set in MVTec AD's layout: run `bkd-fast train {folder}`")
     if (folder / GOOD).is_dir() and image_files(folder / GOOD):
         kinds = [path for path in sorted(folder.iterdir()) if _is_shown(path) and path.name != GOOD]
         whole = folder.resolve().parent

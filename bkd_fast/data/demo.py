@@ -81,9 +81,7 @@ def _photographs() -> dict[str, np.ndarray]:
     try:
         data = import_module("skimage.data")
     except ModuleNotFoundError as error:
-        raise BKDError(
-            "the demo set is made from scikit-image's photographs: install them with `pip install 'bkd_fast[demo]'`"
-        ) from error
+        raise BKDError("the demo set is made from scikit-image's photographs: pip install 'bkd_fast[demo]'") from error
     photographs = {}
     for name in CATEGORIES:
         load: Callable[[], np.ndarray] = getattr(data, name)

@@ -195,9 +195,7 @@ def infer_white(images: Iterable[object], config: DataConfig) -> DataConfig:
     if real is None and tops["f"]:
         real = next((white for white in FLOAT_WHITES if tops["f"] <= white), None)
         if real is None:
-            raise BKDError(
-                f"the training images have floats up to {tops['f']:g}: say which value is white, data.float_white=…"
-            )
+            raise BKDError(f"the training images have floats up to {tops['f']:g}: set data.float_white to their white")
         _tell(tops["f"], real, 1, "floats", "data.float_white")
     return DataConfig(whole, real, config.max_pixels, config.pages)
 
@@ -247,10 +245,7 @@ def _decoded(source: Encoded, config: DataConfig, *, pixels: bool = True) -> Ima
             # Of a phone's multi-picture JPEG the first is the photograph, the others are previews.
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             if pages > 1 and config.pages == "one":
-                raise ImageError(
-                    f"{name} has {pages} pages or frames: expected one. Split the file, or read the first with "
-                    "data.pages=first (predict: --pages first)"
-                )
+                raise ImageError(f"{name} has {pages} pages or frames: expected one, or data.pages=first (--pages)")
             image.info[RAW_MODE] = _raw_mode(image)
             if ImageFile.LOAD_TRUNCATED_IMAGES:
                 _warn_once("truncated", f"{name}: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so cut files go unnoticed")
@@ -262,9 +257,7 @@ def _decoded(source: Encoded, config: DataConfig, *, pixels: bool = True) -> Ima
     except Image.DecompressionBombError as error:
         raise ImageError(_too_large(name, str(error), config)) from error
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not an image that can be decoded: expected one of {', '.join(_formats())}"
-        ) from error
+        raise ImageError(f"{name} is not an image that can be decoded: expected {', '.join(_formats())}") from error
     except MemoryError as error:
         raise ImageError(f"{name} needs more memory than there is: make it smaller, or lower --max-pixels") from error
     except FileNotFoundError as error:

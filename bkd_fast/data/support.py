@@ -27,9 +27,7 @@ def draw_support(count: int, shots: int, generator: torch.Generator, exclude: Co
     excluded = set(exclude)
     allowed = [index for index in range(count) if index not in excluded]
     if len(allowed) < shots:
-        raise BKDError(
-            f"{len(allowed)} normal image(s) to draw {shots} support images (shots) from: add images or lower shots"
-        )
+        raise BKDError(f"{len(allowed)} normal image(s) to draw {shots} support images (shots) from: add images")
     chosen = torch.randperm(len(allowed), generator=generator)[:shots].tolist()
     return [allowed[index] for index in chosen]
 

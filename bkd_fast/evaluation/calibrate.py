@@ -56,9 +56,7 @@ def calibrate(
     with locked(run):
         manifest = read_category(run)
         if manifest.unified is not None:
-            raise BKDError(
-                f"{run} is one model of several categories, whose thresholds come from training: train again"
-            )
+            raise BKDError(f"{run} is one model of several categories, whose thresholds come from training")
         detector = Detector.load(run, device=device)
         before = detector.calibration
         rate = before.false_alarms if false_alarms is None else false_alarms

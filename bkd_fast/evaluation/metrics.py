@@ -136,13 +136,9 @@ class PixelMetrics:
         """
         which = f"image {self._images} (counted from 0)"
         if anomaly_map.dtype != np.float32 or mask.dtype != np.bool_:
-            raise BKDError(
-                f"{which}: expected a float32 anomaly map and a bool mask, not {anomaly_map.dtype} and {mask.dtype}"
-            )
+            raise BKDError(f"{which}: expected a float32 map and a bool mask, not {anomaly_map.dtype} and {mask.dtype}")
         if anomaly_map.ndim != 2 or anomaly_map.shape != mask.shape:
-            raise BKDError(
-                f"{which}: the anomaly map is {anomaly_map.shape} and its mask {mask.shape}: expected the same (H, W)"
-            )
+            raise BKDError(f"{which}: map {anomaly_map.shape} and its mask {mask.shape}: expected the same (H, W)")
         wrong = anomaly_map.size - int(np.isfinite(anomaly_map).sum())
         if wrong:
             raise BKDError(f"{which}: {wrong} of {anomaly_map.size} values of the anomaly map are NaN or infinite")
@@ -265,18 +261,14 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarr
     truth, values = _binary("labels", labels), np.asarray(scores, dtype=np.float64)
     _same_length(truth, values, "scores")
     if not np.isfinite(values).all():
-        raise BKDError(
-            f"score {values[~np.isfinite(values)][0]} of image {np.argmin(np.isfinite(values))} is not a finite number"
-        )
+        raise BKDError(f"score {values[~np.isfinite(values)][0]} of image {np.argmin(np.isfinite(values))}: not finite")
     return truth, values
 
 
 def _binary(name: str, values: ArrayLike) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise BKDError(
-            f"{name} must be a flat sequence of 0 and 1, not shape {array.shape} with values {np.unique(array)[:5]}"
-        )
+        raise BKDError(f"{name} must be a flat sequence of 0 and 1: {array.shape}, {np.unique(array)[:5]}")
     return array.astype(bool)
 
 

@@ -132,9 +132,7 @@ def predict(
     regions = {} if roi is None else dict(zip(files, roi_files(Path(roi), list(files.values())), strict=True))
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
     if detector.unified is not None and report:
-        raise BKDError(
-            f"{run} is one model of several categories, and the report has one threshold: leave out --report"
-        )
+        raise BKDError(f"{run} is one model of several categories, without one threshold: leave out --report")
     columns = COLUMNS if detector.unified is None else (*COLUMNS, "category")
     whole = detector.predictor(tile, overlap)
     predictor = watch(detector, whole, DriftMonitor(detector.calibration)) if drift else whole
@@ -286,10 +284,7 @@ def _table(out: Path, settings: Mapping[str, Any], resume: bool, columns: Sequen
         before = _settings(begun)
         different = [name for name in settings if before.get(name) != settings[name]]
         if not resume or different:
-            raise BKDError(
-                f"{out} was begun with another {' and '.join(different) or 'command'}: choose another --out, or resume "
-                "with the same settings"
-            )
+            raise BKDError(f"{out} was begun with another {' and '.join(different) or 'command'}: choose another --out")
     else:
         write_manifest(out, {"bkd_fast": __version__, "kind": "predictions", **settings})
     rows: list[dict[str, str]] = []

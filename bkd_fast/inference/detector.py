@@ -554,14 +554,9 @@ def check_device(device: str | torch.device) -> torch.device:
         return torch.device("cpu")
     module: Any = getattr(torch, chosen.type, None)
     if not hasattr(module, "device_count") or not module.is_available():
-        raise BKDError(
-            f"device {str(chosen)!r} was asked for, and torch sees no {chosen.type.upper()} device: use device='cpu' "
-            "or 'auto'"
-        )
+        raise BKDError(f"device is {str(chosen)!r}, and torch sees no {chosen.type.upper()} device: use 'cpu'")
     if chosen.index is not None and chosen.index >= module.device_count():
-        raise BKDError(
-            f"device {str(chosen)!r} was asked for, and there are {module.device_count()}: the first is {chosen.type}:0"
-        )
+        raise BKDError(f"device is {str(chosen)!r}, and there are {module.device_count()}, from {chosen.type}:0")
     return chosen
 
 
@@ -574,9 +569,7 @@ def _files(run: Path) -> dict[str, FileRecord]:
     try:
         return read_category(run).files
     except BKDError as error:
-        raise BKDError(
-            f"the detector's run folder {run} cannot be read ({error}): pickled and copied detectors are loaded from it"
-        ) from error
+        raise BKDError(f"the detector's run folder {run} cannot be read ({error}): copies need it") from error
 
 
 def _loaded_again(run: str, files: dict[str, FileRecord], options: dict[str, Any], kept: dict[str, Any]) -> Detector:

@@ -372,9 +372,7 @@ def _run(
     try:
         sent = ray.put(job)
     except TypeError as error:
-        raise BKDError(
-            f"the file system cannot be sent to other machines, as it cannot be pickled: {job.source}"
-        ) from error
+        raise BKDError(f"the file system cannot be pickled and sent to other machines: {job.source}") from error
     dataset: Any = ray.data.from_items([{"files": files} for files in shards], override_num_blocks=len(shards))
     dataset = dataset.map_batches(
         _Scorer,
@@ -427,9 +425,7 @@ def _resolved(path: str | Path, filesystem: FileSystem | None) -> tuple[FileSyst
     try:
         return FileSystem.from_uri(str(path).rstrip("/"))
     except (pa.ArrowInvalid, OSError) as error:
-        raise BKDError(
-            f"{path} cannot be opened ({error}): expected a path, or a URI such as s3://BUCKET/FOLDER"
-        ) from error
+        raise BKDError(f"{path} cannot be opened ({error}): expected a path, or a URI (s3://BUCKET/FOLDER)") from error
 
 
 def _listed(images: Sequence[str | Path], filesystem: FileSystem | None) -> tuple[FileSystem, list[str]]:
@@ -443,9 +439,7 @@ def _listed(images: Sequence[str | Path], filesystem: FileSystem | None) -> tupl
     for given in images:
         own, path = _resolved(given, filesystem)
         if source is not None and own != source:
-            raise BKDError(
-                f"images are on several file systems, {given} on another than those before: score each apart"
-            )
+            raise BKDError(f"{given} is on another file system than the images before it: score each apart")
         source = own
         kind = source.get_file_info(path).type
         if kind == FileType.File:
@@ -488,10 +482,7 @@ def _begin(target: FileSystem, folder: str, settings: Mapping[str, Any], writer:
         before = _settings(target, folder)
         different = [name for name, value in settings.items() if before.get(name) != value]
         if different:
-            raise BKDError(
-                f"{folder} was begun with another {' and '.join(different)}: choose another folder, or resume with the "
-                "same settings"
-            )
+            raise BKDError(f"{folder} was begun with another {' and '.join(different)}: choose another folder")
     content = {**settings, "bkd_fast": __version__, "writer": writer}
     _write(target, f"{folder}/{SETTINGS}", lambda file: file.write(json.dumps(content, indent=2).encode()))
     for entry in entries:  # what killed workers have left

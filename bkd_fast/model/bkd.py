@@ -203,10 +203,7 @@ class BKD(nn.Module):
         flat = [level.flatten(0, 1) for level in levels]
         if self.config.retrieves:
             if batch[0] != 1:
-                raise BKDError(
-                    f"support of shape {tuple(batch)} + features: retrieving queries choose from one set of images, "
-                    "given as (k, 3, H, W)"
-                )
+                raise BKDError(f"support of shape {tuple(batch)}: queries choose from one set of images (k, 3, H, W)")
             # Some images at a time, so that the bank is never held in float32.
             parts = [
                 [view.half() for view in self.views([level.float() for level in part])]

@@ -153,10 +153,7 @@ def add_normals(
     """
     manifest = read_category(run)
     if manifest.unified is not None:
-        raise BKDError(
-            "the run is one model of several categories, and of new images it is not known which they show: train "
-            "again with --unified and all images"
-        )
+        raise BKDError("a model of several categories takes no new images: train again with --unified and all images")
     trained = load_trained(run)
     if trained.config.roi is not None and trained.roi is None:
         raise BKDError(f"{run} has a mask for each image of its training: train again with the new images and masks")

@@ -30,7 +30,7 @@ from bkd_fast.data import (
     split_normals,
 )
 from bkd_fast.data.dataset import with_rois
-from bkd_fast.errors import BKDError, check_choice, check_float, check_int
+from bkd_fast.errors import BKDError, check_choice, check_float, check_int, few
 from bkd_fast.files import MANIFEST, checksum, is_empty, locked
 from bkd_fast.model.ambient import settled
 from bkd_fast.model.bottleneck import check_strides
@@ -105,10 +105,7 @@ def train(
     plugin = _precision(precision, accelerator)
     given = check_loggers(loggers)
     if accelerator == "cuda" and torch.cuda.device_count() < devices:
-        raise BKDError(
-            f"accelerator is 'cuda' and devices {devices}, and torch sees {torch.cuda.device_count()} CUDA devices: "
-            "use fewer devices, or accelerator 'cpu'"
-        )
+        raise BKDError(f"devices is {devices}, and torch sees {torch.cuda.device_count()} CUDA devices: use fewer")
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0  # of the processes that train together
     names: tuple[str, ...] = ()
     if unified:
@@ -124,10 +121,7 @@ def train(
     source = DataSource(str(data.resolve()), "", _absolute(anomalous), _absolute(masks))
     count = len(names or found)
     if config.roi is not None and count > 1 and Path(config.roi.mask or "").is_dir():
-        raise BKDError(
-            f"{config.roi.mask} has a mask for each image, and {data} has {count} categories: train each alone, "
-            "with its own"
-        )
+        raise BKDError(f"{config.roi.mask} has a mask for each image: train each of the {count} categories alone")
     with ExitStack() as stack:
         begun = out.exists()
         if first and begun:  # before anything is read that another process may be writing
@@ -297,17 +291,11 @@ def _same_files(category: Category, saved: DataSource, folder: Path) -> tuple[li
     by_name = {sample.name: sample for sample in good}
     missing = [name for name in saved.used if name not in by_name]
     if missing:
-        raise BKDError(
-            f"{len(missing)} images that {folder} is being trained on are missing: {', '.join(missing[:5])}. Restore "
-            "them, or train anew into another folder"
-        )
+        raise BKDError(f"{len(missing)} training images of {folder} are missing: {few(missing)}. Restore them")
     records = file_records([by_name[name] for name in saved.used])
     changed = [name for name, record in saved.used.items() if records[name] != record]
     if changed:
-        raise BKDError(
-            f"{len(changed)} images that {folder} is being trained on have changed: {', '.join(changed[:5])}. Restore "
-            "them, or train anew into another folder"
-        )
+        raise BKDError(f"{len(changed)} training images of {folder} have changed: {few(changed)}. Restore them")
     new = sorted(by_name.keys() - saved.used.keys() - saved.test_files.keys())
     if new:
         log.warning(

@@ -61,6 +61,7 @@ def test_loading_at_another_size_resizes(tmp_path):
     assert load_support(tmp_path / "support", (32, 20)).shape == (2, 3, 32, 20)
 
 
+@pytest.mark.parametrize("exists", [True, False])
 def test_folder_without_images_is_named(tmp_path, exists):
     folder = tmp_path / "support"
     if exists:
