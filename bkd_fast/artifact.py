@@ -12,6 +12,7 @@ Everything here that reads takes nothing for granted: whatever is wrong with a r
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -83,14 +84,12 @@ class Record:
         Raises:
             BKDError: a value of another type than its field's, or one that cannot be; the message begins with ``name``.
         """
-        hints = get_type_hints(cls)
-        if not isinstance(value, dict) or not value.keys() <= hints.keys():
+        hints, needed = get_type_hints(cls), inspect.signature(cls).parameters.values()
+        required = {each.name for each in needed if each.default is each.empty}
+        if not isinstance(value, dict) or not required <= value.keys() <= hints.keys():
             found = ", ".join(sorted(value)[:20])[:200] if isinstance(value, dict) else _shown(value)
             raise BKDError(f"{name} has {found}: expected {', '.join(sorted(hints))}")
-        try:
-            made = cls(**{key: _typed(f"{name}.{key}", each, hints[key]) for key, each in value.items()})
-        except TypeError as error:
-            raise BKDError(f"{name} is incomplete: {error}") from error
+        made = cls(**{key: _typed(f"{name}.{key}", each, hints[key]) for key, each in value.items()})
         made.check()
         return made
 
@@ -519,7 +518,8 @@ def read_content(path: Path) -> dict[str, Any]:
         raise BKDError("it is not a run's manifest")
     kind, version = given.pop("format", None), given.get("bkd_fast")
     if type(kind) is not int or kind != FORMAT:
-        raise BKDError(f"it has run format {_shown(kind)} (bkd_fast {_shown(version)}), not {FORMAT}: train again")
+        written = f"it has run format {_shown(kind)}, written by bkd_fast {_shown(version)}"
+        raise BKDError(f"{written}, and this bkd_fast reads format {FORMAT}: train again")
     if given.pop("sha256", None) != _digest({"format": kind, **given}):
         raise BKDError("it was altered since the run was saved (its SHA-256 differs): restore it or train again")
     return given

@@ -122,9 +122,10 @@ def _execute(
     def one(index: int) -> None:
         run = todo[index]
         environment = _environment(local + (index % jobs) * beside, devices, max(1, cores // jobs))
+        config = run.variant.config.with_changes({"training.seed": run.seed})
         write_json(
             run.folder / SPECIFICATION,
-            {"data": str(data), "category": run.category, "config": _seeded(run).to_dict(), "keep": keep},
+            {"data": str(data), "category": run.category, "config": config.to_dict(), "keep": keep},
         )
         with (run.folder / "log.txt").open("w", encoding="utf-8") as report:
             process = subprocess.Popen(
@@ -182,10 +183,6 @@ def _check_output(out: Path, plan: dict[str, Any]) -> None:
             raise BKDError(f"{out} holds another ablation (see {path}), of other {' and '.join(different)}")
     elif out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise BKDError(f"{out} is not empty and holds no ablation: name a new folder with --out")
-
-
-def _seeded(run: Run) -> Any:
-    return run.variant.config.with_changes({"training.seed": run.seed})
 
 
 def _finished(run: Run) -> bool:

@@ -326,10 +326,7 @@ def check_samples(
     for share, what in ((0.0, "nothing"), (1.0, "the whole image")):
         odd = [str(sample.masks[0]) for sample, own in zip(samples, shares, strict=True) if own == share]
         if odd:
-            log.warning(
-                "%d mask(s) mark %s as defective: %s. A pixel is defective where a colour is above zero, transparent "
-                "or not", len(odd), what, few(odd),
-            )  # fmt: skip
+            log.warning("%d mask(s) mark %s as defective: %s", len(odd), what, few(odd))
     return [sample for sample, problem in zip(samples, problems, strict=True) if problem is None]
 
 
@@ -440,10 +437,7 @@ def _plain(
         train = [sample for sample in good if sample.name in used]
         test = [sample for sample in good if sample.name not in used]
         if same := set(_copies(test, used)):
-            log.warning(
-                "%d images in %s are copies of images that the run was trained on, and no test images: %s",
-                len(same), root, few(sorted(same)),
-            )  # fmt: skip
+            log.warning("%d images in %s are copies of training images: %s", len(same), root, few(sorted(same)))
             test = [sample for sample in test if sample.name not in same]
     return Category(name, tuple(train), (*test, *bad), plain=True)
 

@@ -91,7 +91,7 @@ class _Keys:
     def add(self, keys: np.ndarray) -> None:
         if not len(keys):
             return
-        left = memoryview(keys.astype(self.dtype)).cast("B")
+        left = keys.astype(self.dtype).data.cast("B")
         try:
             if self.file is None:
                 self.file = tempfile.TemporaryFile(buffering=0, dir=self.folder)  # noqa: SIM115, lives until close()

@@ -113,7 +113,7 @@ class Detector(Predictor[Preprocessed]):
             self._narrow(dtype)
         if pack:
             self.model.prepare()
-        self._set_support(trained.support, own=True)
+        self.support = self.model.make_support([level.to(self.device) for level in trained.support], own=True)
         tolerance = 1e-4 if dtype == torch.float32 else 2e-2
         self._program: CompiledModel | GraphedModel | None = None
         if compile is not None:
@@ -181,7 +181,7 @@ class Detector(Predictor[Preprocessed]):
             decoded = [Decoded(image, self.config.data).within(self.roi_of(image), image) for image in images]
             stacked = torch.stack([image.fitted(size).to(self.device) for image in decoded])
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
-            self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
+            self.support = self.model.make_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
         self._replaced = True
 
     def add_normals(self, images: Sequence[ImageLike] | Tensor) -> Detector:
@@ -533,9 +533,6 @@ class Detector(Predictor[Preprocessed]):
         if not same(expected, program(image, self.support), tolerance):
             raise RuntimeError(f"{what} changed what the network computes")
         self._program = program
-
-    def _set_support(self, levels: list[Tensor], *, own: bool = False) -> None:
-        self.support = self.model.make_support([level.to(self.device) for level in levels], own=own)
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -153,16 +153,13 @@ class DriftMonitor:
             if self.drift is not None:
                 return None
             scores, stds = np.array(self.scores), np.array(self.stds)
-        strongest: dict[str, Shift] = {}
-        for size in self.sizes:
-            if size <= len(scores):
-                for shift in self._shifts(scores[-size:], stds[-size:]):
-                    if shift.excess > max(
-                        0.0, strongest[shift.statistic].excess if shift.statistic in strongest else 0
-                    ):
-                        strongest[shift.statistic] = shift
-        if not strongest:
+        sizes = [size for size in self.sizes if size <= len(scores)]
+        found = [shift for size in sizes for shift in self._shifts(scores[-size:], stds[-size:]) if shift.excess > 0]
+        if not found:
             return None
+        strongest: dict[str, Shift] = {}
+        for shift in sorted(found, key=lambda shift: -shift.excess):
+            strongest.setdefault(shift.statistic, shift)
         shifts = sorted(strongest.values(), key=lambda shift: -shift.excess / max(shift.limit, 1e-9))
         self.drift = Drift(tuple(shifts), self.images - len(scores) + self._onset(shifts[0], scores, stds), self.images)
         return self.drift
@@ -250,9 +247,8 @@ class Observed(Predictor[Any]):
         """Return the raw predictions, and give them to the observer."""
         tiled = isinstance(self.predictor, TiledDetector)
         # The tiles of one image are its statistics' mean: images go one by one, as they do anyway.
-        return [
-            raw for part in ([[each] for each in batch] if tiled else [batch]) for raw in self._predict(part, tiled)
-        ]
+        parts = [[each] for each in batch] if tiled else [batch]
+        return [raw for part in parts for raw in self._predict(part, tiled)]
 
     def postprocess(self, raw: RawPrediction) -> Prediction:
         """See :meth:`Predictor.postprocess`."""
@@ -289,10 +285,7 @@ class Observed(Predictor[Any]):
 def watch(detector: Detector, predictor: Detector | TiledDetector, monitor: DriftMonitor) -> Observed:
     """Return a predictor whose images a monitor follows; drift is logged as a warning, once."""
     if not monitor.names:
-        log.warning(
-            "the run holds no statistics of its teacher: drift is watched by scores alone. "
-            "`bkd-fast calibrate RUN GOOD_IMAGES` adds them."
-        )
+        log.warning("the run has no statistics of its teacher to watch: `bkd-fast calibrate RUN GOOD_IMAGES` adds them")
 
     def observe(score: float, statistics: np.ndarray | None) -> None:
         drift = monitor.update(score, statistics)

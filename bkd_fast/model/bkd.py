@@ -333,7 +333,8 @@ class BKD(nn.Module):
         # counts half: it sharpens the map of parts that supports explain, and blurs that of textures.
         targets = [view for views in outputs.values() for view in result.teacher[-len(views) :]]
         weights = [1 / scale for branch in outputs for scale in self.map_scale[branch]]
-        shares = [self._shares(len(views)) for views in outputs.values()]
+        joint = self.config.teacher.levels == "joint"
+        shares = [[0.5, 1.0] if joint and len(views) == 2 else [1.0] * len(views) for views in outputs.values()]
         exponents = [share / (len(outputs) * sum(own)) for own in shares for share in own]
         return _within(self._map(targets, flat, size, weights, exponents), result.region)
 
@@ -346,9 +347,6 @@ class BKD(nn.Module):
             ]
             for branch, views in self.outputs(result).items()
         }
-
-    def _shares(self, views: int) -> list[float]:
-        return [0.5, 1.0] if self.config.teacher.levels == "joint" and views == 2 else [1.0] * views
 
     def _map(
         self,

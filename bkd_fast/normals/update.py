@@ -326,8 +326,7 @@ def _warn_of_unlike(scores: Sequence[float], samples: Sequence[Sample], before: 
     above = [sample.name for score, sample in order if score > before.scores[-1]]
     if above:
         log.warning(
-            "%d of %d new images score higher than each of the %d normal images so far (p-value %.2g): %s. Good images "
-            "of a new kind do, and so do defects: look at them",
+            "%d of %d new images score higher than each of the %d normal images so far (p-value %.2g): %s",
             len(above), len(samples), len(before.scores), 1 / (len(before.scores) + 1), few(above, count=10),
         )  # fmt: skip
 
@@ -353,8 +352,7 @@ def _warn_of_extreme(
     extreme = [names[image] for image, score in found if image in names and score > limit]
     if extreme:
         log.warning(
-            "%d of %d new images are unlike all other good images (p-value below %g): %s. If one of them shows a "
-            "defect, the run learns it as normal: take it out (--dry-run only looks)",
+            "%d of %d new images are unlike all other good images (p-value below %g); take out those with defects: %s",
             len(extreme), len(names), EXTREME, few(extreme, count=10),
         )  # fmt: skip
 

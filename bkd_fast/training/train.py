@@ -298,10 +298,7 @@ def _same_files(category: Category, saved: DataSource, folder: Path) -> tuple[li
         raise BKDError(f"{len(changed)} training images of {folder} have changed: {few(changed)}. Restore them")
     new = sorted(by_name.keys() - saved.used.keys() - saved.test_files.keys())
     if new:
-        log.warning(
-            "%s: %d images are new since the training began and are not trained on: %s",
-            category.name, len(new), ", ".join(new[:5]),
-        )  # fmt: skip
+        log.warning("%s: %d images are new since the training began: %s", category.name, len(new), few(new))
     return [by_name[name] for name in saved.train_files], [by_name[name] for name in saved.validation_files]
 
 

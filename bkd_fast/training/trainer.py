@@ -337,11 +337,7 @@ class Trainer:
                     self.model, measured, labels, self.job.categories, bank, false_alarms
                 )
             if measured.duplicates:
-                log.info(
-                    "%s: %d training images are near duplicates of others; none was compared with its own",
-                    self.job.name,
-                    measured.duplicates,
-                )
+                log.info("%s: %d training images are near duplicates of others", self.job.name, measured.duplicates)
             of_each = {"": calibration}
             if unified is not None:
                 of_each = {f"{name}/": own for name, own in zip(unified.names, unified.calibrations, strict=True)}
