@@ -251,7 +251,8 @@ def _decoded(source: Encoded, config: DataConfig, *, pixels: bool = True) -> Ima
     except Image.DecompressionBombError as error:
         raise ImageError(_too_large(name, str(error), config)) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that can be decoded: expected {', '.join(_formats())}") from error
+        formats = ", ".join(_formats())
+        raise ImageError(f"{name} is not an image that can be decoded: expected one of {formats}") from error
     except MemoryError as error:
         raise ImageError(f"{name} needs more memory than there is: make it smaller, or lower --max-pixels") from error
     except FileNotFoundError as error:

@@ -271,7 +271,7 @@ def test_images_may_differ_in_size():
         (np.array([[0, np.inf]], np.float32), np.zeros((1, 2), bool), "image 1 .*1 of 2 values"),
         (np.zeros((4, 4), np.float32), np.zeros((4, 5), bool), r"\(4, 4\) and its mask \(4, 5\)"),
         (np.zeros(4, np.float32), np.zeros(4, bool), r"expected the same \(H, W\)"),
-        (np.zeros((4, 4)), np.zeros((4, 4), bool), "expected a float32 anomaly map and a bool mask, not float64"),
+        (np.zeros((4, 4)), np.zeros((4, 4), bool), "expected a float32 map and a bool mask, not float64"),
         (np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint8), "not float32 and uint8"),
     ],
 )
