@@ -14,9 +14,7 @@ ANOMALOUS, UNREADABLE = 3, 4  # exit status with --fail-on-defects
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files or folders of images")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the tables, heat maps and masks; new or empty"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of tables and pictures to write; new or empty")
     parser.add_argument("--roi", type=Path, metavar="DIR", help="of a run with a mask for each image: their masks")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--precision", default="32", help="32, bf16 or (GPUs) fp16 (default: %(default)s)")
@@ -26,20 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", action="store_true", help="also write report.html: the pictures by falling score")
     add_reading(parser)
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be predicted")
-    parser.add_argument(
-        "--no-pictures",
-        dest="pictures",
-        action="store_false",
-        help="write scores.csv and predictions.jsonl alone, which is faster",
-    )
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the tables alone, faster")
     parser.add_argument("--resume", action="store_true", help="add the images that OUT has no row for")
     parser.add_argument("--drift", action="store_true", help="warn once when images stop being like the normal ones")
-    parser.add_argument(
-        "--watch",
-        dest="watching",
-        action="store_true",
-        help="predict what is in the folders IMAGES and what arrives, until Ctrl-C",
-    )
+    parser.add_argument("--watch", dest="watching", action="store_true", help="go on with what arrives, until Ctrl-C")
     parser.add_argument("--watch-seconds", type=float, metavar="S", help="stop watching after S seconds")
     parser.add_argument("--watch-idle", type=float, metavar="S", help="stop after S seconds without a new image")
     parser.add_argument(

@@ -15,9 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, help="folder of good images, or a data set in MVTec AD's layout")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write; new or empty")
     parser.add_argument("--category", nargs="+", help="categories to train (default: all)")
-    parser.add_argument(
-        "--unified", action="store_true", help="one model of all categories, which decides each image by its nearest"
-    )
+    parser.add_argument("--unified", action="store_true", help="one model of all categories, each with its thresholds")
     parser.add_argument("--anomalous", type=Path, help="with a plain folder: defective images, for evaluation only")
     parser.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by relative path")
     add_options(parser)
@@ -28,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default="auto", choices=("auto", "32", "bf16", "fp16"), help="auto: bf16 where the GPU has it"
     )
-    parser.add_argument(
-        "--cache-gb", type=float, default=2.0, help="GB of teacher features to cache (default: %(default)s)"
-    )
+    parser.add_argument("--cache-gb", type=float, default=2.0, help="GB of features to cache (default: %(default)s)")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep the cache there instead of in memory")
     add_logger(parser)
 

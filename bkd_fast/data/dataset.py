@@ -556,8 +556,6 @@ def _checked(
     truths = [load_mask(path, config) for path in sample.masks]
     for path, truth in zip(sample.masks, truths, strict=True):
         if truth.shape != size:
-            raise BKDError(
-                f"the mask {path} is {truth.shape[1]} x {truth.shape[0]} pixels and its image {sample.path} "
-                f"{size[1]} x {size[0]}: they must be of one size"
-            )
+            own = f"{truth.shape[1]} x {truth.shape[0]} pixels"
+            raise BKDError(f"the mask {path} is {own} and its image {sample.path} {size[1]} x {size[0]}")
     return None, float(np.logical_or.reduce(truths).mean())

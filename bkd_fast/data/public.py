@@ -379,11 +379,8 @@ def _checked(item: Item, labels: bool) -> tuple[str | None, str | None]:
     if good:
         return None, "of good images mark something" if truth.any() else None
     if truth.shape != size:
-        problem = (
-            f"the mask {item.mask} is {truth.shape[1]} x {truth.shape[0]} pixels and its image {item.image} "
-            f"{size[1]} x {size[0]}"
-        )
-        return problem, None
+        own = f"{truth.shape[1]} x {truth.shape[0]} pixels"
+        return f"the mask {item.mask} is {own} and its image {item.image} {size[1]} x {size[0]}", None
     return None, None if truth.any() else "mark nothing"
 
 

@@ -112,10 +112,8 @@ class DriftMonitor:
         if window < SMALLEST:
             raise BKDError(f"drift: the window is {window} images, expected at least {SMALLEST}")
         if not 0 <= defect_rate < 1 or not 0 < risk < 1 or not tolerance >= 0:
-            raise BKDError(
-                f"drift: defect_rate is {defect_rate}, risk {risk} and tolerance {tolerance}: expected shares below 1 "
-                "and a tolerance of at least 0"
-            )
+            given = f"defect_rate is {defect_rate}, risk {risk} and tolerance {tolerance}"
+            raise BKDError(f"drift: {given}: expected shares below 1 and a tolerance of at least 0")
         from scipy.special import stdtrit  # here, since a detector needs none of it
 
         self.threshold, self.tolerance, self.risk = calibration.threshold, tolerance, risk

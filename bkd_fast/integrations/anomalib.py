@@ -100,10 +100,7 @@ class NormalPostProcessor(PostProcessor):
             BKDError: the checkpoint has another post-processor, whose numbers mean something else.
         """
         if config.get("class") != type(self).__name__:
-            raise BKDError(
-                "the checkpoint was made with another post-processor: pass the same one as post_processor=…, such as "
-                "Bkd.load_from_checkpoint(path, post_processor=PostProcessor())"
-            )
+            raise BKDError("the checkpoint was made with another post-processor: pass the same one as post_processor=…")
         super().load_checkpoint_config(config)
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -573,10 +570,8 @@ def _check_reading(config: BKDConfig) -> None:
         raise BKDError(f"teacher.tile is {config.teacher.tile}: anomalib has none, predict with bkd_fast.Detector")
     for name in ("integer_white", "float_white"):
         if getattr(config.data, name) is not None:
-            raise BKDError(
-                f"data.{name} is {getattr(config.data, name)}, and anomalib reads images of more than 8 bits in its "
-                "own way: leave it out, or predict with bkd_fast.Detector"
-            )
+            given = f"data.{name} is {getattr(config.data, name)}"
+            raise BKDError(f"{given}, which anomalib's reader does not know: predict with bkd_fast.Detector")
 
 
 def _steps(transform: Transform | None) -> Iterator[Transform]:

@@ -316,10 +316,7 @@ class _Scorer:
             with target.open_input_stream(path) as stream:
                 died = int(stream.read())
         if died > RETRIES:
-            raise BKDError(
-                f"{died} workers died of the same images, from a damaged one or for lack of memory: "
-                f"{few(files)}. Find the image with a smaller shard, and leave it out"
-            )
+            raise BKDError(f"{died} workers died of the same images (one is damaged, or memory short): {few(files)}")
         _write(target, path, lambda file: file.write(b"%d" % (died + 1)))
         yield
         with suppress(OSError):  # of a worker that was taken for dead and has finished too

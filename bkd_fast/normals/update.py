@@ -171,10 +171,8 @@ def add_normals(
         learned, held = split_normals(new, config.training.validation_share, config.training.seed)
     former = _former(manifest.source)
     if not new or (former.problem is not None and not held and not can_leave_out(model)):
-        raise BKDError(
-            f"{len(new)} images can be added: expected at least one, or two where the model takes its thresholds from "
-            "images that it has not learned and the former ones are gone"
-        )
+        needed = "one" if former.problem is None or can_leave_out(model) else "two, as the former ones are gone"
+        raise BKDError(f"{len(new)} images can be added: expected at least {needed}")
     if takes_items(model) and any(memory.get_buffer("origin").max() >= manifest.items for memory in model.memories):
         raise BKDError(f"{run} does not fit its manifest: its memory is of more images than it was trained on")
     used = [learned, held] if former.problem else [learned, held, former.train, former.validation]

@@ -250,10 +250,7 @@ def _by_category(samples: Sequence[Sample], names: Sequence[str], count: int = 1
     groups = [[sample for sample in samples if sample.name.startswith(f"{name}/")] for name in names]
     for name, group in zip(names, groups, strict=True):
         if len(group) < count:
-            raise BKDError(
-                f"the category {name} has {len(group)} training image(s): expected at least {count} of each category, "
-                "and with --resume the categories that the training was begun with"
-            )
+            raise BKDError(f"the category {name} has {len(group)} training image(s): expected at least {count} of each")
     return groups
 
 
