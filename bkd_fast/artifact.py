@@ -35,9 +35,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import FileRecord, load_roi, load_support, save_support, shrink_roi
+from bkd_fast.data import FileRecord, load_roi, load_support, shrink_roi
 from bkd_fast.data.dataset import GOOD
-from bkd_fast.data.support import STORED
+from bkd_fast.data.support import STORED, save_support
 from bkd_fast.decisions import NormalScores, sentence, threshold_for
 from bkd_fast.errors import BKDError
 from bkd_fast.files import (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -82,11 +81,7 @@ def _photographs() -> dict[str, np.ndarray]:
         data = import_module("skimage.data")
     except ModuleNotFoundError as error:
         raise BKDError("the demo set is made from scikit-image's photographs: pip install 'bkd_fast[demo]'") from error
-    photographs = {}
-    for name in CATEGORIES:
-        load: Callable[[], np.ndarray] = getattr(data, name)
-        photographs[name] = load().astype(float)
-    return photographs
+    return {name: getattr(data, name)().astype(float) for name in CATEGORIES}
 
 
 def _make_category(

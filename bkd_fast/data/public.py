@@ -251,7 +251,7 @@ def _visa(root: Path) -> list[Item]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise BKDError(f"{table} is not a table ({error}): get it again") from error
     if missing := [column for column in VISA_COLUMNS if column not in columns]:
-        raise BKDError(f"{table} lacks the columns {', '.join(missing)}: it has {few(columns)}")
+        raise BKDError(f"{table} has the columns {few(columns)}: {', '.join(missing)} is missing")
     return [_visa_item(root, f"{table}, line {line}", row) for line, row in rows]
 
 

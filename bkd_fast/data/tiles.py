@@ -52,6 +52,4 @@ def places(image: Size, tile: Size, overlap: int) -> list[Tile]:
 
 
 def _starts(whole: int, part: int, overlap: int) -> list[int]:
-    step = part - overlap
-    starts = list(range(0, whole - part, step))
-    return [*starts, whole - part]
+    return [*range(0, whole - part, part - overlap), whole - part]

@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 from bkd_fast.artifact import read_content, write_manifest
-from bkd_fast.data import ImageError, image_files
+from bkd_fast.data import image_files
 from bkd_fast.data.arrivals import Arrival, Arrivals
 from bkd_fast.data.inputs import masked
 from bkd_fast.data.progress import progress_bar
 from bkd_fast.data.roi import roi_files
 from bkd_fast.data.tiles import check_tiles
-from bkd_fast.errors import BKDError, check_float
+from bkd_fast.errors import BKDError, ImageError, check_float
 from bkd_fast.evaluation.pictures import heat_scale
 from bkd_fast.evaluation.report import HeatScale, ImageRecord, render_panel, write_overlay, write_predictions
 from bkd_fast.files import MANIFEST, atomic_path, atomic_write, checksum, fitting, is_empty, locked, open_text

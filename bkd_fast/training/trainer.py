@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from bkd_fast.artifact import CHECKPOINT, LOG, Calibration, DataSource, Manifest, save_trained
 from bkd_fast.config import BKDConfig, SampledSupport
-from bkd_fast.data import ImageDataset, Sample, augment, draw_support, shrink_roi
+from bkd_fast.data import ImageDataset, Sample, draw_support, shrink_roi
+from bkd_fast.data.augment import augment
 from bkd_fast.data.progress import counted, is_watched, progress_bar
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
