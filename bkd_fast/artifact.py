@@ -12,6 +12,7 @@ Everything here that reads takes nothing for granted: whatever is wrong with a r
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -34,9 +35,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bkd_fast.config import BKDConfig
-from bkd_fast.data import FileRecord, load_roi, load_support, save_support, shrink_roi
+from bkd_fast.data import FileRecord, load_roi, load_support, shrink_roi
 from bkd_fast.data.dataset import GOOD
-from bkd_fast.data.support import STORED
+from bkd_fast.data.support import STORED, save_support
 from bkd_fast.decisions import NormalScores, sentence, threshold_for
 from bkd_fast.errors import BKDError
 from bkd_fast.files import (
@@ -73,8 +74,34 @@ DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.float64: "F64", torc
 SOURCES = ("leave-one-out", "validation", "calibration")
 
 
+class Record:
+    """A dataclass that ``manifest.json`` holds as ``asdict`` gives it."""
+
+    @classmethod
+    def parse(cls: type[R], name: str, value: Any) -> R:
+        """Return the inverse of ``asdict``; a field with a default may be missing.
+
+        Raises:
+            BKDError: a value of another type than its field's, or one that cannot be; the message begins with ``name``.
+        """
+        hints, needed = get_type_hints(cls), inspect.signature(cls).parameters.values()
+        required = {each.name for each in needed if each.default is each.empty}
+        if not isinstance(value, dict) or not required <= value.keys() <= hints.keys():
+            found = ", ".join(sorted(value)[:20])[:200] if isinstance(value, dict) else _shown(value)
+            raise BKDError(f"{name} has {found}: expected {', '.join(sorted(hints))}")
+        made = cls(**{key: _typed(f"{name}.{key}", each, hints[key]) for key, each in value.items()})
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Raise a BKDError for values that do not fit each other."""
+
+
+R = TypeVar("R", bound=Record)
+
+
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Record):
     """What normal images say of a trained model; nothing here has seen a defect.
 
     ``false_alarms``: the rate that thresholds are for. ``threshold``: an image whose score is above it is anomalous.
@@ -115,32 +142,17 @@ class Calibration:
             dict(teacher or {}),
         )
 
-    @classmethod
-    def parse(cls, value: Any) -> Calibration:
-        """Return the inverse of ``asdict``.
-
-        Raises:
-            BKDError: the value has another form, or a number that is not finite.
-        """
-        whole = {"teacher": {}, **value} if isinstance(value, dict) else value  # a run may be without
-        given = _mapping("calibration", whole, set(cls.__dataclass_fields__))
-        for name in ("false_alarms", "threshold", "pixel_threshold", "normal_level"):
-            if not _is_number(given[name]):
-                raise BKDError(f"calibration.{name} is {_shown(given[name])}: expected a number")
-        if not (0 < given["false_alarms"] < 1 and 0 < given["normal_level"] < given["pixel_threshold"]):
+    def check(self) -> None:
+        """See :meth:`Record.check`."""
+        if not (0 < self.false_alarms < 1 and 0 < self.normal_level < self.pixel_threshold):
             raise BKDError("calibration holds a rate or a pixel threshold that cannot be")
-        if given["source"] not in SOURCES:
-            raise BKDError(f"calibration.source is {_shown(given['source'])}: expected one of {', '.join(SOURCES)}")
-        for name in ("scores", "maxima"):
-            values = given[name]
-            if not isinstance(values, list) or not values or not all(map(_is_number, values)):
-                raise BKDError(f"calibration.{name} is {_shown(values)}: expected numbers")
-            if values != sorted(values):
-                raise BKDError(f"calibration.{name} is not in ascending order")
-        teacher = given["teacher"]
-        if not isinstance(teacher, dict) or not all(map(_is_mean_and_std, teacher.values())):
-            raise BKDError(f"calibration.teacher is {_shown(teacher)}: expected a mean and a std of each statistic")
-        return cls(**given)
+        if self.source not in SOURCES:
+            raise BKDError(f"calibration.source is {_shown(self.source)}: expected one of {', '.join(SOURCES)}")
+        for name, values in (("scores", self.scores), ("maxima", self.maxima)):
+            if not values or values != sorted(values):
+                raise BKDError(f"calibration.{name} is {_shown(values)}: expected numbers in ascending order")
+        if not all(len(own) == 2 and own[1] >= 0 for own in self.teacher.values()):
+            raise BKDError("calibration.teacher is without a mean and a std of each statistic")
 
     @property
     def normal(self) -> NormalScores:
@@ -158,7 +170,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Addition:
+class Addition(Record):
     """Good images that a run has taken in after its training.
 
     ``root``: their folder; empty for images that a program gave. ``when``: UTC, ISO 8601. ``train_files``,
@@ -174,29 +186,9 @@ class Addition:
     threshold: tuple[float, float]
     pixel_threshold: tuple[float, float]
 
-    @classmethod
-    def parse(cls, value: Any) -> Addition:
-        """Return the inverse of ``asdict``.
-
-        Raises:
-            BKDError: the value has another form.
-        """
-        given = _mapping("an addition", value, set(cls.__dataclass_fields__))
-        for name in ("root", "when", "scored"):
-            if not _is_path(given[name]):
-                raise BKDError(f"{name} of an addition is {_shown(given[name])}: expected text")
-        for name in ("train_files", "validation_files"):
-            given[name] = _records_of(f"{name} of an addition", given[name])
-        for name in ("threshold", "pixel_threshold"):
-            pair = given[name]
-            if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)):
-                raise BKDError(f"{name} of an addition is {_shown(pair)}: expected two numbers")
-            given[name] = (pair[0], pair[1])
-        return cls(**given)
-
 
 @dataclass(frozen=True)
-class Unified:
+class Unified(Record):
     """What a run that is one model of several categories knows of each.
 
     ``names``: of the categories, which index the other lists. ``bank``: the category of each support image. ``scales``:
@@ -208,34 +200,20 @@ class Unified:
     scales: list[dict[str, list[float]]]
     calibrations: list[Calibration]
 
-    @classmethod
-    def parse(cls, value: Any) -> Unified:
-        """Return the inverse of ``asdict``.
-
-        Raises:
-            BKDError: the value has another form.
-        """
-        given = _mapping("unified", value, set(cls.__dataclass_fields__))
-        count = len(given["names"]) if isinstance(given["names"], list) else 0
-        for name, length in (("names", count), ("scales", count), ("calibrations", count), ("bank", None)):
-            values = given[name]
-            if not isinstance(values, list) or not values or (length is not None and len(values) != length):
-                raise BKDError(f"unified.{name} is {_shown(values)}: expected a value of each category")
-        for name in given["names"]:
-            _component("unified.names", name)
-        if len(set(given["names"])) < count:
-            raise BKDError("unified.names has one twice")
-        if not all(type(index) is int and 0 <= index < count for index in given["bank"]):
-            raise BKDError(f"unified.bank is {_shown(given['bank'])}: expected a category of each support image")
-        for scale in given["scales"]:
-            own = _mapping("unified.scales", scale, set(SCORES)).values()
-            if not all(_is_mean_and_std(one) and one[1] > 0 for one in own):
+    def check(self) -> None:
+        """See :meth:`Record.check`."""
+        if not len(self.names) == len(self.scales) == len(self.calibrations) > 0:
+            raise BKDError("unified has other numbers of names, scales and calibrations")
+        _check_names("unified.names", self.names)
+        if not self.bank or max(self.bank) >= len(self.names):
+            raise BKDError(f"unified.bank is {_shown(self.bank)}: expected a category of each support image")
+        for scale in self.scales:
+            if scale.keys() != set(SCORES) or not all(len(own) == 2 and own[1] > 0 for own in scale.values()):
                 raise BKDError(f"unified.scales has {_shown(scale)}: expected a mean and a std of each score")
-        return cls(**{**given, "calibrations": [Calibration.parse(one) for one in given["calibrations"]]})
 
 
 @dataclass(frozen=True)
-class DataSource:
+class DataSource(Record):
     """Where the images of a run came from, and which of them it used.
 
     ``train_files``, ``validation_files``, ``test_files``: path relative to the folder of good images -> size and
@@ -282,30 +260,13 @@ class DataSource:
                 whole[f"{addition.when} {os.path.join(addition.root, file)}"] = record
         return whole
 
-    @classmethod
-    def parse(cls, value: Any) -> DataSource:
-        """Return the inverse of ``asdict``.
-
-        Raises:
-            BKDError: the value has another form.
-        """
-        given = _mapping("source", value, set(cls.__dataclass_fields__))
-        for name in ("root", "category", "anomalous", "masks"):
-            if not (_is_path(given[name]) or (given[name] is None and name in ("anomalous", "masks"))):
-                raise BKDError(f"source.{name} is {_shown(given[name])}: expected a path")
-        _component("source.category", given["category"])
-        for name in ("train_files", "validation_files", "test_files"):
-            given[name] = _records_of(f"source.{name}", given[name])
-        if not isinstance(given["additions"], list):
-            raise BKDError(f"source.additions is {_shown(given['additions'])}: expected a list")
-        if given["roi"] is not None:
-            given["roi"] = _records_of("source.roi", {"": given["roi"]})[""]
-        given["additions"] = [Addition.parse(addition) for addition in given["additions"]]
-        return cls(**given)
+    def check(self) -> None:
+        """See :meth:`Record.check`."""
+        _check_names("source.category", [self.category])
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Record):
     """What ``manifest.json`` of one category says.
 
     ``shown``: which training image (or tile) each image in ``support/`` is. ``tiles``: how many tiles each training
@@ -328,6 +289,15 @@ class Manifest:
     def file(self, name: str) -> str:
         """Return the path in the run of MODEL, FEATURES or SUPPORT, which follows from its revision."""
         return _revised(name, _revision(self.files))
+
+    def check(self) -> None:
+        """See :meth:`Record.check`."""
+        revision = _revision(self.files)
+        for name in self.files:
+            if name not in (CONFIG, ROI) and not (REVISED.fullmatch(name) and _revision([name]) == revision):
+                raise BKDError(f"files names {_shown(name)}, which no run has")
+        if 0 in self.tiles:
+            raise BKDError("tiles has an image without any")
 
 
 @dataclass(frozen=True)
@@ -485,12 +455,12 @@ def _load(folder: Path, manifest: Manifest) -> Trained:
         config = BKDConfig.from_toml((folder / CONFIG).read_text(encoding="utf-8"))
     model, state = _read_model(folder / manifest.file(MODEL), config)
     features, shown = manifest.file(FEATURES), folder / manifest.file(SUPPORT)
-    support = _read_support(folder / features, model) if features in manifest.files else []
+    count = sum(name.startswith(f"{shown.name}/") for name in manifest.files)
+    support = _read_support(folder / features, model, count) if features in manifest.files else []
     if bool(support) != config.forward_branch:
         raise BKDError(f"{folder} does not fit its {CONFIG}: {FEATURES} belongs to the forward branch")
     load_state(model, state, folder / manifest.file(MODEL))
-    count = sum(name.startswith(f"{shown.name}/") for name in manifest.files)
-    if len(manifest.shown) != count or (support and support[0].shape[1] != count):
+    if len(manifest.shown) != count:
         raise BKDError(f"{folder} does not fit its {MANIFEST}: it shows {count} images, and names other numbers")
     tiled = bool(config.teacher.tile)
     if len(manifest.tiles) != tiled * len(manifest.source.all_train) or max(manifest.shown) >= manifest.items:
@@ -527,20 +497,9 @@ def read_manifest(folder: str | Path) -> Manifest | tuple[str, ...]:
         raise BKDError(f"{folder} has no {MANIFEST}: {hint}")
     with _about(path):
         given = read_content(path)
-        if "categories" in given:
-            return _categories(folder, given)
-        given = _mapping("the manifest", {"unified": None, **given}, set(Manifest.__dataclass_fields__))
-        if not isinstance(given["bkd_fast"], str):
-            raise BKDError(f"bkd_fast is {_shown(given['bkd_fast'])}: expected a version")
-        return Manifest(
-            given["bkd_fast"],
-            Calibration.parse(given["calibration"]),
-            DataSource.parse(given["source"]),
-            _file_records(given["files"]),
-            _numbers("shown", given["shown"], 0),
-            _numbers("tiles", given["tiles"], 1),
-            None if given["unified"] is None else Unified.parse(given["unified"]),
-        )
+        if "categories" not in given:
+            return Manifest.parse("the manifest", given)
+        return _categories(folder, given)
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -559,10 +518,8 @@ def read_content(path: Path) -> dict[str, Any]:
         raise BKDError("it is not a run's manifest")
     kind, version = given.pop("format", None), given.get("bkd_fast")
     if type(kind) is not int or kind != FORMAT:
-        raise BKDError(
-            f"it has run format {_shown(kind)}, and this bkd_fast reads format {FORMAT}: train again, or install "
-            f"the bkd_fast that wrote it ({_shown(version)})"
-        )
+        written = f"it has run format {_shown(kind)}, written by bkd_fast {_shown(version)}"
+        raise BKDError(f"{written}, and this bkd_fast reads format {FORMAT}: train again")
     if given.pop("sha256", None) != _digest({"format": kind, **given}):
         raise BKDError("it was altered since the run was saved (its SHA-256 differs): restore it or train again")
     return given
@@ -618,9 +575,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
                 {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, dict(metadata)
             )
         except (SafetensorError, OSError) as error:
-            raise BKDError(
-                f"{path} could not be written ({error}); the file before it, if any, is as it was"
-            ) from error
+            raise BKDError(f"{path} could not be written ({error}); an earlier file is unchanged") from error
 
 
 def load_state(model: BKD, state: Mapping[str, Tensor], path: Path) -> None:
@@ -656,9 +611,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         sums = list(pool.map(lambda name: checksum(folder / name), files))
     for (name, record), found_sum in zip(files.items(), sums, strict=True):
         if found_sum != record.sha256:
-            raise BKDError(
-                f"{folder / name} was altered since the run was saved (its SHA-256 differs). Restore it or train again."
-            )
+            raise BKDError(f"{folder / name} was altered (its SHA-256 differs). Restore it or train again.")
 
 
 def _read_model(path: Path, config: BKDConfig) -> tuple[BKD, dict[str, Tensor]]:
@@ -666,39 +619,31 @@ def _read_model(path: Path, config: BKDConfig) -> tuple[BKD, dict[str, Tensor]]:
     with torch.device("meta"):  # shapes without memory
         model = BKD(config, weights=None)
     expected = model.state_dict()
-    with _about(path), safe_open(path, framework="pt") as file:
-        found = {name: _form(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if found != {name: (DTYPES.get(tensor.dtype), list(tensor.shape)) for name, tensor in expected.items()}:
-            raise BKDError(f"it does not fit the {CONFIG} beside it: other names, shapes or types of tensors")
-        state = _tensors(file)
+    forms = {name: (DTYPES.get(tensor.dtype), list(tensor.shape)) for name, tensor in expected.items()}
+    state = _read_tensors(path, forms)
     persistent = all(name in expected for name, _ in model.named_buffers())
     # Random numbers for every weight would take longer than all the rest of loading.
     return model.to_empty(device="cpu") if persistent else BKD(config, weights=None), state
 
 
-def _read_support(path: Path, model: BKD) -> list[Tensor]:
-    """Return the levels of the support, (1, k, C_l, H_l, W_l) each, of the size that the configuration asks for."""
-    with _about(path), safe_open(path, framework="pt") as file:
-        found = {name: _form(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        kind = DTYPES[torch.float16 if model.config.retrieves else torch.float32]
-        shots = found["0"][1][1] if "0" in found and len(found["0"][1]) == 5 else 0
-        shapes = model.teacher.shapes(model.config.teacher.size)
-        if not shots or found != {str(index): (kind, [1, shots, *shape]) for index, shape in enumerate(shapes)}:
-            raise BKDError(f"it does not fit the {CONFIG} beside it: other names, shapes or types of tensors")
-        tensors = _tensors(file)
+def _read_support(path: Path, model: BKD, count: int) -> list[Tensor]:
+    """Return the levels (1, count, C_l, H_l, W_l) of the supports, of the size in the configuration."""
+    kind = DTYPES[torch.float16 if model.config.retrieves else torch.float32]
+    shapes = model.teacher.shapes(model.config.teacher.size)
+    tensors = _read_tensors(path, {str(index): (kind, [1, count, *shape]) for index, shape in enumerate(shapes)})
     return [tensors[str(index)] for index in range(len(shapes))]
 
 
-def _form(tensor: Any) -> tuple[str, list[int]]:
-    """Return data type and shape of a tensor that is not loaded yet."""
-    return tensor.get_dtype(), tensor.get_shape()
-
-
-def _tensors(file: Any) -> dict[str, Tensor]:
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise BKDError(f"its tensor {name} holds values that are NaN or infinite")
+def _read_tensors(path: Path, forms: Mapping[str, tuple[str | None, list[int]]]) -> dict[str, Tensor]:
+    """Return the tensors of a file, once their data types and shapes are those in ``forms``."""
+    with _about(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()} != forms:
+            raise BKDError(f"it does not fit the {CONFIG} beside it: other names, shapes or types of tensors")
+        tensors = {name: file.get_tensor(name) for name in forms}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise BKDError(f"its tensor {name} holds values that are NaN or infinite")
     return tensors
 
 
@@ -722,75 +667,59 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is not a number")
 
 
-def _mapping(name: str, value: Any, keys: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.keys() != keys:
-        found = ", ".join(sorted(value)[:20])[:200] if isinstance(value, dict) else _shown(value)
-        raise BKDError(f"{name} has {found}: expected {', '.join(sorted(keys))}")
-    return dict(value)
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """Return a JSON value as a field of type ``hint`` takes it.
+
+    Raises:
+        BKDError: it is of another type; a number that float32 or int64 does not hold; no possible path or SHA-256.
+    """
+    kinds, origin = get_args(hint), get_origin(hint)
+    if type(None) in kinds:
+        return None if value is None else _typed(name, value, kinds[0])
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.parse(name, value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(name, each, kinds[1]) for key, each in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_typed(name, each, kinds[0]) for each in value]
+    if (origin is tuple or hint is FileRecord) and isinstance(value, list):
+        kinds = kinds or tuple(get_type_hints(hint).values())
+        if len(value) == len(kinds):
+            parts = [_typed(name, each, kind) for each, kind in zip(value, kinds, strict=True)]
+            return FileRecord(*parts) if hint is FileRecord else tuple(parts)
+    fits = (
+        (hint is float and type(value) in (int, float) and abs(value) < 1e38)  # NaN is not below either
+        or (hint is int and type(value) is int and 0 <= value < 1 << 62)
+        or (hint is str and isinstance(value, str) and _is_path(value))
+    )
+    if not fits:
+        raise BKDError(f"{name} is {_shown(value)}: expected a value of type {getattr(hint, '__name__', hint)}")
+    return value
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e38  # the range of float32; NaN is not below either
-
-
-def _is_mean_and_std(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[1] >= 0
-
-
-def _is_path(value: Any) -> bool:
+def _is_path(text: str) -> bool:
     try:
-        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+        return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         return False
 
 
-def _is_record(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and type(value[0]) is int
-        and 0 <= value[0] < 1 << 62
-        and isinstance(value[1], str)
-        and re.fullmatch("[0-9a-f]{64}", value[1]) is not None
-    )
+def _check_names(name: str, values: Sequence[str]) -> None:
+    for value in values:
+        if not is_component(value):
+            raise BKDError(f"{name} is {_shown(value)}: expected the name of one folder, without separators")
+    if len(set(values)) < len(values):
+        raise BKDError(f"{name} has one twice")
 
 
-def _file_records(value: Any) -> dict[str, FileRecord]:
-    files = _records_of("files", value)
-    revision = _revision(files)
-    for name in files:
-        if name not in (CONFIG, ROI) and not (REVISED.fullmatch(name) and _revision([name]) == revision):
-            raise BKDError(f"files names {_shown(name)}, which no run has")
-    return files
-
-
-def _records_of(name: str, value: Any) -> dict[str, FileRecord]:
-    if not isinstance(value, dict) or not all(map(_is_record, value.values())):
-        raise BKDError(f"{name} is {_shown(value)}: expected size and SHA-256 of each file")
-    return {path: FileRecord(*record) for path, record in value.items()}
-
-
-def _numbers(name: str, value: Any, low: int) -> list[int]:
-    if not isinstance(value, list) or not all(type(one) is int and low <= one < 1 << 62 for one in value):
-        raise BKDError(f"{name} is {_shown(value)}: expected whole numbers")
-    return value
-
-
-def _component(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not is_component(value):
-        raise BKDError(f"{name} is {_shown(value)}: expected the name of one folder, without separators")
-
-
-def _categories(folder: Path, given: Any) -> tuple[str, ...]:
-    names = _mapping("the manifest", given, {"bkd_fast", "categories"})["categories"]
-    if not isinstance(names, list) or not names or len(names) > 10_000:
+def _categories(folder: Path, given: Mapping[str, Any]) -> tuple[str, ...]:
+    names = _typed("categories", given["categories"], list[str])
+    if not 0 < len(names) <= 10_000:
         raise BKDError(f"categories is {_shown(names)}: expected names")
+    _check_names("categories", names)
     for name in names:
-        _component("categories", name)
         if (folder / name).is_symlink():
             raise BKDError(f"the category {name} is a symbolic link: a run holds none")
-    if len(set(names)) < len(names):
-        raise BKDError("categories names one twice")
     return tuple(names)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -97,42 +97,32 @@ class TeacherConfig(Group):
     name: str = option("wide_resnet50_2.tv_in1k", "any timm backbone: a CNN or a vision transformer")
     weights: str = option("auto", "auto (package, then hub), none (random, for tests), or the path of a local file")
     layers: tuple[int | str, ...] | None = option(
-        None,
-        "the layers that are the feature levels, by timm's index or name, such as [2, 5, 8] or ['layer2', 'layer3']. "
-        "None: those at strides 4, 8 and 16; of a plain ViT the blocks at a quarter, half and three quarters of it",
+        None, "the feature levels by timm's index or name. None: at strides 4, 8 and 16; of a plain ViT three blocks"
     )
     strides: tuple[int, ...] | None = option(None, "the feature levels by stride instead, such as [8, 16]", 1, 1024)
     image_size: tuple[int, int] | None = option(
         None,
-        "(H, W) in pixels that images or tiles are resized to. None: 256 x 256, or the nearest size that the teacher "
-        "takes; a trained run holds the size",
+        "(H, W) in pixels that images or tiles are resized to. None: 256 x 256, or what fits the teacher",
         32,
         4096,
     )
     tile: int | None = option(
-        None,
-        "side of the square tiles, in pixels of the image, in which images are learned and predicted; neighbours share "
-        "a quarter. None takes images whole",
-        32,
-        100_000,
+        None, "side of square tiles to learn and predict in, in pixels of the image. None: whole images", 32, 100_000
     )
     scale: Literal["level", "channel", "none"] = option(
         "level",
-        "features are centred on the mean of the training normals and divided by their std: one a level, or one a "
-        "channel (which blows up nearly dead channels). none keeps the teacher's own features",
+        "features are standardised by the training normals, with one std a level or a channel; none: as they are",
     )
     patch_size: int = option(3, "side of the average over each feature's neighbourhood; 1 = none", 1, 255)
     border: float = option(
         1.0,
-        "exponent of the share of this neighbourhood inside the image, by which the average is multiplied. 1 counts "
-        "zeros beyond the border, so that a teacher's padding makes no false peaks there; 0 averages what is inside",
+        "exponent of the share of this neighbourhood inside the image; 1: zeros beyond, 0: averages what is inside",
         0,
         1,
     )
     levels: Literal["joint", "separate"] = option(
         "joint",
-        "joint compares all levels side by side at the stride of the middle one (8 by default), and forward "
-        "distillation also compares the finest alone where it is finer. separate compares each level alone",
+        "joint compares all levels side by side, forward distillation also the finest alone. separate: each alone",
     )
 
     def __post_init__(self) -> None:
@@ -159,17 +149,12 @@ class DataConfig(Group):
     group = "data"
     integer_white: int | None = option(
         None,
-        "value of white in integer images of more than 8 bits, e.g. 4095 for a 12-bit camera. None: training takes the "
-        "smallest of 255, 1023, 4095, 16383 and 65535 that holds its images; elsewhere 65535",
+        "white of integers of more than 8 bits. None: the smallest of 1023, 4095, … that fits training",
         255,
         65_535,
     )
     float_white: float | None = option(
-        None,
-        "value of white in floating-point images. None: training takes the smallest of 1, 255 and 65535 that holds its "
-        "images; elsewhere 1",
-        1e-6,
-        1e12,
+        None, "white of floating-point images. None: the smallest of 1, 255 and 65535 that fits training", 1e-6, 1e12
     )
     max_pixels: int = option(
         32_000_000, "largest image, height times width, that is decoded; about 35 bytes a pixel", 1, 178_000_000
@@ -183,9 +168,7 @@ class RoiConfig(Group):
 
     group = "roi"
     mask: str | None = option(
-        None,
-        "path of a mask, above zero where images are looked at, which is copied into the run; or of a folder with a "
-        "mask for each image, by its name",
+        None, "path of a mask, above zero where images are looked at, or of a folder with a mask for each image by name"
     )
 
 
@@ -199,8 +182,7 @@ class RetrievedSupport(Group):
     match_radius: int = option(1, "of the window in which supports are matched, in feature pixels", 0, 8)
     neighbors: int = option(5, 'shots that "regression" combines, those that match best', 1, 64)
     aggregation: Literal["regression", "min"] = option(
-        "regression",
-        "regression: per pixel the least-squares combination of neighbors. min: per pixel the closest shot",
+        "regression", "per pixel the least-squares combination of neighbors, or the closest shot"
     )
 
 
@@ -245,8 +227,7 @@ class MemoryConfig(Group):
     group = "memory"
     items: int = option(2000, "I, the number of items", 1, 100_000)
     read: Literal["neighbors", "attention"] = option(
-        "neighbors",
-        "neighbors: least-squares combination of the nearest items. attention: sparse softmax over all, Eq. 7-10",
+        "neighbors", "least-squares combination of the nearest items, or sparse softmax over all (Eq. 7-10)"
     )
     neighbors: int = option(5, "items that a feature is read from by neighbors", 1, 64)
     threshold: float = option(1.0, "xi of Eq. 8-9 for attention, in units of the uniform weight 1 / items", 0, 100_000)
@@ -287,8 +268,7 @@ class MapConfig(Group):
         "squared", "of losses and map: mean squared difference, or as printed (Eq. 11 and 13)"
     )
     fusion: Literal["geometric", "product", "sum"] = option(
-        "geometric",
-        "geometric: mean of both branches, and of the levels of each. product, sum: over the levels, branches added",
+        "geometric", "mean of both branches and the levels of each. product, sum: over the levels, branches added"
     )
     sigma: float = option(3.0, "of the smoothing, in pixels of a 256-pixel-high image; scaled with the height", 0, 256)
     align_corners: bool = option(False, "of the upsampling of levels")
@@ -450,7 +430,9 @@ class BKDConfig:
 
         document = tomlkit.document()
         for name, values in self.to_dict().items():
-            document[name] = "none" if values is None else {key: _or_none(value) for key, value in values.items()}
+            document[name] = (
+                "none" if values is None else {key: "none" if each is None else each for key, each in values.items()}
+            )
         return tomlkit.dumps(document)
 
     @classmethod
@@ -490,13 +472,13 @@ GROUPS: dict[str, tuple[type[Group], ...]] = {
 }
 OPTIONAL = ("roi", "support", "alignment", "memory", "student")
 
+BARE_TEACHER = {
+    "teacher.scale": "none", "teacher.patch_size": 1, "teacher.border": 0.0, "teacher.levels": "separate"
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
-        "teacher.scale": "none",
-        "teacher.patch_size": 1,
-        "teacher.border": 0.0,
-        "teacher.levels": "separate",
+        **BARE_TEACHER,
         "support": SampledSupport(shots=2, per="query", augmentation="rotation_scale", aggregation="mean"),
         "alignment": AlignmentConfig(
             kernel="full",
@@ -524,10 +506,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": TrainingConfig(epochs=200, patience=None, offset_lr_scale=1.0, schedule="constant"),
     },
     "rd4ad": {
-        "teacher.scale": "none",
-        "teacher.patch_size": 1,
-        "teacher.border": 0.0,
-        "teacher.levels": "separate",
+        **BARE_TEACHER,
         "support": None,
         "memory": None,
         "student": StudentConfig(correction=False, output="relu"),
@@ -572,10 +551,6 @@ def _plain(group: Group | None) -> dict[str, Any] | None:
     return found
 
 
-def _or_none(value: Any) -> Any:
-    return "none" if value is None else value
-
-
 def _part(name: str, value: Any, current: Group | None) -> Group | None:
     """Return a part of the configuration from what stands for it; see :meth:`BKDConfig.with_changes`."""
     kinds = {kind.kind or "on": kind for kind in GROUPS[name]}
@@ -604,15 +579,13 @@ def _part(name: str, value: Any, current: Group | None) -> Group | None:
     raise BKDError(f"{name} is {value!r}: expected one of {', '.join([*off, 'on', *(k for k in kinds if k != 'on')])}")
 
 
-def _all_options() -> Iterator[str]:
-    for name, kinds in GROUPS.items():
-        yield name
-        for kind in kinds:
-            yield from (f"{name}.{each.name}" for each in options(kind))
-
-
 def _hint(name: str) -> str:
-    known = sorted(set(_all_options()))
+    known = sorted(
+        {
+            *GROUPS,
+            *(f"{kind.group}.{each.name}" for kinds in GROUPS.values() for kind in kinds for each in options(kind)),
+        }
+    )
     tails = {one.partition(".")[2]: one for one in known if "." in one}
     close = difflib.get_close_matches(name, known, n=1) or [
         tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)

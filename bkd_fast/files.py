@@ -99,9 +99,7 @@ def locked(folder: str | Path, *, sweep: bool = True) -> Iterator[None]:
             raise BKDError(
                 f"the output folder {folder} cannot be written ({error.strerror or error}): choose another"
             ) from error
-        raise BKDError(
-            f"another process is writing to {folder}: wait until it ends, or choose another output folder"
-        ) from None
+        raise BKDError(f"another process is writing to {folder}: wait, or choose another output folder") from None
     try:
         if sweep:
             for place, folders, files in os.walk(folder):

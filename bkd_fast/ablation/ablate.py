@@ -21,7 +21,7 @@ from bkd_fast.ablation.results import write_results
 from bkd_fast.ablation.variants import Variant
 from bkd_fast.ablation.worker import RESULT, SPECIFICATION
 from bkd_fast.data import find_categories
-from bkd_fast.errors import BKDError
+from bkd_fast.errors import BKDError, few
 from bkd_fast.files import write_json
 from bkd_fast.model.teacher import Teacher
 from bkd_fast.training.weights import load_weights
@@ -103,10 +103,7 @@ def ablate(
     failed = _execute([run for run in runs[rank::world] if not _finished(run)], data, jobs, keep, out, runs, title)
     path = write_results(out, title, _results(runs))
     if failed:
-        raise BKDError(
-            f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed[:5])}. The others are in {path}; "
-            "the same command tries the failed ones again"
-        )
+        raise BKDError(f"{len(failed)} of {len(runs)} runs failed (rerun to retry, see {path}): {few(failed, '; ')}")
     return path
 
 
@@ -125,9 +122,10 @@ def _execute(
     def one(index: int) -> None:
         run = todo[index]
         environment = _environment(local + (index % jobs) * beside, devices, max(1, cores // jobs))
+        config = run.variant.config.with_changes({"training.seed": run.seed})
         write_json(
             run.folder / SPECIFICATION,
-            {"data": str(data), "category": run.category, "config": _seeded(run).to_dict(), "keep": keep},
+            {"data": str(data), "category": run.category, "config": config.to_dict(), "keep": keep},
         )
         with (run.folder / "log.txt").open("w", encoding="utf-8") as report:
             process = subprocess.Popen(
@@ -182,16 +180,9 @@ def _check_output(out: Path, plan: dict[str, Any]) -> None:
         held = json.loads(path.read_text(encoding="utf-8"))
         different = [name for name in ("data", "variants") if held.get(name) != plan[name]]
         if different:
-            raise BKDError(
-                f"{out} holds another ablation (its {' and '.join(different)} differ, see {path}): "
-                "name another --out, or repeat the command that it was made with"
-            )
+            raise BKDError(f"{out} holds another ablation (see {path}), of other {' and '.join(different)}")
     elif out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise BKDError(f"{out} is not empty and holds no ablation: name a new folder with --out")
-
-
-def _seeded(run: Run) -> Any:
-    return run.variant.config.with_changes({"training.seed": run.seed})
 
 
 def _finished(run: Run) -> bool:

@@ -66,10 +66,7 @@ def table_variants(number: int, base: BKDConfig) -> list[Variant]:
         return [Variant({"k": str(shots)}, base.with_changes({"support.shots": shots})) for shots in SHOTS]
     if number == 5:
         if base.retrieves:
-            raise BKDError(
-                "table 5 compares augmentations of supports, and retrieved supports have none: use --preset paper, or "
-                "--set support=sampled"
-            )
+            raise BKDError("table 5 varies augmentations, and retrieved supports have none: use --preset paper")
         bare = Variant({"augmentation": "none, no DCN"}, base.with_changes(alignment=None))
         # What is augmented is what an alignment learns from.
         aligned = base if base.alignment is not None else base.with_changes(alignment="on")

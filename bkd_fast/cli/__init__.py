@@ -1,6 +1,7 @@
 """The command line, ``bkd-fast``: one module a command, with SUMMARY, ``add_arguments`` and ``run``.
 
-A command imports what it needs when it runs: ``bkd-fast --help`` does not wait for torch.
+Options have the names of the parameters of the function that does the work. A command imports what it needs when it
+runs: ``bkd-fast --help`` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status (docs/commands.md has the list)."""
     arguments = parser().parse_args(argv)
+    command, run = vars(arguments).pop("command"), vars(arguments).pop("call")
     # This program's own messages; of other libraries only what they warn of, and nothing about their own internals.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("bkd_fast").setLevel(logging.INFO)
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names are bytes, and not always UTF-8
     try:
-        status = arguments.run(arguments) or 0
+        status = run(arguments) or 0
         sys.stdout.flush()
         return status
     except BKDError as error:
@@ -84,7 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
         if extra is None:
             raise
-        command = arguments.command
         print(f'bkd-fast: {command} needs the package {package}: pip install "bkd_fast[{extra}]"', file=sys.stderr)
         return 1
     except BrokenPipeError:  # `bkd-fast … | head`
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         again = "; rerun the same command with --resume"
         hints = {"train": again, "predict": again, "ablate": "; the same command resumes"}
-        print(f"bkd-fast: interrupted{hints.get(arguments.command, '')}", file=sys.stderr)
+        print(f"bkd-fast: interrupted{hints.get(command, '')}", file=sys.stderr)
         return 130
 
 
@@ -128,6 +129,6 @@ def parser() -> argparse.ArgumentParser:
         module = import_module(f"bkd_fast.cli.{name}")
         summary = module.SUMMARY
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        command.set_defaults(run=module.run)
+        command.set_defaults(call=module.run)
         module.add_arguments(command)
     return parser

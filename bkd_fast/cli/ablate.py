@@ -12,7 +12,6 @@ SUMMARY = "train and measure variants over several seeds: what pays"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("data", type=Path, help="a data set in MVTec AD's layout, with test images")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results; the same one resumes")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -26,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.ablation import ablate, grid_variants, table_variants
 
     base = config_from(arguments)

@@ -9,26 +9,14 @@ SUMMARY = "time operators, a training step and inference on this machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some operators, training_step or inference")
-    parser.add_argument(
-        "--seconds", type=float, default=0.2, help="time for each provider, at least three calls (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="also write the measurements there, with quantiles and memory"
-    )
+    parser.add_argument("--seconds", type=float, default=0.2, help="time for each provider (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write measurements there, with quantiles and memory")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.benchmark.short import bench
 
-    bench(
-        arguments.device,
-        threads=arguments.threads,
-        only=arguments.only,
-        seconds=arguments.seconds,
-        csv=arguments.csv,
-    )
+    bench(**vars(arguments))

@@ -9,30 +9,17 @@ SUMMARY = "set a run's thresholds from new good images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument(
-        "good", type=Path, nargs="?", metavar="GOOD", help="folder of new good images (default: the scores in the run)"
+        "good", type=Path, nargs="?", metavar="GOOD", help="new good images (default: the run's scores)"
     )
     parser.add_argument("--false-alarms", type=float, metavar="RATE", help="wanted rate (default: the run's)")
-    parser.add_argument(
-        "--defects", type=Path, metavar="DIR", help="report how many of these defective images would be found"
-    )
+    parser.add_argument("--defects", type=Path, metavar="DIR", help="say how many of these defective images are found")
     parser.add_argument("--roi", type=Path, metavar="DIR", help="of a run with a mask for each image: their masks")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.evaluation.calibrate import calibrate
 
-    print(
-        calibrate(
-            arguments.run_folder,
-            arguments.good,
-            false_alarms=arguments.false_alarms,
-            defects=arguments.defects,
-            roi=arguments.roi,
-            device=arguments.device,
-        )
-    )
+    print(calibrate(**vars(arguments)))

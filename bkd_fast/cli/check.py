@@ -9,21 +9,17 @@ SUMMARY = "compare an exported model with its run; exit status 1 if it does not 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a file that export wrote, of any format")
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the run that it was exported from")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run that it was exported from")
     parser.add_argument("images", type=Path, metavar="GOOD", help="folder of images that the run was not trained on")
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="images, at most (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="of both run-times (default: torch's number)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command."""
     from bkd_fast.export import check
 
-    comparison = check(
-        arguments.model, arguments.run_folder, arguments.images, limit=arguments.limit, threads=arguments.threads
-    )
+    comparison = check(**vars(arguments))
     print(comparison.table())
     print("FAILED: do not use this model" if comparison.failures else "ok: the model computes what the run does")
     return int(bool(comparison.failures))

@@ -10,10 +10,9 @@ NAMES = ("mvtec", "visa", "btad", "mpdd", "mtd")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]}")
     parser.add_argument(
-        "source", type=Path, nargs="?", metavar="SOURCE", help="the unpacked download (default: say where to get it)"
+        "source", type=Path, nargs="?", metavar="SOURCE", help="the unpacked download (default: say where)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; new or empty (default: check only)")
     parser.add_argument("--copy", action="store_true", help="copy files; default: hard links where the disk has them")
@@ -21,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.data.public import SETS, arrange, check_download, check_paths, count
     from bkd_fast.errors import BKDError
 
@@ -38,10 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         for sentence in sentences:
             print(f"{kind}: {sentence}")
     if problems and not arguments.skip_unreadable:
-        raise BKDError(
-            f"{len(problems)} problems in {source}, nothing was written: get these files again from {known.page}, or "
-            "leave the images out with --skip-unreadable"
-        )
+        raise BKDError(f"{len(problems)} problems in {source}: get it again from {known.page}, or --skip-unreadable")
     train, test = (sum(numbers) for numbers in zip(*count(items).values(), strict=True)) if items else (0, 0)
     defective = sum(item.kind != "good" for item in items)
     published = ", as published" if not notes and not problems and (train, test) == known.total else ""

@@ -11,13 +11,11 @@ SUMMARY = "train, evaluate and report on the built-in data set"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="where the data set is made (default: OUT/data)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     demo(arguments.out, data=arguments.data)
 
 

@@ -11,14 +11,12 @@ SUMMARY = "check machine, teacher and images before a training; exit status 1 if
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("data", type=Path, nargs="?", help="what train would be given (default: no images)")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the run would be written")
     add_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command."""
     from bkd_fast.evaluation.doctor import examine, table
 
     findings = examine(arguments.data, config_from(arguments), arguments.out)

@@ -11,8 +11,7 @@ SUMMARY = "measure a run on test images and write its report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("data", type=Path, nargs="?", help="data set (default: the one the run was trained on)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: RUN)")
     parser.add_argument("--anomalous", type=Path, help="with a plain folder: defective images")
@@ -24,23 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.evaluation.evaluate import evaluate, table
     from bkd_fast.evaluation.published import comparison
 
-    metrics = evaluate(
-        arguments.run_folder,
-        arguments.data,
-        out=arguments.out,
-        anomalous=arguments.anomalous,
-        masks=arguments.masks,
-        roi=arguments.roi,
-        device=arguments.device,
-        skip_unreadable=arguments.skip_unreadable,
-        loggers=arguments.logger,
-    )
+    metrics = evaluate(**vars(arguments))
     print(table(metrics))
     beside = comparison(metrics)
     if beside:
         print(f"\n{beside}\n")
-    print(f"report: {(arguments.out or arguments.run_folder) / 'report.html'}")
+    print(f"report: {(arguments.out or arguments.run) / 'report.html'}")

@@ -9,17 +9,15 @@ SUMMARY = "write a run's model for another run-time"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--format", required=True, choices=("pt2", "aoti", "onnx", "openvino"), help="which run-time")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: RUN/model.…)")
     parser.add_argument("--deform-conv", action="store_true", help="onnx: DeformConv (opset 19) instead of GridSample")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.export import description, export
 
-    path, comparison = export(arguments.run_folder, arguments.format, arguments.out, deform_conv=arguments.deform_conv)
+    path, comparison = export(arguments.run, arguments.format, arguments.out, deform_conv=arguments.deform_conv)
     print(f"{path}; how to use it: {description(path)}")
     print("its run-time is not installed: not checked" if comparison is None else comparison.table())

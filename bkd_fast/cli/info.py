@@ -9,12 +9,10 @@ SUMMARY = "versions, devices and which kernels are built"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.evaluation.environment import describe, render
 
     facts = describe()

@@ -38,12 +38,7 @@ def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = (
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="options on top of the preset, a table a part")
     parser.add_argument("--teacher", help="any timm backbone, e.g. resnet18, tf_efficientnet_lite0 or a ViT")
     parser.add_argument("--weights", help="auto, or a local file with the teacher's ImageNet weights")
-    parser.add_argument(
-        "--layers",
-        nargs="+",
-        metavar="LAYER",
-        help="feature levels: timm's index or name of layers (default: by stride)",
-    )
+    parser.add_argument("--layers", nargs="+", metavar="LAYER", help="feature levels: layers by timm's index or name")
     parser.add_argument("--strides", type=int, nargs="+", metavar="PIXELS", help="feature levels: by stride instead")
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="height and width, or one for both")
     parser.add_argument("--epochs", type=int, help="passes over the training images (default: the preset's)")
@@ -52,23 +47,14 @@ def add_options(parser: argparse.ArgumentParser, *, leave_out: Iterable[str] = (
         parser.add_argument("--shots", type=int, help="support images k")
     if "seed" not in skipped:
         parser.add_argument("--seed", type=int, help="of everything random (default: 0)")
-    parser.add_argument(
-        "--false-alarms",
-        type=float,
-        metavar="RATE",
-        help="share of good images that may be called anomalous (default: 0.01)",
-    )
+    parser.add_argument("--false-alarms", type=float, metavar="RATE", help="of good images (default: 0.01)")
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="learn and predict in square tiles of this side")
     parser.add_argument(
-        "--roi", metavar="MASK", help="an image, above zero where images are looked at, or a folder of one for each"
+        "--roi", metavar="MASK", help="an image, above zero where images are looked at, or their folder"
     )
     add_reading(parser)
     parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="OPTION=VALUE",
-        help="any other option of the configuration, e.g. memory.items=500 or student=none",
+        "--set", nargs="+", default=[], metavar="OPTION=VALUE", help="any option, e.g. memory.items=500"
     )
 
 
@@ -80,9 +66,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 def add_logger(parser: argparse.ArgumentParser) -> None:
     """Add ``--logger``."""
-    parser.add_argument(
-        "--logger", nargs="+", choices=LOGGERS, help="experiment trackers that get configuration and metrics"
-    )
+    parser.add_argument("--logger", dest="loggers", nargs="+", choices=LOGGERS, help="experiment trackers")
 
 
 def config_from(arguments: argparse.Namespace) -> BKDConfig:

@@ -12,12 +12,9 @@ ANOMALOUS, UNREADABLE = 3, 4  # exit status with --fail-on-defects
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="image files or folders of images")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the tables, heat maps and masks; new or empty"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of tables and pictures to write; new or empty")
     parser.add_argument("--roi", type=Path, metavar="DIR", help="of a run with a mask for each image: their masks")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--precision", default="32", help="32, bf16 or (GPUs) fp16 (default: %(default)s)")
@@ -27,14 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", action="store_true", help="also write report.html: the pictures by falling score")
     add_reading(parser)
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be predicted")
-    parser.add_argument(
-        "--no-pictures", action="store_true", help="write scores.csv and predictions.jsonl alone, which is faster"
-    )
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the tables alone, faster")
     parser.add_argument("--resume", action="store_true", help="add the images that OUT has no row for")
     parser.add_argument("--drift", action="store_true", help="warn once when images stop being like the normal ones")
-    parser.add_argument(
-        "--watch", action="store_true", help="predict what is in the folders IMAGES and what arrives, until Ctrl-C"
-    )
+    parser.add_argument("--watch", dest="watching", action="store_true", help="go on with what arrives, until Ctrl-C")
     parser.add_argument("--watch-seconds", type=float, metavar="S", help="stop watching after S seconds")
     parser.add_argument("--watch-idle", type=float, metavar="S", help="stop after S seconds without a new image")
     parser.add_argument(
@@ -45,32 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command."""
     from bkd_fast.evaluation.predict import predict
 
-    tile = arguments.tile and (arguments.tile[0] if len(arguments.tile) == 1 else tuple(arguments.tile))
-    summary = predict(
-        arguments.run_folder,
-        arguments.images,
-        arguments.out,
-        roi=arguments.roi,
-        device=arguments.device,
-        precision=arguments.precision,
-        tile=tile,
-        overlap=arguments.overlap,
-        threshold=arguments.threshold,
-        skip_unreadable=arguments.skip_unreadable,
-        report=arguments.report,
-        max_pixels=arguments.max_pixels,
-        pages=arguments.pages,
-        pictures=not arguments.no_pictures,
-        resume=arguments.resume,
-        drift=arguments.drift,
-        watching=arguments.watch,
-        watch_seconds=arguments.watch_seconds,
-        watch_idle=arguments.watch_idle,
-    )
+    fail_on_defects, tile = vars(arguments).pop("fail_on_defects"), vars(arguments).pop("tile")
+    summary = predict(**vars(arguments), tile=tile and (tile[0] if len(tile) == 1 else tuple(tile)))
     print(summary.sentence())
-    if not arguments.fail_on_defects:
+    if not fail_on_defects:
         return 0
     return ANOMALOUS if summary.anomalous else UNREADABLE if summary.unreadable else 0

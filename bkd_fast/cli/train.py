@@ -12,13 +12,10 @@ SUMMARY = "learn what good parts look like"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("data", type=Path, help="folder of good images, or a data set in MVTec AD's layout")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write; new or empty")
     parser.add_argument("--category", nargs="+", help="categories to train (default: all)")
-    parser.add_argument(
-        "--unified", action="store_true", help="one model of all categories, which decides each image by its nearest"
-    )
+    parser.add_argument("--unified", action="store_true", help="one model of all categories, each with its thresholds")
     parser.add_argument("--anomalous", type=Path, help="with a plain folder: defective images, for evaluation only")
     parser.add_argument("--masks", type=Path, help="with --anomalous: their masks, found by relative path")
     add_options(parser)
@@ -29,15 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default="auto", choices=("auto", "32", "bf16", "fp16"), help="auto: bf16 where the GPU has it"
     )
-    parser.add_argument(
-        "--cache-gb", type=float, default=2.0, help="GB of teacher features to cache (default: %(default)s)"
-    )
+    parser.add_argument("--cache-gb", type=float, default=2.0, help="GB of features to cache (default: %(default)s)")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="keep the cache there instead of in memory")
     add_logger(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.data import find_categories
     from bkd_fast.training.train import train
 
@@ -56,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         skip_unreadable=arguments.skip_unreadable,
         cache_gb=arguments.cache_gb,
         cache_dir=arguments.cache_dir,
-        loggers=arguments.logger,
+        loggers=arguments.loggers,
     )
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks
         found = find_categories(

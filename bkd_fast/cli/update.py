@@ -9,8 +9,7 @@ SUMMARY = "take further good images into a run, without training"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("good", type=Path, metavar="GOOD", help="folder of good images that the run does not have")
     parser.add_argument("--dry-run", action="store_true", help="measure and warn, and leave the run as it is")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be decoded")
@@ -18,15 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.evaluation.update import update
 
-    print(
-        update(
-            arguments.run_folder,
-            arguments.good,
-            device=arguments.device,
-            skip_unreadable=arguments.skip_unreadable,
-            dry_run=arguments.dry_run,
-        )
-    )
+    print(update(**vars(arguments)))

@@ -9,13 +9,11 @@ SUMMARY = "download a teacher's ImageNet weights into a file, to bring to a mach
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
     parser.add_argument("name", metavar="NAME", help="a timm model, e.g. resnet18 or vit_small_patch14_dinov2")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the command."""
     from bkd_fast.training.weights import save_weights
 
     path = save_weights(arguments.name, arguments.out)

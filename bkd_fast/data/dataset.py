@@ -107,35 +107,26 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.samples, self.size, self.tile, self.config, self.roi = list(samples), size, tile, config, roi
         self._regions: list[Tensor] = []  # of items, where they differ in what is looked at
-        if not tile and any(sample.roi for sample in self.samples):
-            self._regions = [shrink_roi(self._roi(index), size) for index in range(len(self.samples))]
-            for sample, region in zip(self.samples, self._regions, strict=True):
-                if not region.any():
+        self.image_of: list[int] = []
+        self.places: list[Tile] = []
+        each = any(sample.roi for sample in self.samples)
+        for index, sample in enumerate(self.samples):
+            cut = [Tile(0, 0)]
+            if tile:
+                whole = _size(sample, config)
+                cut = places(whole, (tile, tile), overlap_of(tile))
+            if each or (tile and roi is not None):
+                mask = self._roi(index)
+                parts = [cut_out(fit_roi(mask, whole, sample.path), place, tile) for place in cut] if tile else [mask]
+                regions = [shrink_roi(part, size) for part in parts]
+                cut = [place for place, region in zip(cut, regions, strict=True) if region.any()]
+                self._regions += [region for region in regions if region.any()]
+                if not cut and tile:
+                    raise BKDError(f"no tile of {sample.path} has any of the region of interest: use larger tiles")
+                if not cut:
                     raise BKDError(f"nothing of the mask {sample.roi} is left at the network's size of {size}")
-        self.image_of, self.places = list(range(len(self.samples))), [Tile(0, 0)] * len(self.samples)
-        if tile:
-            sizes = [_size(sample, config) for sample in self.samples]
-            cut = [places(whole, (tile, tile), overlap_of(tile)) for whole in sizes]
-            if roi is not None or any(sample.roi for sample in self.samples):
-                fitted = [
-                    fit_roi(self._roi(index), whole, sample.path)
-                    for index, (whole, sample) in enumerate(zip(sizes, self.samples, strict=True))
-                ]
-                kept = [
-                    [
-                        (place, region)
-                        for place in tiles
-                        if (region := shrink_roi(cut_out(mask, place, tile), size)).any()
-                    ]
-                    for mask, tiles in zip(fitted, cut, strict=True)
-                ]
-                cut = [[place for place, _ in own] for own in kept]
-                self._regions = [region for own in kept for _, region in own]
-                for sample, tiles in zip(self.samples, cut, strict=True):
-                    if not tiles:
-                        raise BKDError(f"no tile of {sample.path} has any of the region of interest: use larger tiles")
-            self.image_of = [index for index, tiles in enumerate(cut) for _ in tiles]
-            self.places = [place for tiles in cut for place in tiles]
+            self.image_of += [index] * len(cut)
+            self.places += cut
 
     def __len__(self) -> int:
         return len(self.image_of)
@@ -256,9 +247,7 @@ def find_categories(
     if not folders:
         return [_plain(root, names, anomalous, masks, used)]
     if anomalous is not None or masks is not None:
-        raise BKDError(
-            f"{root} is in MVTec AD's layout and brings its own test images: leave out --anomalous and --masks"
-        )
+        raise BKDError(f"{root} is in MVTec AD's layout with its own test images: leave out --anomalous and --masks")
     for name in names or ():
         if name not in folders:
             raise BKDError(_unknown(root, name, list(folders)))
@@ -284,10 +273,7 @@ def find_unified(root: Path, names: Sequence[str] | None = None) -> tuple[Catego
             first, slash, rest = sample.name.partition("/")
             folders.setdefault(first if slash else "", []).append(replace(sample, name=rest or first))
         if "" in folders and len(folders) > 1:
-            raise BKDError(
-                f"{root} has images beside its folders: {few([sample.name for sample in folders['']])}. Expected a "
-                "folder of good images for each category"
-            )
+            raise BKDError(f"{root} has images beside its folders: {few([one.name for one in folders['']])}")
         categories = [Category(name, tuple(samples), ()) for name, samples in folders.items() if name]
     known = {category.name: category for category in categories}
     for name in names or ():
@@ -295,10 +281,7 @@ def find_unified(root: Path, names: Sequence[str] | None = None) -> tuple[Catego
             raise BKDError(_unknown(root, name, list(known)))
     chosen = [known[name] for name in names or known]
     if len(chosen) < 2:
-        raise BKDError(
-            f"one model of several categories takes at least two, and {root} has {len(chosen)}: expected MVTec AD's "
-            "layout, or a folder of good images for each; for one category leave out --unified"
-        )
+        raise BKDError(f"--unified takes at least two categories, and {root} has {len(chosen)}: leave it out for one")
     train = [replace(sample, name=f"{one.name}/{sample.name}") for one in chosen for sample in one.train]
     return Category(Path(root).resolve().name, tuple(train), ()), tuple(one.name for one in chosen)
 
@@ -343,10 +326,7 @@ def check_samples(
     for share, what in ((0.0, "nothing"), (1.0, "the whole image")):
         odd = [str(sample.masks[0]) for sample, own in zip(samples, shares, strict=True) if own == share]
         if odd:
-            log.warning(
-                "%d mask(s) mark %s as defective: %s. A pixel is defective where a colour is above zero, transparent "
-                "or not", len(odd), what, few(odd),
-            )  # fmt: skip
+            log.warning("%d mask(s) mark %s as defective: %s", len(odd), what, few(odd))
     return [sample for sample, problem in zip(samples, problems, strict=True) if problem is None]
 
 
@@ -387,10 +367,7 @@ def split_normals(samples: Sequence[Sample], share: float, seed: int) -> tuple[l
         BKDError: fewer than two images.
     """
     if len(samples) < 2:
-        raise BKDError(
-            f"{len(samples)} training image(s): expected at least 2 normal images, one to learn from and one for "
-            "the threshold"
-        )
+        raise BKDError(f"{len(samples)} training image(s): expected at least 2 normal images, one for the threshold")
     held = min(len(samples) - 1, max(1, round(share * len(samples))))
     chosen = set(torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:held].tolist())
     kept = [sample for index, sample in enumerate(samples) if index not in chosen]
@@ -440,10 +417,7 @@ def _plain(
     _check_good(root, apart)
     good = _samples(root, 0, GOOD, [folder for folder in apart if root.resolve() in folder.resolve().parents])
     if not good:
-        raise BKDError(
-            f"there are no images in {root}: expected good images, "
-            "or categories with a train/good folder (MVTec AD's layout)"
-        )
+        raise BKDError(f"there are no images in {root}: expected good images, or MVTec AD's layout (train/good)")
     if anomalous is None:
         if masks is not None:
             raise BKDError(f"masks {masks} were given without defective images: add --anomalous DIR")
@@ -463,10 +437,7 @@ def _plain(
         train = [sample for sample in good if sample.name in used]
         test = [sample for sample in good if sample.name not in used]
         if same := set(_copies(test, used)):
-            log.warning(
-                "%d images in %s are copies of images that the run was trained on, and no test images: %s",
-                len(same), root, few(sorted(same)),
-            )  # fmt: skip
+            log.warning("%d images in %s are copies of training images: %s", len(same), root, few(sorted(same)))
             test = [sample for sample in test if sample.name not in same]
     return Category(name, tuple(train), (*test, *bad), plain=True)
 
@@ -492,9 +463,7 @@ def _check_good(root: Path, apart: Sequence[Path]) -> None:
 def _check_anomalous(folder: Path) -> None:
     """Refuse a folder of defective images that holds good ones, as the test folder of MVTec AD's layout does."""
     if _is_category(folder) or any(_is_category(path) for path in folder.iterdir() if path.is_dir()):
-        raise BKDError(
-            f"--anomalous {folder} is a data set in MVTec AD's layout: train on it with `bkd-fast train {folder}`"
-        )
+        raise BKDError(f"--anomalous {folder} is a data set in MVTec AD's layout: run `bkd-fast train {folder}`")
     if (folder / GOOD).is_dir() and image_files(folder / GOOD):
         kinds = [path for path in sorted(folder.iterdir()) if _is_shown(path) and path.name != GOOD]
         whole = folder.resolve().parent
@@ -587,8 +556,6 @@ def _checked(
     truths = [load_mask(path, config) for path in sample.masks]
     for path, truth in zip(sample.masks, truths, strict=True):
         if truth.shape != size:
-            raise BKDError(
-                f"the mask {path} is {truth.shape[1]} x {truth.shape[0]} pixels and its image {sample.path} "
-                f"{size[1]} x {size[0]}: they must be of one size"
-            )
+            own = f"{truth.shape[1]} x {truth.shape[0]} pixels"
+            raise BKDError(f"the mask {path} is {own} and its image {sample.path} {size[1]} x {size[0]}")
     return None, float(np.logical_or.reduce(truths).mean())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -81,14 +80,8 @@ def _photographs() -> dict[str, np.ndarray]:
     try:
         data = import_module("skimage.data")
     except ModuleNotFoundError as error:
-        raise BKDError(
-            "the demo set is made from scikit-image's photographs: install them with `pip install 'bkd_fast[demo]'`"
-        ) from error
-    photographs = {}
-    for name in CATEGORIES:
-        load: Callable[[], np.ndarray] = getattr(data, name)
-        photographs[name] = load().astype(float)
-    return photographs
+        raise BKDError("the demo set is made from scikit-image's photographs: pip install 'bkd_fast[demo]'") from error
+    return {name: getattr(data, name)().astype(float) for name in CATEGORIES}
 
 
 def _make_category(

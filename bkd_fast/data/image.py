@@ -93,11 +93,8 @@ def from_pil(image: Image.Image, config: DataConfig = DEFAULT, name: str = "a PI
     except Exception as error:  # a lazy image's pixels are only decoded here; see _decoded
         raise ImageError(f"{name} of mode {image.mode} cannot be read as a picture ({error})") from error
     if coarse and array.max() < 64:
-        _warn_once(
-            "coarse",
-            f"{name}: of 16-bit colour the upper byte is read, and here it is at most {array.max()} of 255; if the "
-            "values have fewer bits, convert the images to 8 bits",
-        )
+        what = f"{name}: of 16-bit colour the upper byte is read, and here it is at most {array.max()} of 255"
+        _warn_once("coarse", f"{what}: convert it to 8 bits")
     return array
 
 
@@ -159,11 +156,8 @@ def eight_bits(values: np.ndarray, config: DataConfig = DEFAULT, name: str = "an
         raise ImageError(f"{name} has negative values ({values.dtype}, from {low} to {high}): expected 0 for black")
     top = config.integer_white or INTEGER_WHITES[-1]
     if high > top:
-        _warn_once(
-            ("above", top),
-            f"{name} has values up to {high}, and white is {top} (data.integer_white): larger values are taken for "
-            "white. If images really reach further, train with a larger one",
-        )
+        what = f"{name} has values up to {high}, and white is {top} (data.integer_white)"
+        _warn_once(("above", top), f"{what}: larger values become white")
     check_filled(high, 255, top, "data.integer_white", name)
     values = values.astype(np.uint32) if values.dtype.itemsize < 4 else values
     return (np.minimum(values, top).astype(np.uint32) * 256 // (top + 1)).astype(np.uint8)
@@ -195,9 +189,7 @@ def infer_white(images: Iterable[object], config: DataConfig) -> DataConfig:
     if real is None and tops["f"]:
         real = next((white for white in FLOAT_WHITES if tops["f"] <= white), None)
         if real is None:
-            raise BKDError(
-                f"the training images have floats up to {tops['f']:g}: say which value is white, data.float_white=…"
-            )
+            raise BKDError(f"the training images have floats up to {tops['f']:g}: set data.float_white to their white")
         _tell(tops["f"], real, 1, "floats", "data.float_white")
     return DataConfig(whole, real, config.max_pixels, config.pages)
 
@@ -247,10 +239,7 @@ def _decoded(source: Encoded, config: DataConfig, *, pixels: bool = True) -> Ima
             # Of a phone's multi-picture JPEG the first is the photograph, the others are previews.
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             if pages > 1 and config.pages == "one":
-                raise ImageError(
-                    f"{name} has {pages} pages or frames: expected one. Split the file, or read the first with "
-                    "data.pages=first (predict: --pages first)"
-                )
+                raise ImageError(f"{name} has {pages} pages or frames: expected one, or data.pages=first (--pages)")
             image.info[RAW_MODE] = _raw_mode(image)
             if ImageFile.LOAD_TRUNCATED_IMAGES:
                 _warn_once("truncated", f"{name}: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so cut files go unnoticed")
@@ -262,9 +251,8 @@ def _decoded(source: Encoded, config: DataConfig, *, pixels: bool = True) -> Ima
     except Image.DecompressionBombError as error:
         raise ImageError(_too_large(name, str(error), config)) from error
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not an image that can be decoded: expected one of {', '.join(_formats())}"
-        ) from error
+        formats = ", ".join(_formats())
+        raise ImageError(f"{name} is not an image that can be decoded: expected one of {formats}") from error
     except MemoryError as error:
         raise ImageError(f"{name} needs more memory than there is: make it smaller, or lower --max-pixels") from error
     except FileNotFoundError as error:
@@ -319,11 +307,8 @@ def _wide_values(image: object, config: DataConfig) -> np.ndarray | None:
 def check_filled(high: float, narrow: int, white: float, option: str, name: str) -> None:
     """Warn of values that look like those of a smaller range: 8 bits in 16, or [0, 1] in [0, 255]."""
     if 0 < high <= narrow < white:
-        _warn_once(
-            (option, white),
-            f"{name} has values up to {high:g} only, and white is {white:g} ({option} of the run): it is taken for "
-            f"nearly black. If its white is {narrow}, convert it first",
-        )
+        what = f"{name} has values up to {high:g} only, and white is {white:g} ({option} of the run)"
+        _warn_once((option, white), f"{what}: it is nearly black; if its white is {narrow}, convert it first")
 
 
 def _tell(top: float, white: float, narrow: int, what: str, option: str) -> None:

@@ -154,9 +154,7 @@ def no_image(value: object) -> BKDError:
 def _from_tensor(image: Tensor, config: DataConfig) -> np.ndarray | Tensor:
     shape = tuple(image.shape)
     if image.layout != torch.strided or image.is_complex() or image.is_quantized or image.is_meta:
-        raise ImageError(
-            f"an image tensor of {image.layout}, {image.dtype}, on {image.device}: expected a dense one of numbers"
-        )
+        raise ImageError(f"a tensor of {image.layout}, {image.dtype}, {image.device}: expected a dense one of numbers")
     image = image.detach()
     image = image.float() if image.is_floating_point() and image.dtype not in FLOATS else image
     if image.ndim == 2:
@@ -175,9 +173,7 @@ def _from_tensor(image: Tensor, config: DataConfig) -> np.ndarray | Tensor:
         return image.float() / 255
     white = config.float_white or 1.0
     if not (torch.isfinite(image).all() and image.min() >= 0 and image.max() <= white):
-        raise ImageError(
-            f"an image tensor with values outside [0, {white:g}] or NaN: divide 8-bit values by 255; do not normalise"
-        )
+        raise ImageError(f"an image tensor with values outside [0, {white:g}] or NaN: divide by 255, do not normalise")
     if white == 1:
         return image
     check_filled(float(image.max()), 1, white, "data.float_white", "an image tensor")

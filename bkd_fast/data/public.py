@@ -28,56 +28,21 @@ from bkd_fast.files import PREFIX, fitting, is_empty, locked, write_json
 
 Counts = Mapping[str, tuple[int, int]]  # images in train, images in test
 
-# File counts of the original data sets.
-MVTEC_AD: Counts = {
-    "bottle": (209, 83),
-    "cable": (224, 150),
-    "capsule": (219, 132),
-    "carpet": (280, 117),
-    "grid": (264, 78),
-    "hazelnut": (391, 110),
-    "leather": (245, 124),
-    "metal_nut": (220, 115),
-    "pill": (267, 167),
-    "screw": (320, 160),
-    "tile": (230, 117),
-    "toothbrush": (60, 42),
-    "transistor": (213, 100),
-    "wood": (247, 79),
-    "zipper": (240, 151),
-}
-MPDD: Counts = {
-    "bracket_black": (289, 79),
-    "bracket_brown": (185, 77),
-    "bracket_white": (110, 60),
-    "connector": (128, 44),
-    "metal_plate": (54, 97),
-    "tubes": (122, 101),
-}
-# Nine tenths of the normal images that the authors state; the rest and 100 anomalous ones. They sum to their 10,821.
-VISA: Counts = {
-    "candle": (900, 200),
-    "capsules": (542, 160),
-    "cashew": (450, 150),
-    "chewinggum": (453, 150),
-    "fryum": (450, 150),
-    "macaroni1": (900, 200),
-    "macaroni2": (900, 200),
-    "pcb1": (904, 200),
-    "pcb2": (901, 200),
-    "pcb3": (905, 201),
-    "pcb4": (904, 201),
-    "pipe_fryum": (450, 150),
-}
+
+def _read_counts() -> dict[str, Counts]:
+    """Return the file counts of the original data sets, ``public.csv``.
+
+    VisA's training images are nine tenths of the normal ones that its authors state; they sum to their 10,821.
+    """
+    counts: dict[str, dict[str, tuple[int, int]]] = {}
+    with open(Path(__file__).with_name("public.csv"), encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            counts.setdefault(row["set"], {})[row["part"]] = int(row["train"]), int(row["test"])
+    return {**counts}
+
+
+COUNTS = _read_counts()
 MTD_TEST_SHARE = 0.2  # of the good images; of 952 that leaves 761 for training, as many as in DifferNet's split
-MTD: Counts = {
-    "MT_Free": (761, 191),
-    "MT_Blowhole": (0, 115),
-    "MT_Break": (0, 85),
-    "MT_Crack": (0, 57),
-    "MT_Fray": (0, 32),
-    "MT_Uneven": (0, 103),
-}
 VISA_SPLIT, VISA_COLUMNS = "split_csv/1cls.csv", ("object", "split", "label", "image", "mask")
 
 
@@ -286,16 +251,13 @@ def _visa(root: Path) -> list[Item]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise BKDError(f"{table} is not a table ({error}): get it again") from error
     if missing := [column for column in VISA_COLUMNS if column not in columns]:
-        raise BKDError(
-            f"{table} has the columns {few(columns)}: expected {', '.join(VISA_COLUMNS)}; {', '.join(missing)} is "
-            "missing"
-        )
+        raise BKDError(f"{table} has the columns {few(columns)}: {', '.join(missing)} is missing")
     return [_visa_item(root, f"{table}, line {line}", row) for line, row in rows]
 
 
 def _visa_item(root: Path, where: str, row: Mapping[str, str | None]) -> Item:
     category, split, label, image, mask = (row[column] or "" for column in VISA_COLUMNS)
-    if category not in VISA or split not in ("train", "test") or label not in ("normal", "anomaly"):
+    if category not in COUNTS["visa"] or split not in ("train", "test") or label not in ("normal", "anomaly"):
         raise BKDError(
             f"{where} is {category!r}, {split!r}, {label!r}: expected an object of VisA, train or test, and normal or "
             "anomaly"
@@ -314,7 +276,7 @@ def _visa_item(root: Path, where: str, row: Mapping[str, str | None]) -> Item:
 def _mtd(root: Path) -> list[Item]:
     """List the folders of magnetic tiles; a share of the good images, by the hash of their names, is for testing."""
     items = []
-    for part in MTD:
+    for part in COUNTS["mtd"]:
         files = _images(root / part / "Imgs")
         masks = {path.stem: path for path in files if path.suffix.lower() == ".png"}
         images = [path for path in files if path.suffix.lower() != ".png"]
@@ -335,10 +297,10 @@ SETS = {
         page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
         licence="CC BY-NC-SA 4.0, not for commercial use",
         layout="a folder a category with train/good, test/KIND and ground_truth/KIND",
-        items=partial(_tree, categories=tuple(MVTEC_AD), good=GOOD),
-        parts=tuple(MVTEC_AD),
+        items=partial(_tree, categories=tuple(COUNTS["mvtec"]), good=GOOD),
+        parts=tuple(COUNTS["mvtec"]),
         total=(3629, 1725),
-        counts=MVTEC_AD,
+        counts=COUNTS["mvtec"],
     ),
     "visa": PublicSet(
         title="VisA",
@@ -346,9 +308,9 @@ SETS = {
         licence="CC BY 4.0",
         layout=f"{VISA_SPLIT} and a folder an object with Data/Images and Data/Masks",
         items=_visa,
-        parts=tuple(VISA),
+        parts=tuple(COUNTS["visa"]),
         total=(8659, 2162),
-        counts=VISA,
+        counts=COUNTS["visa"],
         labels=True,
         split=f"the authors' one-class split, {VISA_SPLIT}; all anomalous images are of the kind bad",
     ),
@@ -366,10 +328,10 @@ SETS = {
         page="https://github.com/stepanje/MPDD",
         licence="none on its page: ask the authors, and cite them",
         layout="a folder a category with train/good, test/KIND and ground_truth/KIND",
-        items=partial(_tree, categories=tuple(MPDD), good=GOOD),
-        parts=tuple(MPDD),
+        items=partial(_tree, categories=tuple(COUNTS["mpdd"]), good=GOOD),
+        parts=tuple(COUNTS["mpdd"]),
         total=(888, 458),
-        counts=MPDD,
+        counts=COUNTS["mpdd"],
     ),
     "mtd": PublicSet(
         title="MTD",
@@ -377,9 +339,9 @@ SETS = {
         licence="none on its page: ask the authors, and cite them",
         layout="the folders MT_Free, MT_Blowhole, … with Imgs/*.jpg and their masks, Imgs/*.png",
         items=_mtd,
-        parts=tuple(MTD),
+        parts=tuple(COUNTS["mtd"]),
         total=(761, 583),
-        counts=MTD,
+        counts=COUNTS["mtd"],
         split=f"{MTD_TEST_SHARE:.0%} of the good images are for testing: those whose names have the smallest SHA-256",
     ),
 }
@@ -417,11 +379,8 @@ def _checked(item: Item, labels: bool) -> tuple[str | None, str | None]:
     if good:
         return None, "of good images mark something" if truth.any() else None
     if truth.shape != size:
-        problem = (
-            f"the mask {item.mask} is {truth.shape[1]} x {truth.shape[0]} pixels and its image {item.image} "
-            f"{size[1]} x {size[0]}"
-        )
-        return problem, None
+        own = f"{truth.shape[1]} x {truth.shape[0]} pixels"
+        return f"the mask {item.mask} is {own} and its image {item.image} {size[1]} x {size[0]}", None
     return None, None if truth.any() else "mark nothing"
 
 

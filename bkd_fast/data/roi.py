@@ -52,10 +52,7 @@ def fit_roi(roi: np.ndarray, size: tuple[int, int], name: object) -> np.ndarray:
     if (rows, columns) == size:
         return roi
     if abs(rows * size[1] / columns - size[0]) > 1:
-        raise ImageError(
-            f"{name} is {size[1]} x {size[0]} pixels and the mask of the region of interest {columns} x {rows}: they "
-            "must be of one size, or of one aspect"
-        )
+        raise ImageError(f"{name} is {size[1]} x {size[0]} pixels and the mask {columns} x {rows}: expected one aspect")
     return np.array(Image.fromarray(roi).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
@@ -75,10 +72,7 @@ def shrink_roi(roi: np.ndarray, size: tuple[int, int]) -> Tensor:
 def check_roi(values: np.ndarray) -> np.ndarray:
     """Return a mask in memory as (H, W) bool; see :func:`load_roi` for what it must be."""
     if values.ndim != 2 or values.dtype.kind not in "bui" or not values.any() or len(np.unique(values)) > 2:
-        raise BKDError(
-            f"a mask of shape {values.shape} and type {values.dtype}: expected (H, W), zero outside the region of "
-            "interest and one other value inside"
-        )
+        raise BKDError(f"a mask {values.shape}, {values.dtype}: expected (H, W), zero outside, one value inside")
     return np.asarray(values > 0)
 
 
@@ -102,7 +96,5 @@ def roi_files(folder: Path, names: Sequence[str]) -> list[Path]:
     stems = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
     missing = [name for name, stem in zip(names, stems, strict=True) if stem not in masks]
     if missing:
-        raise BKDError(
-            f"{len(missing)} of {len(names)} images have no mask of the region of interest in {folder}: {few(missing)}"
-        )
+        raise BKDError(f"{len(missing)} of {len(names)} images have no mask in {folder}: {few(missing)}")
     return [masks[stem] for stem in stems]

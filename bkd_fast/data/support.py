@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -29,26 +27,16 @@ def draw_support(count: int, shots: int, generator: torch.Generator, exclude: Co
     excluded = set(exclude)
     allowed = [index for index in range(count) if index not in excluded]
     if len(allowed) < shots:
-        raise BKDError(
-            f"{len(allowed)} normal image(s) to draw {shots} support images (shots) from: add images or lower shots"
-        )
+        raise BKDError(f"{len(allowed)} normal image(s) to draw {shots} support images (shots) from: add images")
     chosen = torch.randperm(len(allowed), generator=generator)[:shots].tolist()
     return [allowed[index] for index in chosen]
 
 
 def save_support(folder: Path, images: Sequence[np.ndarray]) -> None:
-    """Writes images (H, W, 3) uint8 as ``000.png`` and so on; the folder is replaced whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        for index, image in enumerate(images):
-            Image.fromarray(image).save(temporary / f"{index:03}.png")
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Write images (H, W, 3) uint8 as ``000.png`` and so on into a new folder."""
+    folder.mkdir(parents=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index:03}.png")
 
 
 def load_support(folder: Path, size: tuple[int, int], count: int | None = None) -> Tensor:

@@ -28,13 +28,9 @@ def check_tiles(tile: int | Size, overlap: int) -> Size:
     try:
         rows, columns = (check_int("tile", side, 1) for side in sides)
     except ValueError as error:  # of a number, or of how many there are
-        raise BKDError(
-            f"tile is {several!r}: expected the height and width of tiles in pixels, or one number for both"
-        ) from error
+        raise BKDError(f"tile is {several!r}: expected the height and width of tiles, or one number") from error
     if not 0 <= check_int("overlap", overlap) < min(rows, columns):
-        raise BKDError(
-            f"overlap is {overlap}: expected a number of pixels from 0 to less than a tile of {(rows, columns)}"
-        )
+        raise BKDError(f"overlap is {overlap}: expected 0 to less than a tile of {(rows, columns)} pixels")
     return rows, columns
 
 
@@ -50,15 +46,10 @@ def places(image: Size, tile: Size, overlap: int) -> list[Tile]:
         ImageError: an image that is smaller than a tile.
     """
     if image[0] < tile[0] or image[1] < tile[1]:
-        raise ImageError(
-            f"an image of {image[0]} x {image[1]} pixels is smaller than a tile of {tile[0]} x {tile[1]}: "
-            "take it whole, or use smaller tiles"
-        )
+        raise ImageError(f"an image of {image[0]} x {image[1]} pixels is smaller than a tile of {tile[0]} x {tile[1]}")
     rows, columns = (_starts(whole, part, overlap) for whole, part in zip(image, tile, strict=True))
     return [Tile(top, left) for top in rows for left in columns]
 
 
 def _starts(whole: int, part: int, overlap: int) -> list[int]:
-    step = part - overlap
-    starts = list(range(0, whole - part, step))
-    return [*starts, whole - part]
+    return [*range(0, whole - part, part - overlap), whole - part]

@@ -52,39 +52,28 @@ def calibrate(
     if false_alarms is not None:
         check_rate(false_alarms)
     read_category(run)  # its errors before a lock is taken
+    masks = None if roi is None else Path(roi)
     with locked(run):
-        masks = None if roi is None else Path(roi)
-        return _calibrated(run, None if good is None else Path(good), false_alarms, defects, masks, device)
-
-
-def _calibrated(
-    run: Path,
-    good: Path | None,
-    false_alarms: float | None,
-    defects: str | Path | None,
-    roi: Path | None,
-    device: str,
-) -> str:
-    manifest = read_category(run)
-    if manifest.unified is not None:
-        raise BKDError(f"{run} is one model of several categories, whose thresholds come from training: train again")
-    detector = Detector.load(run, device=device)
-    before = detector.calibration
-    rate = before.false_alarms if false_alarms is None else false_alarms
-    normal, level, teacher = before.normal, before.normal_level, before.teacher
-    if good is not None:
-        rows: list[np.ndarray] = []
-        scores, maxima, medians = _scores(detector, good, roi, rows)
-        normal, level = NormalScores("calibration", scores, maxima), float(np.median(medians))
-        # Without an image's own statistics (tiles on a GPU) drift is watched by scores alone.
-        teacher = statistics_of(torch.from_numpy(np.stack(rows))) if rows else {}
-    after = Calibration.of(normal, level, rate, teacher)
-    lines = [after.sentence(), f"image threshold {before.threshold:.4g} -> {after.threshold:.4g}"]
-    if defects is not None:
-        defective, _, _ = _scores(detector, Path(defects), roi, [])
-        lines += _defects_found(after, defective)
-    write_manifest(run, replace(manifest, calibration=after))
-    return "\n".join(lines)
+        manifest = read_category(run)
+        if manifest.unified is not None:
+            raise BKDError(f"{run} is one model of several categories, whose thresholds come from training")
+        detector = Detector.load(run, device=device)
+        before = detector.calibration
+        rate = before.false_alarms if false_alarms is None else false_alarms
+        normal, level, teacher = before.normal, before.normal_level, before.teacher
+        if good is not None:
+            rows: list[np.ndarray] = []
+            scores, maxima, medians = _scores(detector, Path(good), masks, rows)
+            normal, level = NormalScores("calibration", scores, maxima), float(np.median(medians))
+            # Without an image's own statistics (tiles on a GPU) drift is watched by scores alone.
+            teacher = statistics_of(torch.from_numpy(np.stack(rows))) if rows else {}
+        after = Calibration.of(normal, level, rate, teacher)
+        lines = [after.sentence(), f"image threshold {before.threshold:.4g} -> {after.threshold:.4g}"]
+        if defects is not None:
+            defective, _, _ = _scores(detector, Path(defects), masks, [])
+            lines += _defects_found(after, defective)
+        write_manifest(run, replace(manifest, calibration=after))
+        return "\n".join(lines)
 
 
 def _scores(

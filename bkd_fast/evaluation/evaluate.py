@@ -358,9 +358,7 @@ def _test_samples(
     source = manifest.source
     root = Path(source.root if data is None else data)
     if data is None and not root.exists():
-        raise BKDError(
-            f"the data of {folder} is no longer at {root}: pass its new path, `bkd-fast evaluate {folder} DATA`"
-        )
+        raise BKDError(f"the data of {folder} is no longer at {root}: pass its new path as DATA")
     if data is None:
         anomalous, masks = anomalous or source.anomalous, masks or source.masks
     bad, truths = (None if given is None else Path(given) for given in (anomalous, masks))
@@ -373,10 +371,7 @@ def _test_samples(
         names = ", ".join(category.name for category in categories)
         raise BKDError(f"{root} has no category {name!r}, which the run was trained on; it has {names}")
     if not matching[0].test:
-        raise BKDError(
-            f"{root} has no test images for {name!r}: expected test/good and test/<defect> folders, or for a plain "
-            "folder --anomalous DIR. `bkd-fast predict` takes images without labels."
-        )
+        raise BKDError(f"{root} has no test images for {name!r}: expected test/DEFECT folders, or --anomalous DIR")
     if matching[0].plain:
         good = {sample.name for sample in matching[0].test if not sample.label}
         for files, what in (

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from bkd_fast.errors import BKDError
-from bkd_fast.evaluation.sorted_pixels import CHUNK, SortedPixels, ValueCounts
+from bkd_fast.evaluation.sorted_pixels import SortedPixels, ValueCounts
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
@@ -117,13 +117,12 @@ class PixelMetrics:
     false positive rate, integrated up to 0.3 and divided by 0.3.
 
     Args:
-        chunk: number of pixels of each kind (normal, defective) in memory; the rest is in a temporary file.
-        folder: folder of that file; None: the system's. It takes 2 bytes per normal and 8 per defective pixel (400 MB
-            for 3,000 images of 256 x 256).
+        folder: folder of the temporary file; None: the system's. It takes 4 bytes per normal and 8 per defective pixel
+            (800 MB for 3,000 images of 256 x 256).
     """
 
-    def __init__(self, chunk: int = CHUNK, folder: str | Path | None = None) -> None:
-        self._pixels = SortedPixels(chunk, folder)
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self._pixels = SortedPixels(folder)
         self._images = self._normal = self._defect = self._components = 0
         self._sweep: _Sweep | None = None
 
@@ -137,13 +136,9 @@ class PixelMetrics:
         """
         which = f"image {self._images} (counted from 0)"
         if anomaly_map.dtype != np.float32 or mask.dtype != np.bool_:
-            raise BKDError(
-                f"{which}: expected a float32 anomaly map and a bool mask, not {anomaly_map.dtype} and {mask.dtype}"
-            )
+            raise BKDError(f"{which}: expected a float32 map and a bool mask, not {anomaly_map.dtype} and {mask.dtype}")
         if anomaly_map.ndim != 2 or anomaly_map.shape != mask.shape:
-            raise BKDError(
-                f"{which}: the anomaly map is {anomaly_map.shape} and its mask {mask.shape}: expected the same (H, W)"
-            )
+            raise BKDError(f"{which}: map {anomaly_map.shape} and its mask {mask.shape}: expected the same (H, W)")
         wrong = anomaly_map.size - int(np.isfinite(anomaly_map).sum())
         if wrong:
             raise BKDError(f"{which}: {wrong} of {anomaly_map.size} values of the anomaly map are NaN or infinite")
@@ -162,12 +157,6 @@ class PixelMetrics:
         """Return the :data:`PIXEL_METRICS` in 0..1; all None without both defective and normal pixels."""
         sweep = self._swept()
         return dict.fromkeys(PIXEL_METRICS) if sweep is None else dict(zip(PIXEL_METRICS, sweep.metrics(), strict=True))
-
-    @property
-    def f1_max_threshold(self) -> float | None:
-        """The largest v with the best F1 of "anomalous where the map is at least v"; None as in :meth:`compute`."""
-        sweep = self._swept()
-        return None if sweep is None else sweep.best_threshold
 
     def roc(self) -> Curve | None:
         """Return at most 200 points of the exact ROC curve, (false positive rate, true positive rate) over pixels."""
@@ -205,7 +194,7 @@ class _Sweep:
         self.totals = normal, defect, components
         self.false, self.true, self.overlap = 0, 0, 0.0  # pixels at or above the threshold, and their overlap
         self.auroc = self.ap = self.pro_area = 0.0
-        self.best_f1, self.best_threshold = -1.0, 0.0
+        self.best_f1 = -1.0
         self.pro_at_limit: float = 1.0
         self.roc: list[Curve] = []
         self.pro: list[Curve] = []
@@ -219,10 +208,7 @@ class _Sweep:
 
         self.auroc += float(np.sum(step.normal * (true - step.defect / 2))) / normal / defect
         self.ap += float(np.sum(step.defect * (true / (true + false)))) / defect
-        f1 = 2 * true / (true + false + defect)
-        best = int(np.argmax(f1))
-        if f1[best] > self.best_f1:
-            self.best_f1, self.best_threshold = float(f1[best]), float(step.value[best])
+        self.best_f1 = max(self.best_f1, float(np.max(2 * true / (true + false + defect))))
 
         fpr, pro = false / normal, overlap / components
         self._add_pro(np.concatenate([[self.false / normal], fpr]), np.concatenate([[self.overlap / components], pro]))
@@ -275,18 +261,14 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarr
     truth, values = _binary("labels", labels), np.asarray(scores, dtype=np.float64)
     _same_length(truth, values, "scores")
     if not np.isfinite(values).all():
-        raise BKDError(
-            f"score {values[~np.isfinite(values)][0]} of image {np.argmin(np.isfinite(values))} is not a finite number"
-        )
+        raise BKDError(f"score {values[~np.isfinite(values)][0]} of image {np.argmin(np.isfinite(values))}: not finite")
     return truth, values
 
 
 def _binary(name: str, values: ArrayLike) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise BKDError(
-            f"{name} must be a flat sequence of 0 and 1, not shape {array.shape} with values {np.unique(array)[:5]}"
-        )
+        raise BKDError(f"{name} must be a flat sequence of 0 and 1: {array.shape}, {np.unique(array)[:5]}")
     return array.astype(bool)
 
 

@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 from bkd_fast.artifact import read_content, write_manifest
-from bkd_fast.data import ImageError, image_files
+from bkd_fast.data import image_files
 from bkd_fast.data.arrivals import Arrival, Arrivals
 from bkd_fast.data.inputs import masked
 from bkd_fast.data.progress import progress_bar
 from bkd_fast.data.roi import roi_files
 from bkd_fast.data.tiles import check_tiles
-from bkd_fast.errors import BKDError, check_float
+from bkd_fast.errors import BKDError, ImageError, check_float
 from bkd_fast.evaluation.pictures import heat_scale
 from bkd_fast.evaluation.report import HeatScale, ImageRecord, render_panel, write_overlay, write_predictions
 from bkd_fast.files import MANIFEST, atomic_path, atomic_write, checksum, fitting, is_empty, locked, open_text
@@ -132,9 +132,7 @@ def predict(
     regions = {} if roi is None else dict(zip(files, roi_files(Path(roi), list(files.values())), strict=True))
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
     if detector.unified is not None and report:
-        raise BKDError(
-            f"{run} is one model of several categories, and the report has one threshold: leave out --report"
-        )
+        raise BKDError(f"{run} is one model of several categories, without one threshold: leave out --report")
     columns = COLUMNS if detector.unified is None else (*COLUMNS, "category")
     whole = detector.predictor(tile, overlap)
     predictor = watch(detector, whole, DriftMonitor(detector.calibration)) if drift else whole
@@ -286,10 +284,7 @@ def _table(out: Path, settings: Mapping[str, Any], resume: bool, columns: Sequen
         before = _settings(begun)
         different = [name for name in settings if before.get(name) != settings[name]]
         if not resume or different:
-            raise BKDError(
-                f"{out} was begun with another {' and '.join(different) or 'command'}: choose another --out, or resume "
-                "with the same settings"
-            )
+            raise BKDError(f"{out} was begun with another {' and '.join(different) or 'command'}: choose another --out")
     else:
         write_manifest(out, {"bkd_fast": __version__, "kind": "predictions", **settings})
     rows: list[dict[str, str]] = []

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bkd_fast.data.public import MPDD, MVTEC_AD, Counts
+from bkd_fast.data.public import COUNTS, Counts
 from bkd_fast.evaluation.metrics import percent
 
-DATA_SETS: dict[str, Counts] = {"MVTec AD": MVTEC_AD, "MPDD": MPDD}
+DATA_SETS: dict[str, Counts] = {"MVTec AD": COUNTS["mvtec"], "MPDD": COUNTS["mpdd"]}
 
 # BKD, Table 1 at 256 x 256: "image-level/pixel-level", but more likely pixel AUROC and PRO (docs/published.md).
 TABLE_1 = {

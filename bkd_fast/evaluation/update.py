@@ -44,9 +44,7 @@ def update(
     chosen = check_device(device)
     category, *_ = find_categories(good)
     if not category.plain:
-        raise BKDError(
-            f"{good} is in MVTec AD's layout: expected a folder of good images, such as its folder train/good"
-        )
+        raise BKDError(f"{good} is in MVTec AD's layout: expected a folder of good images, such as train/good")
     with locked(run):
         return add_normals(
             run,

@@ -21,9 +21,7 @@ def check_mode(mode: str, device: torch.device) -> None:
     if not isinstance(mode, str) or mode not in MODES:
         raise BKDError(f"compile is {mode!r}: expected None or one of {', '.join(MODES)}")
     if mode == "reduce-overhead" and device.type != "cuda":
-        raise BKDError(
-            f"compile='reduce-overhead' records CUDA graphs, and the device is {device.type}: choose 'default'"
-        )
+        raise BKDError(f"compile='reduce-overhead' is for CUDA, and the device is {device.type}: choose 'default'")
 
 
 class CompiledModel:

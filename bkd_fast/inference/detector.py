@@ -43,22 +43,7 @@ log = logging.getLogger("bkd_fast")
 GPU_BATCH = 8  # images that go through the network together; on a CPU each alone is faster, its features stay in cache
 
 
-class Threshold:
-    """An attribute that is a finite number."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, detector: Any, owner: type | None = None) -> float:
-        return detector.__dict__[self.name]
-
-    def __set__(self, detector: Any, value: float) -> None:
-        if detector.__dict__.get("unified") is not None:
-            raise BKDError(f"the run is one model of several categories, each with thresholds: {self.name} is not one")
-        detector.__dict__[self.name] = check_float(self.name, value)
-
-
-class Detector(Predictor[Preprocessed, RawPrediction]):
+class Detector(Predictor[Preprocessed]):
     """A trained category, ready to predict. Make one with :meth:`load`.
 
     ``threshold`` and ``pixel_threshold`` come from normal images and may be set to other values at any time.
@@ -71,8 +56,8 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
     has computed something must not use it (torch's thread pools do not survive a fork): spawn.
     """
 
-    threshold = Threshold()
-    pixel_threshold = Threshold()
+    threshold: float
+    pixel_threshold: float
 
     @settled(build=True)
     def __init__(
@@ -128,7 +113,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             self._narrow(dtype)
         if pack:
             self.model.prepare()
-        self._set_support(trained.support, own=True)
+        self.support = self.model.make_support([level.to(self.device) for level in trained.support], own=True)
         tolerance = 1e-4 if dtype == torch.float32 else 2e-2
         self._program: CompiledModel | GraphedModel | None = None
         if compile is not None:
@@ -139,6 +124,13 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
                 self._take(GraphedModel(self.model, self.device, GPU_BATCH), "the CUDA graph", tolerance)
         elif pack and self.device.type == "cpu" and can_pack():
             self._pack(self.sample, tolerance)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("threshold", "pixel_threshold"):
+            if self.__dict__.get("unified") is not None:
+                raise BKDError(f"the run is one model of several categories, each with thresholds: {name} is not one")
+            value = check_float(name, value)
+        super().__setattr__(name, value)
 
     @classmethod
     def load(
@@ -189,7 +181,7 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             decoded = [Decoded(image, self.config.data).within(self.roi_of(image), image) for image in images]
             stacked = torch.stack([image.fitted(size).to(self.device) for image in decoded])
             parts = [self.model.support_levels(part) for part in stacked.split(GPU_BATCH)]
-            self._set_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
+            self.support = self.model.make_support([torch.cat(level, 1) for level in zip(*parts, strict=True)])
         self._replaced = True
 
     def add_normals(self, images: Sequence[ImageLike] | Tensor) -> Detector:
@@ -542,9 +534,6 @@ class Detector(Predictor[Preprocessed, RawPrediction]):
             raise RuntimeError(f"{what} changed what the network computes")
         self._program = program
 
-    def _set_support(self, levels: list[Tensor], *, own: bool = False) -> None:
-        self.support = self.model.make_support([level.to(self.device) for level in levels], own=own)
-
 
 def check_device(device: str | torch.device) -> torch.device:
     """Return a device that is there; ``auto`` takes CUDA where there is one.
@@ -562,14 +551,9 @@ def check_device(device: str | torch.device) -> torch.device:
         return torch.device("cpu")
     module: Any = getattr(torch, chosen.type, None)
     if not hasattr(module, "device_count") or not module.is_available():
-        raise BKDError(
-            f"device {str(chosen)!r} was asked for, and torch sees no {chosen.type.upper()} device: use device='cpu' "
-            "or 'auto'"
-        )
+        raise BKDError(f"device is {str(chosen)!r}, and torch sees no {chosen.type.upper()} device: use 'cpu'")
     if chosen.index is not None and chosen.index >= module.device_count():
-        raise BKDError(
-            f"device {str(chosen)!r} was asked for, and there are {module.device_count()}: the first is {chosen.type}:0"
-        )
+        raise BKDError(f"device is {str(chosen)!r}, and there are {module.device_count()}, from {chosen.type}:0")
     return chosen
 
 
@@ -582,9 +566,7 @@ def _files(run: Path) -> dict[str, FileRecord]:
     try:
         return read_category(run).files
     except BKDError as error:
-        raise BKDError(
-            f"the detector's run folder {run} cannot be read ({error}): pickled and copied detectors are loaded from it"
-        ) from error
+        raise BKDError(f"the detector's run folder {run} cannot be read ({error}): copies need it") from error
 
 
 def _loaded_again(run: str, files: dict[str, FileRecord], options: dict[str, Any], kept: dict[str, Any]) -> Detector:

@@ -112,10 +112,8 @@ class DriftMonitor:
         if window < SMALLEST:
             raise BKDError(f"drift: the window is {window} images, expected at least {SMALLEST}")
         if not 0 <= defect_rate < 1 or not 0 < risk < 1 or not tolerance >= 0:
-            raise BKDError(
-                f"drift: defect_rate is {defect_rate}, risk {risk} and tolerance {tolerance}: expected shares below 1 "
-                "and a tolerance of at least 0"
-            )
+            given = f"defect_rate is {defect_rate}, risk {risk} and tolerance {tolerance}"
+            raise BKDError(f"drift: {given}: expected shares below 1 and a tolerance of at least 0")
         from scipy.special import stdtrit  # here, since a detector needs none of it
 
         self.threshold, self.tolerance, self.risk = calibration.threshold, tolerance, risk
@@ -153,16 +151,13 @@ class DriftMonitor:
             if self.drift is not None:
                 return None
             scores, stds = np.array(self.scores), np.array(self.stds)
-        strongest: dict[str, Shift] = {}
-        for size in self.sizes:
-            if size <= len(scores):
-                for shift in self._shifts(scores[-size:], stds[-size:]):
-                    if shift.excess > max(
-                        0.0, strongest[shift.statistic].excess if shift.statistic in strongest else 0
-                    ):
-                        strongest[shift.statistic] = shift
-        if not strongest:
+        sizes = [size for size in self.sizes if size <= len(scores)]
+        found = [shift for size in sizes for shift in self._shifts(scores[-size:], stds[-size:]) if shift.excess > 0]
+        if not found:
             return None
+        strongest: dict[str, Shift] = {}
+        for shift in sorted(found, key=lambda shift: -shift.excess):
+            strongest.setdefault(shift.statistic, shift)
         shifts = sorted(strongest.values(), key=lambda shift: -shift.excess / max(shift.limit, 1e-9))
         self.drift = Drift(tuple(shifts), self.images - len(scores) + self._onset(shifts[0], scores, stds), self.images)
         return self.drift
@@ -218,7 +213,7 @@ class DriftMonitor:
         return int(evidence[::-1].cumsum()[::-1].argmax()) + 1
 
 
-class Observed(Predictor[Any, RawPrediction]):
+class Observed(Predictor[Any]):
     """A predictor whose images' scores and teacher statistics are given to a function, in the order of the images.
 
     Where the network is one program (a GPU's CUDA graph, ``compile``), some whole images are encoded again for their
@@ -250,9 +245,8 @@ class Observed(Predictor[Any, RawPrediction]):
         """Return the raw predictions, and give them to the observer."""
         tiled = isinstance(self.predictor, TiledDetector)
         # The tiles of one image are its statistics' mean: images go one by one, as they do anyway.
-        return [
-            raw for part in ([[each] for each in batch] if tiled else [batch]) for raw in self._predict(part, tiled)
-        ]
+        parts = [[each] for each in batch] if tiled else [batch]
+        return [raw for part in parts for raw in self._predict(part, tiled)]
 
     def postprocess(self, raw: RawPrediction) -> Prediction:
         """See :meth:`Predictor.postprocess`."""
@@ -261,7 +255,7 @@ class Observed(Predictor[Any, RawPrediction]):
     @settled(inference=True)
     def _predict(self, batch: Sequence[Any], tiled: bool) -> list[RawPrediction]:
         seen: list[Tensor] = []
-        predictor: Predictor[Any, RawPrediction] = self.predictor
+        predictor: Predictor[Any] = self.predictor
         if self.detector.is_eager:
             hook = self.detector.model.teacher.register_forward_hook(
                 lambda _module, _images, levels: seen.append(level_statistics(levels).cpu())
@@ -289,10 +283,7 @@ class Observed(Predictor[Any, RawPrediction]):
 def watch(detector: Detector, predictor: Detector | TiledDetector, monitor: DriftMonitor) -> Observed:
     """Return a predictor whose images a monitor follows; drift is logged as a warning, once."""
     if not monitor.names:
-        log.warning(
-            "the run holds no statistics of its teacher: drift is watched by scores alone. "
-            "`bkd-fast calibrate RUN GOOD_IMAGES` adds them."
-        )
+        log.warning("the run has no statistics of its teacher to watch: `bkd-fast calibrate RUN GOOD_IMAGES` adds them")
 
     def observe(score: float, statistics: np.ndarray | None) -> None:
         drift = monitor.update(score, statistics)

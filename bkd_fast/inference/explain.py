@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bkd_fast.data.inputs import Decoded, ImageLike
-from bkd_fast.data.roi import shrink_roi
+from bkd_fast.data.inputs import ImageLike
 from bkd_fast.inference.detector import Detector
 from bkd_fast.model.ambient import settled
 from bkd_fast.model.memory import SparseMemory
@@ -57,12 +56,9 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
         BKDError: not an image.
     """
     model, size = detector.model, detector.config.teacher.size
-    roi = detector.roi_of(image)
-    decoded = Decoded(image, detector.config.data).within(roi, image)
-    levels = detector.levels(decoded.fitted(size).unsqueeze(0))
-    region = None
-    if roi is not None and model.roi is None:
-        region = shrink_roi(roi, size).unsqueeze(0).to(detector.device)
+    given = detector.preprocess(image)
+    levels = detector.levels(given.input.unsqueeze(0))
+    region = None if given.region is None else given.region.unsqueeze(0).to(detector.device)
     result = model.distill(levels, detector.support, region=region)
     distances = {
         branch: {
@@ -87,7 +83,7 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
     return Explanation(
         distances=distances,
         offsets={
-            view: stride * _array(_mean_offset(offset))
+            view: stride * _array(offset.unflatten(1, (-1, 2)).mean((0, 1)))  # (k, 2T, h, w) -> (2, h, w)
             for view, stride, offset in zip(views, model.strides, result.offsets, strict=False)
         },
         unaligned=_distances(views, result.teacher, unaligned),
@@ -96,11 +92,6 @@ def explain(detector: Detector, image: ImageLike) -> Explanation:
         strongest=strongest,
         weight=weight,
     )
-
-
-def _mean_offset(offset: Tensor) -> Tensor:
-    """(k, 2T, h, w) -> (2, h, w): down, right."""
-    return offset.unflatten(1, (-1, 2)).mean((0, 1))
 
 
 def _distances(views: Sequence[View], query: Sequence[Tensor], support: Sequence[Tensor]) -> dict[View, np.ndarray]:

@@ -56,13 +56,9 @@ class HeatScale:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise BKDError(
-                f"a heat scale from {self.low} to {self.high} is unusable: expected two finite values, low first"
-            )
+            raise BKDError(f"a heat scale from {self.low} to {self.high}: expected two finite values, low first")
         if self.log and self.low <= 0:
-            raise BKDError(
-                f"a logarithmic heat scale cannot start at {self.low}: expected a positive value, or log=False"
-            )
+            raise BKDError(f"a logarithmic heat scale from {self.low}: expected a positive value, or log=False")
 
     def position(self, values: np.ndarray) -> np.ndarray:
         """Return the positions of values (...) on the scale, 0 (low) to 1 (high), float32."""

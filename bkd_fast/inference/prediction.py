@@ -5,19 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar, overload
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from bkd_fast.data.inputs import ImageLike, OneImage, Size, is_one_image, no_image, taken
+from bkd_fast.data.inputs import ImageLike, Size, is_one_image, no_image, taken
 from bkd_fast.errors import BKDError, check_int
 from bkd_fast.inference.streaming import Outcome, pipeline
 from bkd_fast.model.ambient import settled
 
 A = TypeVar("A")
-B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class RawPrediction(NamedTuple):
     category: str | None = None
 
 
-class Predictor(ABC, Generic[A, B]):
+class Predictor(ABC, Generic[A]):
     """Images to predictions in three stages: ``preprocess`` and ``postprocess`` in any thread, ``predict`` in one.
 
     ``batch``: images that go through the network together.
@@ -90,23 +89,12 @@ class Predictor(ABC, Generic[A, B]):
         """
 
     @abstractmethod
-    def predict(self, batch: Sequence[A]) -> list[B]:
+    def predict(self, batch: Sequence[A]) -> list[RawPrediction]:
         """Return the raw predictions of preprocessed images."""
 
     @abstractmethod
-    def postprocess(self, raw: B) -> Prediction:
+    def postprocess(self, raw: RawPrediction) -> Prediction:
         """Return the prediction at the image's own size, decided by the thresholds."""
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence too: of the two, it is the path
-        self, images: OneImage
-    ) -> Prediction: ...
-
-    @overload
-    def __call__(self, images: Tensor) -> Prediction | list[Prediction]: ...
-
-    @overload
-    def __call__(self, images: Sequence[ImageLike]) -> list[Prediction]: ...
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:
         """Predict one image, or each of a batch.

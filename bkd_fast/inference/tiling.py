@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +28,7 @@ class TiledImage(NamedTuple):
     roi: np.ndarray | None
 
 
-class TiledDetector(Predictor[TiledImage, RawPrediction]):
+class TiledDetector(Predictor[TiledImage]):
     """A detector that predicts tile by tile.
 
     The map is blended from the tiles' maps, the score summed over theirs: :meth:`bkd_fast.model.BKD.tiles_score`.
@@ -72,7 +72,7 @@ class TiledDetector(Predictor[TiledImage, RawPrediction]):
 
     def _predict(self, image: Decoded, blender: TileBlender, roi: np.ndarray | None) -> RawPrediction:
         size, each = self.detector.config.teacher.size, self.detector.batch
-        tiles, parts = list(blender.tiles()), []
+        tiles, parts = blender.places, []
         regions = None if roi is None else self._regions(roi, tiles)
         if regions is not None:
             for tile in [tile for tile in tiles if not regions[tile].any()]:
@@ -121,10 +121,6 @@ class TileBlender:
         self.tile, self.places = tile, places(image, tile, overlap)
         self.total, self.weight = torch.zeros(2, *image, dtype=torch.float32, device="cpu")
         self.share = _ramp(tile[0], overlap).unsqueeze(1) * _ramp(tile[1], overlap)
-
-    def tiles(self) -> Iterator[Tile]:
-        """All tiles, row by row."""
-        yield from self.places
 
     def add(self, place: Tile, tile_map: Tensor) -> None:
         """Blends in a tile's map (h, w)."""

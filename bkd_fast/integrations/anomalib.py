@@ -100,10 +100,7 @@ class NormalPostProcessor(PostProcessor):
             BKDError: the checkpoint has another post-processor, whose numbers mean something else.
         """
         if config.get("class") != type(self).__name__:
-            raise BKDError(
-                "the checkpoint was made with another post-processor: pass the same one as post_processor=…, such as "
-                "Bkd.load_from_checkpoint(path, post_processor=PostProcessor())"
-            )
+            raise BKDError("the checkpoint was made with another post-processor: pass the same one as post_processor=…")
         super().load_checkpoint_config(config)
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -256,18 +253,13 @@ class Bkd(AnomalibModule):
         if trained is not None:
             config = trained.config
             if config.roi is not None and trained.roi is None:
-                raise BKDError(
-                    f"{run} has a mask for each image of its training, and anomalib gives the model none: predict with "
-                    "bkd_fast.Detector"
-                )
+                raise BKDError(f"{run} has a mask for each image, and anomalib none: predict with bkd_fast.Detector")
         elif config.teacher.image_size is None and size is not None:
             config = config.with_changes({"teacher.image_size": size})
         config = config.with_changes(teacher=with_image_size(config.teacher))
         _check_reading(config)
         if size not in (None, config.teacher.size):
-            raise BKDError(
-                f"the pre-processor resizes to {size}, and teacher.image_size is {config.teacher.size}: leave one out"
-            )
+            raise BKDError(f"the pre-processor resizes to {size}, and teacher.image_size is {config.teacher.size}")
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(config.teacher.size)
         elif type(pre_processor) is PreProcessor:
@@ -567,10 +559,7 @@ def _checked_size(pre_processor: PreProcessor | bool) -> tuple[int, int] | None:
     if transform is None:
         return None
     if any(isinstance(step, Normalize) for step in _steps(transform)):
-        raise BKDError(
-            "the pre-processor normalises, and so does Bkd's teacher: leave Normalize out, or take "
-            "Bkd.configure_pre_processor((H, W))"
-        )
+        raise BKDError("the pre-processor normalises, and so does Bkd's teacher: leave Normalize out")
     shape = transform(torch.zeros(1, 3, 1, 1)).shape[-2:]
     return None if tuple(shape) == (1, 1) else (shape[0], shape[1])
 
@@ -578,16 +567,11 @@ def _checked_size(pre_processor: PreProcessor | bool) -> tuple[int, int] | None:
 def _check_reading(config: BKDConfig) -> None:
     """Refuse what only bkd_fast's own reading of images does."""
     if config.teacher.tile is not None:
-        raise BKDError(
-            f"teacher.tile is {config.teacher.tile}, and anomalib's Engine shows the model whole images: leave it out, "
-            "or predict with bkd_fast.Detector"
-        )
+        raise BKDError(f"teacher.tile is {config.teacher.tile}: anomalib has none, predict with bkd_fast.Detector")
     for name in ("integer_white", "float_white"):
         if getattr(config.data, name) is not None:
-            raise BKDError(
-                f"data.{name} is {getattr(config.data, name)}, and anomalib reads images of more than 8 bits in its "
-                "own way: leave it out, or predict with bkd_fast.Detector"
-            )
+            given = f"data.{name} is {getattr(config.data, name)}"
+            raise BKDError(f"{given}, which anomalib's reader does not know: predict with bkd_fast.Detector")
 
 
 def _steps(transform: Transform | None) -> Iterator[Transform]:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -181,30 +182,21 @@ def score(
         _drop_failed(target, folder)
     done = set(_rows(target, folder, ["file"])["file"].to_pylist())
     left = [name for name in names if name not in done]
-    job = _Job(
-        files={name: (run / name).read_bytes() for name in (MANIFEST, *manifest.files)},
-        options={"precision": precision, "max_pixels": max_pixels, "pages": pages, "device": "cuda" if gpus else "cpu"},
-        threshold=threshold,
-        tile=tile,
-        overlap=overlap,
-        threads=cpus,
-        source=source,
-        target=target,
-        out=folder,
-        writer=writer,
-    )
+    files = {name: (run / name).read_bytes() for name in (MANIFEST, *manifest.files)}
+    options = {"precision": precision, "max_pixels": max_pixels, "pages": pages, "device": "cuda" if gpus else "cpu"}
+    job = _Job(files, options, threshold, tile, overlap, cpus, source, target, folder, writer)
     shards = [left[start : start + shard] for start in range(0, len(left), shard)]
     with progress_bar(len(names), "predicting", "image", progress, initial=len(names) - len(left)) as bar:
         for count in _run(job, shards, workers, cpus, gpus):
             bar.update(count)
     rows = _rows(target, folder, ["file", "decision", "error"])
-    files, decisions, errors = (column.to_pylist() for column in rows.columns)
-    if len(set(files)) < len(files) or not set(names) <= set(files):
+    scored, decisions, errors = (column.to_pylist() for column in rows.columns)
+    if len(set(scored)) < len(scored) or not set(names) <= set(scored):
         raise RuntimeError(f"{out} does not have one row of each image: another program has changed it")
-    failed = [file for file, error in zip(files, errors, strict=True) if error is not None]
+    failed = [file for file, error in zip(scored, errors, strict=True) if error is not None]
     if failed:
         log.warning("%d images could not be read; column error says why: %s", len(failed), few(failed))
-    return Scored(len(files), decisions.count("anomalous"), len(failed), len(left))
+    return Scored(len(scored), decisions.count("anomalous"), len(failed), len(left))
 
 
 def train_categories(
@@ -243,12 +235,10 @@ def train_categories(
     with locked(out, sweep=False):
         if not resume and not is_empty(out):
             raise BKDError(f"the output folder {out} is not empty: choose another, or resume=True")
-        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_train)
-        accelerator = "cuda" if gpus else "cpu"
-        waiting = {
-            task.remote(data, out / name, config, categories=[name], accelerator=accelerator, **options): name
-            for name in names
-        }
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(train)
+        # A retried task finds what the one before it has left: a checkpoint, or nothing.
+        begin = partial(task.remote, accelerator="cuda" if gpus else "cpu", resume=True, progress=False, **options)
+        waiting = {begin(data, out / name, config, categories=[name]): name for name in names}
         failed: dict[str, str] = {}
         try:
             while waiting:
@@ -282,11 +272,6 @@ def _category_names(data: Path) -> list[str]:
     return [folder.name for folder in folders if not folder.name.startswith(".")] or [data.name]
 
 
-def _train(data: Path, out: Path, config: BKDConfig | None, **options: Any) -> None:
-    # A retried task finds what the one before it has left: a checkpoint, or nothing.
-    train(data, out, config, resume=True, progress=False, **options)
-
-
 class _Scorer:
     """A worker: one detector, which predicts a shard a call and writes its Parquet file."""
 
@@ -315,7 +300,8 @@ class _Scorer:
             rows = self._predicted(files)
             if _settings(self.job.target, self.job.out)["writer"] != self.job.writer:
                 raise BKDError(f"another program resumes {self.job.out}: this one stops")
-            _write_table(self.job.target, f"{self.job.out}/part-{name}.parquet", pa.Table.from_pylist(rows, SCHEMA))
+            table, path = pa.Table.from_pylist(rows, SCHEMA), f"{self.job.out}/part-{name}.parquet"
+            _write(self.job.target, path, partial(pq.write_table, table))
 
     @contextmanager
     def _attempt(self, name: str, files: Sequence[str]) -> Iterator[None]:
@@ -330,10 +316,7 @@ class _Scorer:
             with target.open_input_stream(path) as stream:
                 died = int(stream.read())
         if died > RETRIES:
-            raise BKDError(
-                f"{died} workers died of the same images, from a damaged one or for lack of memory: "
-                f"{few(files)}. Find the image with a smaller shard, and leave it out"
-            )
+            raise BKDError(f"{died} workers died of the same images (one is damaged, or memory short): {few(files)}")
         _write(target, path, lambda file: file.write(b"%d" % (died + 1)))
         yield
         with suppress(OSError):  # of a worker that was taken for dead and has finished too
@@ -386,9 +369,7 @@ def _run(
     try:
         sent = ray.put(job)
     except TypeError as error:
-        raise BKDError(
-            f"the file system cannot be sent to other machines, as it cannot be pickled: {job.source}"
-        ) from error
+        raise BKDError(f"the file system cannot be pickled and sent to other machines: {job.source}") from error
     dataset: Any = ray.data.from_items([{"files": files} for files in shards], override_num_blocks=len(shards))
     dataset = dataset.map_batches(
         _Scorer,
@@ -441,9 +422,7 @@ def _resolved(path: str | Path, filesystem: FileSystem | None) -> tuple[FileSyst
     try:
         return FileSystem.from_uri(str(path).rstrip("/"))
     except (pa.ArrowInvalid, OSError) as error:
-        raise BKDError(
-            f"{path} cannot be opened ({error}): expected a path, or a URI such as s3://BUCKET/FOLDER"
-        ) from error
+        raise BKDError(f"{path} cannot be opened ({error}): expected a path, or a URI (s3://BUCKET/FOLDER)") from error
 
 
 def _listed(images: Sequence[str | Path], filesystem: FileSystem | None) -> tuple[FileSystem, list[str]]:
@@ -457,9 +436,7 @@ def _listed(images: Sequence[str | Path], filesystem: FileSystem | None) -> tupl
     for given in images:
         own, path = _resolved(given, filesystem)
         if source is not None and own != source:
-            raise BKDError(
-                f"images are on several file systems, {given} on another than those before: score each apart"
-            )
+            raise BKDError(f"{given} is on another file system than the images before it: score each apart")
         source = own
         kind = source.get_file_info(path).type
         if kind == FileType.File:
@@ -502,10 +479,7 @@ def _begin(target: FileSystem, folder: str, settings: Mapping[str, Any], writer:
         before = _settings(target, folder)
         different = [name for name, value in settings.items() if before.get(name) != value]
         if different:
-            raise BKDError(
-                f"{folder} was begun with another {' and '.join(different)}: choose another folder, or resume with the "
-                "same settings"
-            )
+            raise BKDError(f"{folder} was begun with another {' and '.join(different)}: choose another folder")
     content = {**settings, "bkd_fast": __version__, "writer": writer}
     _write(target, f"{folder}/{SETTINGS}", lambda file: file.write(json.dumps(content, indent=2).encode()))
     for entry in entries:  # what killed workers have left
@@ -556,11 +530,7 @@ def _drop_failed(target: FileSystem, folder: str) -> None:
         if kept.num_rows == 0:
             target.delete_file(path)
         elif kept.num_rows < table.num_rows:
-            _write_table(target, path, kept)
-
-
-def _write_table(target: FileSystem, path: str, table: pa.Table) -> None:
-    _write(target, path, lambda file: pq.write_table(table, file))
+            _write(target, path, partial(pq.write_table, kept))
 
 
 def _write(target: FileSystem, path: str, write: Callable[[Any], Any]) -> None:

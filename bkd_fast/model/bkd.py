@@ -203,10 +203,7 @@ class BKD(nn.Module):
         flat = [level.flatten(0, 1) for level in levels]
         if self.config.retrieves:
             if batch[0] != 1:
-                raise BKDError(
-                    f"support of shape {tuple(batch)} + features: retrieving queries choose from one set of images, "
-                    "given as (k, 3, H, W)"
-                )
+                raise BKDError(f"support of shape {tuple(batch)}: queries choose from one set of images (k, 3, H, W)")
             # Some images at a time, so that the bank is never held in float32.
             parts = [
                 [view.half() for view in self.views([level.float() for level in part])]
@@ -336,7 +333,8 @@ class BKD(nn.Module):
         # counts half: it sharpens the map of parts that supports explain, and blurs that of textures.
         targets = [view for views in outputs.values() for view in result.teacher[-len(views) :]]
         weights = [1 / scale for branch in outputs for scale in self.map_scale[branch]]
-        shares = [self._shares(len(views)) for views in outputs.values()]
+        joint = self.config.teacher.levels == "joint"
+        shares = [[0.5, 1.0] if joint and len(views) == 2 else [1.0] * len(views) for views in outputs.values()]
         exponents = [share / (len(outputs) * sum(own)) for own in shares for share in own]
         return _within(self._map(targets, flat, size, weights, exponents), result.region)
 
@@ -349,9 +347,6 @@ class BKD(nn.Module):
             ]
             for branch, views in self.outputs(result).items()
         }
-
-    def _shares(self, views: int) -> list[float]:
-        return [0.5, 1.0] if self.config.teacher.levels == "joint" and views == 2 else [1.0] * views
 
     def _map(
         self,

@@ -108,12 +108,16 @@ def calibrate(
                 candidates.append([_sampled(view, -(-CANDIDATES // count), generator, own) for view in views])
                 origins.append(seen + index)
         seen += len(levels[0])
+    channels = config.teacher.scale == "channel"
     for level, total in enumerate(sums, start=1):
         mean, square = (total / pixels[level - 1]).unbind()
         std = (square - mean.square()).clamp_min(0).sqrt()
         if config.teacher.scale != "none":
             teacher.set_statistics(
-                level, mean.float(), std.float() if config.teacher.scale == "channel" else _shared(std)
+                # One std for all channels is the root of their mean square.
+                level,
+                mean.float(),
+                (std if channels else std.square().mean().sqrt().expand(len(std))).float(),
             )
     if not coreset:
         return
@@ -206,11 +210,6 @@ def _sampled(view: Tensor, limit: int, generator: torch.Generator, region: Tenso
         rows = rows[cells(region, view.shape[2:]).flatten().to(rows.device)]
     chosen = torch.randperm(len(rows), generator=generator)[:limit]
     return rows[chosen.to(rows.device)].half()
-
-
-def _shared(std: Tensor) -> Tensor:
-    """One std for all channels: the root of their mean square."""
-    return std.square().mean().sqrt().float().expand(len(std))
 
 
 def _statistics(model: BKD) -> tuple[list[Tensor], list[Tensor]]:

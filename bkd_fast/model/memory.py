@@ -70,7 +70,9 @@ class SparseMemory(nn.Module):
             read = sparse_memory_attention(query, self.items, self.threshold, self.temperature, self.renormalize)
             return read.permute(0, 3, 1, 2)
         rows = query.flatten(0, 2)
-        chosen = self._nearest(rows, None if exclude is None else _by_pixel(exclude, features))
+        if exclude is not None:
+            exclude = exclude.repeat_interleave(query.shape[1] * query.shape[2], 0)  # (N * H * W, I)
+        chosen = self._nearest(rows, exclude)
         if torch.is_grad_enabled() and (rows.requires_grad or self.items.requires_grad):
             read = combined(rows, self.items, chosen, RIDGE)  # which has a gradient
         else:
@@ -108,8 +110,3 @@ class SparseMemory(nn.Module):
 def _version(tensor: Tensor) -> int | None:
     """Return a number that every write to a tensor changes; None where torch counts none."""
     return None if tensor.is_inference() else tensor._version
-
-
-def _by_pixel(exclude: Tensor, features: Tensor) -> Tensor:
-    """(N, I) -> (N * H * W, I)."""
-    return exclude.repeat_interleave(features.shape[2] * features.shape[3], 0)

@@ -153,10 +153,7 @@ def add_normals(
     """
     manifest = read_category(run)
     if manifest.unified is not None:
-        raise BKDError(
-            "the run is one model of several categories, and of new images it is not known which they show: train "
-            "again with --unified and all images"
-        )
+        raise BKDError("a model of several categories takes no new images: train again with --unified and all images")
     trained = load_trained(run)
     if trained.config.roi is not None and trained.roi is None:
         raise BKDError(f"{run} has a mask for each image of its training: train again with the new images and masks")
@@ -174,10 +171,8 @@ def add_normals(
         learned, held = split_normals(new, config.training.validation_share, config.training.seed)
     former = _former(manifest.source)
     if not new or (former.problem is not None and not held and not can_leave_out(model)):
-        raise BKDError(
-            f"{len(new)} images can be added: expected at least one, or two where the model takes its thresholds from "
-            "images that it has not learned and the former ones are gone"
-        )
+        needed = "one" if former.problem is None or can_leave_out(model) else "two, as the former ones are gone"
+        raise BKDError(f"{len(new)} images can be added: expected at least {needed}")
     if takes_items(model) and any(memory.get_buffer("origin").max() >= manifest.items for memory in model.memories):
         raise BKDError(f"{run} does not fit its manifest: its memory is of more images than it was trained on")
     used = [learned, held] if former.problem else [learned, held, former.train, former.validation]
@@ -329,8 +324,7 @@ def _warn_of_unlike(scores: Sequence[float], samples: Sequence[Sample], before: 
     above = [sample.name for score, sample in order if score > before.scores[-1]]
     if above:
         log.warning(
-            "%d of %d new images score higher than each of the %d normal images so far (p-value %.2g): %s. Good images "
-            "of a new kind do, and so do defects: look at them",
+            "%d of %d new images score higher than each of the %d normal images so far (p-value %.2g): %s",
             len(above), len(samples), len(before.scores), 1 / (len(before.scores) + 1), few(above, count=10),
         )  # fmt: skip
 
@@ -356,8 +350,7 @@ def _warn_of_extreme(
     extreme = [names[image] for image, score in found if image in names and score > limit]
     if extreme:
         log.warning(
-            "%d of %d new images are unlike all other good images (p-value below %g): %s. If one of them shows a "
-            "defect, the run learns it as normal: take it out (--dry-run only looks)",
+            "%d of %d new images are unlike all other good images (p-value below %g); take out those with defects: %s",
             len(extreme), len(names), EXTREME, few(extreme, count=10),
         )  # fmt: skip
 

@@ -54,7 +54,7 @@ def read_begun(path: Path) -> tuple[DataSource, BKDConfig]:
         BKDError: an unreadable file, or another format.
     """
     meta, _ = _read(path)
-    return DataSource.parse(meta.get("source")), BKDConfig.from_dict(_saved_config(path, meta))
+    return DataSource.parse("source", meta.get("source")), BKDConfig.from_dict(_saved_config(path, meta))
 
 
 def load_checkpoint(path: Path, model: BKD, optimizer: torch.optim.Optimizer) -> Progress:

@@ -51,15 +51,9 @@ def check_loggers(loggers: Any) -> list[Any]:
             check_choice("a logger", each, tuple(PACKAGES))
             missing = [package for package in PACKAGES[each] if find_spec(package) is None]
             if missing:
-                raise BKDError(
-                    f"the logger {each!r} needs the package {missing[0]}: pip install 'bkd_fast[{each}]', or leave the "
-                    "logger out"
-                )
+                raise BKDError(f"the logger {each!r} needs the package {missing[0]}: pip install 'bkd_fast[{each}]'")
         elif not all(callable(getattr(each, method, None)) for method in ("log_metrics", "log_hyperparams")):
-            raise BKDError(
-                f"a logger is of type {type(each).__name__}: expected one of {', '.join(map(repr, PACKAGES))}, or a "
-                "logger as Lightning Fabric takes them"
-            )
+            raise BKDError(f"a logger of type {type(each).__name__}: expected Fabric's or one of {', '.join(PACKAGES)}")
     if len(set(names)) < len(names):
         raise BKDError(f"loggers are {', '.join(names)}: expected each name once")
     return given
@@ -160,9 +154,7 @@ def open_loggers(
                 opened.append(SafeLogger(_named(each, folder, runs) if named else each, label, owned=named))
                 opened[-1].open(params)
             except Exception as error:
-                raise BKDError(
-                    f"the logger {label} cannot be opened: {error}. Mend that, or leave the logger out"
-                ) from error
+                raise BKDError(f"the logger {label} cannot be opened: {error}. Fix that or leave it out") from error
         kept = {
             logger.label: logger.version for logger in opened if logger.owned and logger.label in ("mlflow", "wandb")
         }

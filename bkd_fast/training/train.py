@@ -30,7 +30,7 @@ from bkd_fast.data import (
     split_normals,
 )
 from bkd_fast.data.dataset import with_rois
-from bkd_fast.errors import BKDError, check_choice, check_float, check_int
+from bkd_fast.errors import BKDError, check_choice, check_float, check_int, few
 from bkd_fast.files import MANIFEST, checksum, is_empty, locked
 from bkd_fast.model.ambient import settled
 from bkd_fast.model.bottleneck import check_strides
@@ -38,7 +38,7 @@ from bkd_fast.model.teacher import Teacher, with_image_size
 from bkd_fast.training.checkpoint import read_begun
 from bkd_fast.training.loggers import check_loggers, open_loggers
 from bkd_fast.training.sampler import Schedule
-from bkd_fast.training.trainer import CacheBudget, Job, Trainer
+from bkd_fast.training.trainer import Job, Trainer
 from bkd_fast.training.weights import load_weights
 from bkd_fast.version import __version__
 
@@ -105,10 +105,7 @@ def train(
     plugin = _precision(precision, accelerator)
     given = check_loggers(loggers)
     if accelerator == "cuda" and torch.cuda.device_count() < devices:
-        raise BKDError(
-            f"accelerator is 'cuda' and devices {devices}, and torch sees {torch.cuda.device_count()} CUDA devices: "
-            "use fewer devices, or accelerator 'cpu'"
-        )
+        raise BKDError(f"devices is {devices}, and torch sees {torch.cuda.device_count()} CUDA devices: use fewer")
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0  # of the processes that train together
     names: tuple[str, ...] = ()
     if unified:
@@ -124,10 +121,7 @@ def train(
     source = DataSource(str(data.resolve()), "", _absolute(anomalous), _absolute(masks))
     count = len(names or found)
     if config.roi is not None and count > 1 and Path(config.roi.mask or "").is_dir():
-        raise BKDError(
-            f"{config.roi.mask} has a mask for each image, and {data} has {count} categories: train each alone, "
-            "with its own"
-        )
+        raise BKDError(f"{config.roi.mask} has a mask for each image: train each of the {count} categories alone")
     with ExitStack() as stack:
         begun = out.exists()
         if first and begun:  # before anything is read that another process may be writing
@@ -161,10 +155,10 @@ def train(
             loggers=list(opened),
         )
         fabric.launch()
-        cache = CacheBudget(int(cache_gb * 1e9), _path(cache_dir))
         for job, own in jobs:
             if not job.done:
-                Trainer(fabric, own, job, cache, progress, f"{job.name}/" if len(jobs) > 1 else "").run()
+                prefix = f"{job.name}/" if len(jobs) > 1 else ""
+                Trainer(fabric, own, job, int(cache_gb * 1e9), _path(cache_dir), progress, prefix).run()
         if len(jobs) > 1 and fabric.is_global_zero:
             write_manifest(out, {"bkd_fast": __version__, "categories": [job.name for job, _ in jobs]})
         fabric.barrier()
@@ -256,10 +250,7 @@ def _by_category(samples: Sequence[Sample], names: Sequence[str], count: int = 1
     groups = [[sample for sample in samples if sample.name.startswith(f"{name}/")] for name in names]
     for name, group in zip(names, groups, strict=True):
         if len(group) < count:
-            raise BKDError(
-                f"the category {name} has {len(group)} training image(s): expected at least {count} of each category, "
-                "and with --resume the categories that the training was begun with"
-            )
+            raise BKDError(f"the category {name} has {len(group)} training image(s): expected at least {count} of each")
     return groups
 
 
@@ -297,23 +288,14 @@ def _same_files(category: Category, saved: DataSource, folder: Path) -> tuple[li
     by_name = {sample.name: sample for sample in good}
     missing = [name for name in saved.used if name not in by_name]
     if missing:
-        raise BKDError(
-            f"{len(missing)} images that {folder} is being trained on are missing: {', '.join(missing[:5])}. Restore "
-            "them, or train anew into another folder"
-        )
+        raise BKDError(f"{len(missing)} training images of {folder} are missing: {few(missing)}. Restore them")
     records = file_records([by_name[name] for name in saved.used])
     changed = [name for name, record in saved.used.items() if records[name] != record]
     if changed:
-        raise BKDError(
-            f"{len(changed)} images that {folder} is being trained on have changed: {', '.join(changed[:5])}. Restore "
-            "them, or train anew into another folder"
-        )
+        raise BKDError(f"{len(changed)} training images of {folder} have changed: {few(changed)}. Restore them")
     new = sorted(by_name.keys() - saved.used.keys() - saved.test_files.keys())
     if new:
-        log.warning(
-            "%s: %d images are new since the training began and are not trained on: %s",
-            category.name, len(new), ", ".join(new[:5]),
-        )  # fmt: skip
+        log.warning("%s: %d images are new since the training began: %s", category.name, len(new), few(new))
     return [by_name[name] for name in saved.train_files], [by_name[name] for name in saved.validation_files]
 
 

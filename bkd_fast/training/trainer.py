@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from bkd_fast.artifact import CHECKPOINT, LOG, Calibration, DataSource, Manifest, save_trained
 from bkd_fast.config import BKDConfig, SampledSupport
-from bkd_fast.data import ImageDataset, Sample, augment, draw_support, shrink_roi
+from bkd_fast.data import ImageDataset, Sample, draw_support, shrink_roi
+from bkd_fast.data.augment import augment
 from bkd_fast.data.progress import counted, is_watched, progress_bar
 from bkd_fast.errors import BKDError
 from bkd_fast.model import BKD
@@ -62,18 +63,12 @@ class Job:
         return [self.categories.index(sample.name.partition("/")[0]) for sample in samples]
 
 
-@dataclass(frozen=True)
-class CacheBudget:
-    """Size of the teacher-feature cache in bytes, and its folder (None: in memory)."""
-
-    bytes: int
-    folder: Path | None = None
-
-
 class Trainer:
     """Trains one category; :meth:`run` once.
 
     Args:
+        cache_bytes: size of the teacher-feature cache.
+        cache_dir: its folder; None: in memory.
         prefix: of the names of metrics that fabric's loggers get.
     """
 
@@ -82,7 +77,8 @@ class Trainer:
         fabric: Fabric,
         config: BKDConfig,
         job: Job,
-        cache: CacheBudget,
+        cache_bytes: int,
+        cache_dir: Path | None,
         progress: bool | None,
         prefix: str = "",
     ) -> None:
@@ -95,24 +91,20 @@ class Trainer:
             self.model.set_roi(shrink_roi(job.roi, config.teacher.size))
         self.learned = self.model.learned_branches()
         self.optimizer: Any = make_optimizer(self.model, config) if self.learned else None
-        self.features = self._source(job.train, cache)
-        self.validation = self._source(job.validation, cache)
+        self.features, self.validation = (
+            FeatureSource(
+                ImageDataset(samples, config.teacher.size, config.teacher.tile or 0, config.data, job.roi),
+                self.model.teacher,
+                fabric.device,
+                int(len(samples) / (len(job.train) + len(job.validation)) * cache_bytes),
+                folder=cache_dir,
+            )
+            for samples in (job.train, job.validation)
+        )
         self.count = len(self.features.dataset)  # images, or their tiles
         self.schedule = Schedule(self.count, config, rank=fabric.global_rank, world=fabric.world_size)
         self.checkpoint = job.folder / CHECKPOINT
         self.saved_at = time.monotonic()
-
-    def _source(self, samples: list[Sample], cache: CacheBudget) -> FeatureSource:
-        share = len(samples) / (len(self.job.train) + len(self.job.validation))
-        return FeatureSource(
-            ImageDataset(
-                samples, self.config.teacher.size, self.config.teacher.tile or 0, self.config.data, self.job.roi
-            ),
-            self.model.teacher,
-            self.fabric.device,
-            int(share * cache.bytes),
-            folder=cache.folder,
-        )
 
     def run(self) -> None:
         """Train to the end, calibrate on the validation normals and write the category's folder."""
@@ -346,11 +338,7 @@ class Trainer:
                     self.model, measured, labels, self.job.categories, bank, false_alarms
                 )
             if measured.duplicates:
-                log.info(
-                    "%s: %d training images are near duplicates of others; none was compared with its own",
-                    self.job.name,
-                    measured.duplicates,
-                )
+                log.info("%s: %d training images are near duplicates of others", self.job.name, measured.duplicates)
             of_each = {"": calibration}
             if unified is not None:
                 of_each = {f"{name}/": own for name, own in zip(unified.names, unified.calibrations, strict=True)}

@@ -454,7 +454,7 @@ def test_files_that_a_run_used_are_no_test_images(plain, tmp_path, caplog):
         (after,) = find_categories(plain, anomalous=bad, used=used)
     good = {sample.name for sample in after.test if not sample.label}
     assert good == {*(sample.name for sample in before.test if not sample.label), "new.png"}
-    assert "copies of images that the run was trained on" in caplog.text
+    assert "are copies of training images" in caplog.text
     assert "copy.png" in caplog.text
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from bkd_fast.cli import data as command
 from bkd_fast.cli import main
-from bkd_fast.data import find_categories, load_mask, public
+from bkd_fast.data import find_categories, public
+from bkd_fast.data.image import load_mask
 from bkd_fast.data.public import SETS, VISA_COLUMNS, arrange, check_download, count
 from bkd_fast.errors import BKDError
 from bkd_fast.files import locked

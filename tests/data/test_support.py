@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from bkd_fast.data.support import draw_support, load_support, save_support
 from bkd_fast.errors import BKDError
@@ -60,36 +59,6 @@ def test_saved_images_are_loaded_exactly_and_in_order(tmp_path):
 def test_loading_at_another_size_resizes(tmp_path):
     save_support(tmp_path / "support", pictures(2))
     assert load_support(tmp_path / "support", (32, 20)).shape == (2, 3, 32, 20)
-
-
-def test_saving_replaces_the_folder_whole(tmp_path):
-    folder = tmp_path / "support"
-    save_support(folder, pictures(4))
-    (folder / "stale.png").write_bytes(b"")
-    images = pictures(2, seed=1)
-    save_support(folder, images)
-    assert sorted(path.name for path in folder.iterdir()) == ["000.png", "001.png"]
-    assert torch.equal(load_support(folder, (10, 14)), as_tensor(images))
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_failed_write_keeps_the_old_images_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    folder, images = tmp_path / "support", pictures(3)
-    save_support(folder, images)
-    save, written = Image.Image.save, []
-
-    def full_disk(image, path, *args, **kwargs):
-        if written:
-            raise OSError("no space left on device")
-        written.append(path)
-        save(image, path, *args, **kwargs)
-
-    monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        save_support(folder, pictures(3, seed=1))
-    assert written
-    assert list(tmp_path.iterdir()) == [folder]
-    assert torch.equal(load_support(folder, (10, 14)), as_tensor(images))
 
 
 @pytest.mark.parametrize("exists", [True, False])

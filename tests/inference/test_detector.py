@@ -117,7 +117,7 @@ def test_tiles_are_images_of_their_own(detector, kind):
     [
         ({"tile": 0}, "expected the height and width of tiles"),
         ({"tile": (10, 20, 30)}, "expected the height and width of tiles"),
-        ({"tile": 20, "overlap": 20}, "overlap is 20: expected a number of pixels from 0 to less than a tile"),
+        ({"tile": 20, "overlap": 20}, "overlap is 20: expected 0 to less than a tile"),
         ({"tile": 20, "overlap": -1}, "overlap is -1"),
         ({"tile": (73, 20)}, "000.png: an image of 72 x 80 pixels is smaller than a tile of 73 x 20"),
     ],
@@ -285,7 +285,7 @@ def test_compiled_is_the_same(detector, tiny_run, tiny_data, picture):
 
 @pytest.mark.parametrize(
     ("mode", "message"),
-    [("fast", "expected None or one of default, "), ("reduce-overhead", "records CUDA graphs, and the device is cpu")],
+    [("fast", "expected None or one of default, "), ("reduce-overhead", "is for CUDA, and the device is cpu")],
 )
 def test_other_modes_of_compilation_are_refused(tiny_run, mode, message):
     with pytest.raises(BKDError, match=message):

@@ -16,7 +16,7 @@ def test_a_map_that_is_cut_into_tiles_is_blended_into_itself(whole, part, overla
     overlap = min(overlap, min(tile) - 1)
     expected = torch.rand(whole)
     mosaic = TileBlender(whole, tile, overlap)
-    places = list(mosaic.tiles())
+    places = mosaic.places
     for place in places:
         top, left = place
         assert 0 <= top <= whole[0] - tile[0]
@@ -31,8 +31,8 @@ def test_a_map_that_is_cut_into_tiles_is_blended_into_itself(whole, part, overla
 
 def test_a_tile_counts_the_less_the_nearer_its_edge_is():
     mosaic = TileBlender((1, 12), (1, 8), 3)
-    assert [place.left for place in mosaic.tiles()] == [0, 4]
-    for value, place in enumerate(mosaic.tiles()):
+    assert [place.left for place in mosaic.places] == [0, 4]
+    for value, place in enumerate(mosaic.places):
         mosaic.add(place, torch.full((1, 8), float(value)))
     found = mosaic.blended()[0]
     assert found[:4].tolist() == [0] * 4

@@ -43,7 +43,7 @@ def test_the_scale_is_logarithmic_clipped_and_fixed():
         (2, 1, True, "low first"),
         (0, np.inf, False, "finite"),
         (np.nan, 1, True, "finite"),
-        (0, 1, True, "cannot start at 0"),
+        (0, 1, True, "logarithmic heat scale from 0"),
     ],
 )
 def test_unusable_scales_are_refused(low, high, log, message):
