@@ -64,23 +64,19 @@ def faults(kernels: Sequence[Kernel]) -> list[str]:
                 messages.append(f"{label} needs {need} {what}, allowed are {limit}")
     for name, architecture in sorted(set(allowed) - {(kernel.name, kernel.architecture) for kernel in kernels}):
         messages.append(f"{name} on {architecture} has a budget and does not exist")
-    for name, instruction, first in read_instructions():
-        own = [kernel for kernel in kernels if kernel.name.startswith(name) and int(kernel.architecture) >= first]
-        if not any(kernel.name.startswith(name) for kernel in kernels):
-            messages.append(f"no kernel begins with {name}")
-        messages += [
-            f"{kernel.name} on {kernel.architecture} has no {instruction}"
-            for kernel in own
-            if instruction not in kernel.instructions
-        ]
-    for name, first, most in read_issue():
-        own = [kernel for kernel in kernels if kernel.name.startswith(name) and int(kernel.architecture) >= first]
-        if not any(kernel.name.startswith(name) for kernel in kernels):
-            messages.append(f"no kernel begins with {name}")
-        messages += [
-            f"{kernel.name} on {kernel.architecture} issues {kernel.issued} instructions per tensor-core instruction, "
-            f"allowed are {most}"
-            for kernel in own
-            if not 0 < kernel.issued <= most
-        ]
+    instructions, issue = read_instructions(), read_issue()
+    messages += [
+        f"no kernel begins with {prefix}"
+        for prefix in sorted({row[0] for row in (*instructions, *issue)})
+        if not any(kernel.name.startswith(prefix) for kernel in kernels)
+    ]
+    for kernel in kernels:
+        label, architecture = f"{kernel.name} on {kernel.architecture}", int(kernel.architecture)
+        for prefix, instruction, first in instructions:
+            if kernel.name.startswith(prefix) and architecture >= first and instruction not in kernel.instructions:
+                messages.append(f"{label} has no {instruction}")
+        for prefix, first, most in issue:
+            if kernel.name.startswith(prefix) and architecture >= first and not 0 < kernel.issued <= most:
+                ratio = f"{kernel.issued} instructions per tensor-core instruction"
+                messages.append(f"{label} issues {ratio}, allowed are {most}")
     return messages
