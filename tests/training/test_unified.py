@@ -87,7 +87,7 @@ def test_training_scores_are_those_of_the_detector(run, products):
         assert files
         for path in files:
             score = detector(products / name / "train/good" / path.partition("/")[2]).score
-            assert min(abs(score - other) for other in detector.unified.calibrations[number].scores) < 1e-3
+            assert min(abs(score - other) for other in detector.unified.calibrations[number].scores) < 2e-2
 
 
 def test_scores_are_less_what_the_supports_score(run, products):
@@ -191,7 +191,7 @@ def test_one_mask_is_for_the_images_of_all_categories(run, products, tiny_defaul
     for number, name in enumerate(NAMES):
         for path in (path for path in source.validation_files if path.startswith(f"{name}/")):
             score = detector(products / name / "train/good" / path.partition("/")[2]).score
-            assert min(abs(score - other) for other in detector.unified.calibrations[number].scores) < 1e-2
+            assert min(abs(score - other) for other in detector.unified.calibrations[number].scores) < 2e-2
     metrics = evaluate(tmp_path / "run", out=tmp_path / "out", progress=False)
     assert [metrics["categories"][name]["nearest"][name] for name in NAMES] == [1.0, 1.0]
     predict(tmp_path / "run", [products / "stripes/test"], tmp_path / "predicted", progress=False)
