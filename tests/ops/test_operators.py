@@ -114,9 +114,10 @@ def test_a_gradient_is_refused(name):
     arguments = sample(name)
     (input, *others) = tensors(arguments)
     output = of_tensors(name, arguments)(input.requires_grad_(), *others)
-    if output.is_floating_point():
-        with pytest.raises(RuntimeError, match=f"{name} has no gradient: .* torch.no_grad"):
-            output.sum().backward()
+    if not output.is_floating_point():
+        pytest.skip("its results are indices")
+    with pytest.raises(RuntimeError, match=f"{name} has no gradient.* torch.no_grad"):
+        output.sum().backward()
 
 
 @pytest.mark.parametrize("name", NAMES)
