@@ -66,13 +66,8 @@ class Case(NamedTuple):
             named.append("random weights")
         if self.method == "efficientad" and self.settings.imagenet is None:
             named.append("without penalty")
-        values = (
-            METHODS[self.method].name,
-            self.category,
-            str(config.training.seed),
-            config.teacher.name,
-            "; ".join(named),
-        )
+        seed, teacher = str(config.training.seed), config.teacher.name
+        values = (METHODS[self.method].name, self.category, seed, teacher, "; ".join(named))
         return dict(zip(FIELDS, values, strict=True))
 
 
@@ -114,13 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 (default: %(default)s)")
     parser.add_argument("--peer-epochs", type=int, help="of other trained methods (default: each one's own)")
     parser.add_argument("--coreset", type=float, help="PatchCore's share of patches (default: 0.01)")
-    parser.add_argument(
-        "--option",
-        nargs="+",
-        default=[],
-        metavar="METHOD.NAME=VALUE",
-        help="e.g. differnet.views=64 us.students=5",
-    )
+    option = {"metavar": "METHOD.NAME=VALUE", "help": "e.g. differnet.views=64 us.students=5"}
+    parser.add_argument("--option", nargs="+", default=[], **option)
     parser.add_argument("--efficientad-weights", type=Path, metavar="FILE", help=f"EfficientAd's teacher, {PDN_FILE}")
     parser.add_argument(
         "--imagenet-folder", type=Path, metavar="DIR", help="images for EfficientAd's penalty (default: no penalty)"

@@ -53,12 +53,8 @@ def half(calibration: Calibration, normal: np.ndarray, generator: np.random.Gene
     order, scores = generator.permutation(len(normal)), generator.permutation(calibration.scores)
     count = len(normal) // 2
     known = NormalScores(calibration.source, scores[:count].tolist(), scores[:count].tolist())
-    reference = Calibration.of(
-        known,
-        calibration.normal_level,
-        calibration.false_alarms,
-        statistics_of(torch.from_numpy(normal[order[:count]])),
-    )
+    statistics = statistics_of(torch.from_numpy(normal[order[:count]]))
+    reference = Calibration.of(known, calibration.normal_level, calibration.false_alarms, statistics)
     return reference, list(zip(scores[count:], normal[order[count:]], strict=False))
 
 

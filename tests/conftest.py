@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,20 @@ import tiny
 from bkd_fast.config import BKDConfig
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    """Caches of compilers, unpacked exports and what else is left in the folder of temporary files go at the end."""
+    folder = config._tmp_path_factory.mktemp("left")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TMPDIR", str(folder))
+    patch.setattr(tempfile, "tempdir", None)
+    config.add_cleanup(patch.undo)
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> BKDConfig:
-    """ResNet-18 with random weights at 64 x 64: the default model, its match refined by an alignment that learns."""
+    """A small ResNet of random weights at 64 x 64: the default model, its match refined by an alignment that learns."""
     return BKDConfig().with_changes({"alignment.kernel": "full", **tiny.TINY})
 
 
@@ -64,6 +77,12 @@ def tiny_student_run(tiny_data, tiny_student, tmp_path_factory) -> Path:
 def any_run(request) -> Path:
     """Each of the three."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def run(tiny_default_run, tmp_path) -> Path:
+    """A copy of the run that is as by default, to change."""
+    return shutil.copytree(tiny_default_run, tmp_path / "run")
 
 
 def _trained(data: Path, tmp_path_factory, config: BKDConfig) -> Path:

@@ -1,9 +1,9 @@
 """Ablations: which variants there are, runs that are done once, and what the tables say."""
 
-import csv
 import json
 
 import pytest
+from tiny import rows_of
 
 from bkd_fast.ablation import ablate, grid_variants, table_variants
 from bkd_fast.ablation.results import render, summarize
@@ -116,8 +116,7 @@ def finished(tiny_data, tiny_config, tmp_path_factory):
 @pytest.mark.slow
 def test_every_run_is_a_row_and_the_page_says_how(finished):
     out, _, page = finished
-    with (out / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(out, "results.csv")
     assert {(row["support.shots"], row["seed"], row["branch"]) for row in rows} == {
         (shots, seed, branch) for shots in "12" for seed in "01" for branch in ("both", "forward", "reverse")
     }

@@ -16,7 +16,6 @@ import pytest
 from bkd_fast.artifact import FORMAT, MANIFEST, _digest, category_folders, load_trained, read_category
 from bkd_fast.errors import BKDError
 from bkd_fast.inference.detector import Detector
-from bkd_fast.training.train import train
 
 ODD = (
     None, True, -1, 0, 1e308, 10**400, 2**63, "", ".", "..", "../../victim", "/etc/passwd", "a/b", "a\\b", "C:x", "\0",
@@ -161,17 +160,10 @@ def fuzz(run, seed, count):
     return refused, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-@pytest.fixture(scope="module")
-def small_run(tiny_data, tiny_default, tmp_path_factory):
-    """A run with the smallest teacher that timm has."""
-    config = tiny_default.with_changes({"teacher.name": "test_resnet"})
-    return train(tiny_data, tmp_path_factory.mktemp("small") / "run", config, progress=False)
-
-
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_whatever_is_wrong_with_a_run_is_one_error_and_little_memory(count, small_run, tmp_path):
+def test_whatever_is_wrong_with_a_run_is_one_error_and_little_memory(count, tiny_default_run, tmp_path):
     """In a process of its own, whose peak memory is the loading's."""
-    run = shutil.copytree(small_run, tmp_path / "run")
+    run = shutil.copytree(tiny_default_run, tmp_path / "run")
     code = f"import test_artifact; print(*test_artifact.fuzz(test_artifact.Path({str(run)!r}), {count}, {count}))"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent
@@ -182,14 +174,14 @@ def test_whatever_is_wrong_with_a_run_is_one_error_and_little_memory(count, smal
     assert megabytes < 1000, megabytes
 
 
-def test_a_run_that_was_copied_is_the_same(small_run, tmp_path, tiny_data):
-    copied = shutil.copytree(small_run, tmp_path / "elsewhere")
+def test_a_run_that_was_copied_is_the_same(tiny_default_run, tmp_path, tiny_data):
+    copied = shutil.copytree(tiny_default_run, tmp_path / "elsewhere")
     image = tiny_data / "test/hole/000.png"
-    assert Detector.load(copied)(image).score == Detector.load(small_run)(image).score
+    assert Detector.load(copied)(image).score == Detector.load(tiny_default_run)(image).score
 
 
-def test_a_manifest_says_which_files_were_used_for_what(small_run, tiny_data):
-    source = read_category(small_run).source
+def test_a_manifest_says_which_files_were_used_for_what(tiny_default_run, tiny_data):
+    source = read_category(tiny_default_run).source
     files = {path.name: path for path in (tiny_data / "train/good").iterdir()}
     assert source.used.keys() == files.keys()
     assert not source.train_files.keys() & source.validation_files.keys()
@@ -197,8 +189,8 @@ def test_a_manifest_says_which_files_were_used_for_what(small_run, tiny_data):
         assert record == (files[name].stat().st_size, hashlib.sha256(files[name].read_bytes()).hexdigest())
 
 
-def test_changing_any_byte_of_the_manifest_is_noticed(small_run, tmp_path):
-    run = shutil.copytree(small_run, tmp_path / "run")
+def test_changing_any_byte_of_the_manifest_is_noticed(tiny_default_run, tmp_path):
+    run = shutil.copytree(tiny_default_run, tmp_path / "run")
     text = (run / MANIFEST).read_text()
     threshold = re.search(r'"threshold": (\S+),', text)
     (run / MANIFEST).write_text(text.replace(threshold.group(1), "0.125"))

@@ -46,18 +46,8 @@ def test_info_says_what_runs_where(capsys):
 
 def test_training_from_the_command_line(tiny_data, tmp_path, capsys):
     out = tmp_path / "run"
-    arguments = ["train", str(tiny_data), "--out", str(out), "--teacher", "resnet18", "--weights", "none"]
-    small = [
-        "--image-size",
-        "64",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "4",
-        "--set",
-        "memory.items=16",
-        "anomaly_map.sigma=2",
-    ]
+    arguments = ["train", str(tiny_data), "--out", str(out), "--teacher", "test_resnet", "--weights", "none"]
+    small = ["--image-size", "64", "--epochs", "1", "--set", "memory.items=16", "anomaly_map.sigma=2"]
     assert main([*arguments, *small]) == 0
     assert f"bkd-fast evaluate {out}" in capsys.readouterr().out
     config = BKDConfig.from_toml((out / "config.toml").read_text())

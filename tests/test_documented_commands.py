@@ -29,17 +29,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n+)?^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = {page: BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES}
 EXTRAS = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-USERS = (
-    "train",
-    "demo",
-    "tensorboard",
-    "ray",
-    "export",
-    "anomalib",
-    "ablate",
-    "serve",
-    "examples",
-)  # extras that are not for work on the package
+# Extras that are not for work on the package.
+USERS = ("train", "demo", "tensorboard", "ray", "export", "anomalib", "ablate", "serve", "examples")
 # Appended to what would take minutes.
 SMALLER = {
     "train": "--image-size 64",

@@ -1,6 +1,5 @@
 """What surrounds the results: one writer a folder, full and read-only disks, odd names, leftovers, resuming."""
 
-import csv
 import errno
 import json
 import logging
@@ -12,9 +11,9 @@ import sys
 import time
 from importlib import import_module
 
-import numpy as np
 import pytest
 from PIL import Image
+from tiny import picture, rows_of
 
 from bkd_fast import files
 from bkd_fast.artifact import load_trained
@@ -26,28 +25,6 @@ from bkd_fast.training.train import train
 training = import_module("bkd_fast.training.train")
 
 TRAIN = ["--teacher", "test_resnet", "--weights", "none", "--image-size", "64", "--set", "memory.items=16"]
-
-
-@pytest.fixture(scope="module")
-def small_run(tiny_data, tiny_default, tmp_path_factory):
-    config = tiny_default.with_changes({"teacher.name": "test_resnet"})
-    return train(tiny_data, tmp_path_factory.mktemp("small") / "run", config, progress=False)
-
-
-@pytest.fixture
-def run(small_run, tmp_path):
-    return shutil.copytree(small_run, tmp_path / "run")
-
-
-def picture(path, tone=90):
-    pixels = np.random.default_rng(tone).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, format="PNG")
-    return path
-
-
-def rows_of(out):
-    with open(out / "scores.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def writing(run, data, out):
@@ -130,14 +107,8 @@ def test_a_folder_that_refuses_to_be_written_is_one_sentence(command, run, tiny_
 
 
 def test_two_trainings_into_one_folder_do_not_mix(tiny_data, tmp_path):
-    arguments = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "bkd_fast",
-        *writing(tmp_path, tiny_data, tmp_path / "run")["train"],
-    ]
+    command = writing(tmp_path, tiny_data, tmp_path / "run")["train"]
+    arguments = [sys.executable, "-W", "ignore", "-m", "bkd_fast", *command]
     both = [subprocess.Popen([*arguments, "--seed", seed], stderr=subprocess.PIPE, text=True) for seed in "01"]
     errors = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1], errors
@@ -157,7 +128,7 @@ def test_a_folder_that_another_training_makes_meanwhile_is_not_taken(tiny_data, 
 
     monkeypatch.setattr(training, "check_samples", other)
     with pytest.raises(BKDError, match="not empty"):
-        train(tiny_data, out, tiny_default.with_changes({"teacher.name": "test_resnet"}))
+        train(tiny_data, out, tiny_default)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {"model.safetensors": b"of another process"}
 
 
@@ -187,13 +158,8 @@ def test_images_with_odd_names_are_predicted_and_evaluated(run, tmp_path, make_c
     # pytest-xdist cannot send captured names that are not UTF-8.
     monkeypatch.setattr(logging.getLogger("bkd_fast"), "propagate", False)
     data = make_category(tmp_path / "tile", bad=1)
-    names = [
-        b"caf\xe9.png",
-        b"a" * 246 + b".png",
-        "ü".encode() * 123 + b".png",
-        b"new\nline.png",
-        b'comma, "quote".png',
-    ]
+    names = [b"caf\xe9", b"a" * 246, "ü".encode() * 123, b"new\nline", b'comma, "quote"']
+    names = [name + b".png" for name in names]
     for name in names:
         picture(os.path.join(os.fsencode(data / "test/hole"), name).decode(errors="surrogateescape"))
     assert main(["predict", str(run), str(data / "test/hole"), "--out", str(tmp_path / "out")]) == 0
@@ -284,7 +250,7 @@ def test_an_image_smaller_than_a_tile_is_that_images_error(run, tmp_path, capsys
 
 def test_epochs_are_logged_where_nobody_watches(tiny_data, tiny_config, tmp_path, caplog):
     with caplog.at_level("INFO", "bkd_fast"):
-        train(tiny_data, tmp_path / "run", tiny_config.with_changes({"teacher.name": "test_resnet"}))
+        train(tiny_data, tmp_path / "run", tiny_config)
     lines = [record.getMessage() for record in caplog.records if "epoch" in record.getMessage()]
     assert [line.split(",")[0] for line in lines] == ["tile: epoch 1 of 2", "tile: epoch 2 of 2"]
     assert all("validation loss" in line for line in lines)

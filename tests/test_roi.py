@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -30,13 +31,7 @@ ROI[4:68, 4:44] = True
 KINDS = {
     "whole": {},
     "tiles": {"teacher.tile": 48, "support.shots": 2},
-    "student": {
-        "teacher.levels": "separate",
-        "student": "on",
-        "alignment": "on",
-        "training.epochs": 1,
-        "support": "sampled",
-    },
+    "student": {"teacher.levels": "separate", "student": "on", "alignment": "on", "support": "sampled"},
 }
 
 
@@ -52,18 +47,7 @@ def mask(tmp_path_factory):
 
 
 def config(mask, kind="whole"):
-    return BKDConfig().with_changes(
-        {
-            "teacher.name": "test_resnet",
-            "teacher.weights": "none",
-            "teacher.image_size": (64, 64),
-            "memory.items": 16,
-            "training.validation_share": 0.2,
-            "training.batch_size": 4,
-            "roi.mask": str(mask),
-            **KINDS[kind],
-        }
-    )
+    return BKDConfig().with_changes({**tiny.TINY, "roi.mask": str(mask), **KINDS[kind]})
 
 
 @pytest.fixture(scope="session")
@@ -125,29 +109,10 @@ def test_a_run_of_whole_images_predicts_tiles_of_the_region(runs, good):
     assert (normal.anomaly_map[ROI] > 0).mean() > 0.9
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_outside_is_not_learned(kind, runs, tiny_data, mask, tmp_path):
-    data = shutil.copytree(tiny_data, tmp_path / "tile")
-    for index, path in enumerate(sorted((data / "train/good").iterdir())):
-        image = load_image(path)
-        noise = np.random.default_rng(index).integers(0, 255, image.shape, np.uint8)
-        write(path, np.where(ROI[..., None], image, noise))
-    other = load_trained(train(data, tmp_path / "run", config(mask, kind), progress=False))
-    trained = load_trained(runs[kind])
-    assert np.array_equal(trained.roi, ROI)
-    assert other.calibration == trained.calibration
-    for key, value in trained.model.state_dict().items():
-        assert torch.equal(value, other.model.state_dict()[key]), key
-    for one, two in zip(trained.support, other.support, strict=True):
-        assert torch.equal(one, two)
-
-
 def test_statistics_and_items_are_of_features_inside():
-    changes = {"teacher.name": "test_resnet", "teacher.weights": "none", "teacher.image_size": (64, 64)}
     torch.manual_seed(0)
-    model = BKD(
-        BKDConfig().with_changes({**changes, "teacher.levels": "separate", "memory.items": 30}), weights=None
-    ).eval()
+    config = BKDConfig().with_changes({**tiny.TINY, "teacher.levels": "separate", "memory.items": 30})
+    model = BKD(config, weights=None).eval()
     roi = torch.zeros(64, 64, dtype=torch.bool)
     roi[:32, :16] = True
     model.set_roi(roi)
@@ -357,18 +322,23 @@ def test_a_mask_for_each_image(kind, each_runs, masks, good, tiny_data, tmp_path
         export(run, "pt2", tmp_path / "model.pt2")
 
 
-@pytest.mark.parametrize("kind", ["whole", "tiles"])
-def test_what_is_outside_of_each_mask_is_not_learned(kind, each_runs, masks, tiny_data, tmp_path):
+@pytest.mark.parametrize(("kind", "each"), [*((kind, False) for kind in KINDS), ("whole", True), ("tiles", True)])
+def test_what_is_outside_is_not_learned(kind, each, runs, each_runs, mask, masks, tiny_data, tmp_path):
+    """``each``: with a mask for each image."""
     data = shutil.copytree(tiny_data, tmp_path / "tile")
     for index, path in enumerate(sorted((data / "train/good").iterdir())):
-        image = load_image(path)
+        image, region = load_image(path), shifted(index) if each else ROI
         noise = np.random.default_rng(index).integers(0, 255, image.shape, np.uint8)
-        write(path, np.where(shifted(index)[..., None], image, noise))
-    other = load_trained(train(data, tmp_path / "run", config(masks / "train", kind), progress=False))
-    trained = load_trained(each_runs[kind])
+        write(path, np.where(region[..., None], image, noise))
+    chosen = config(masks / "train" if each else mask, kind)
+    other = load_trained(train(data, tmp_path / "run", chosen, progress=False))
+    trained = load_trained((each_runs if each else runs)[kind])
+    assert each or np.array_equal(trained.roi, ROI)
     assert other.calibration == trained.calibration
     for key, value in trained.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[key]), key
+    for one, two in zip(trained.support, other.support, strict=True):
+        assert torch.equal(one, two)
 
 
 def test_masks_that_do_not_fit_the_images(masks, runs, tiny_data, good, tmp_path):

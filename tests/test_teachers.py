@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 
 from bkd_fast.cli import main
 from bkd_fast.config import BKDConfig
@@ -33,18 +34,8 @@ FAST = ("test_efficientnet", "test_convnext", "test_vit")  # exported in the slo
 
 
 def configured(name, size, changes=None):
-    return BKDConfig().with_changes(
-        {
-            "teacher.name": name,
-            "teacher.weights": "none",
-            "teacher.image_size": None if size is None else (size, size),
-            "memory.items": 16,
-            "training.epochs": 1,
-            "training.batch_size": 4,
-            "training.validation_share": 0.2,
-            **(changes or {}),
-        }
-    )
+    own = {"teacher.name": name, "teacher.image_size": None if size is None else (size, size), "training.epochs": 1}
+    return BKDConfig().with_changes({**tiny.TINY, **own, **(changes or {})})
 
 
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=slow) for name in TEACHERS])
@@ -76,20 +67,15 @@ def agrees(run, format, folder):
 
 
 BLOCKS = {"teacher.layers": ["blocks.1", 3, -1]}  # of equal stride
-SEPARATE = {"teacher.levels": "separate"}
+SEPARATE, ALIGNED = {"teacher.levels": "separate"}, {"alignment.kernel": "full"}
+ATTENTION = {"memory.read": "attention", "memory.learned": True}
 PARTS = {
     "three levels": BLOCKS,
     "one level": {"teacher.layers": [2]},
     "five levels": {"teacher.layers": [0, 1, 2, 3, 4]},
     "compared one by one": {**BLOCKS, **SEPARATE},
-    "aligned": {**BLOCKS, "alignment.kernel": "full"},
-    "aligned one by one, memory by attention": {
-        **BLOCKS,
-        **SEPARATE,
-        "alignment.kernel": "full",
-        "memory.read": "attention",
-        "memory.learned": True,
-    },
+    "aligned": {**BLOCKS, **ALIGNED},
+    "aligned one by one, memory by attention": {**BLOCKS, **SEPARATE, **ALIGNED, **ATTENTION},
     "sampled supports": {**BLOCKS, **SEPARATE, "support": "sampled", "alignment": "on", "alignment.cascade": "product"},
     "cosines": {**BLOCKS, **SEPARATE, "anomaly_map.distance": "cosine", "anomaly_map.fusion": "sum"},
 }

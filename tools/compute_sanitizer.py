@@ -21,19 +21,7 @@ def main(arguments: list[str]) -> int:
     tools = (arguments.pop(0),) if arguments and arguments[0] in TOOLS else TOOLS
     for name in tools:
         print(f"compute-sanitizer: {name}", flush=True)
-        command = [
-            tool,
-            "--tool",
-            name,
-            "--error-exitcode",
-            "1",
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            str(tests),
-        ]
+        command = [tool, "--tool", name, "--error-exitcode", "1", sys.executable, "-m", "pytest", "-q", "-x", tests]
         if subprocess.run([*command, "-k", "agree", *arguments]).returncode:
             return 1
     return 0

@@ -36,14 +36,8 @@ def patchcore(data: ImageDataset, settings: Settings, *, coreset: float = 0.01) 
     layers, normalize = _layers(settings)
     with without_downloads():
         model = PatchcoreModel(layers=layers[1:], backbone=settings.config.teacher.name, pre_trained=False)
-    _load(model.feature_extractor.feature_extractor, settings)
-    model.train()
-    model.feature_extractor.eval()
-    with torch.no_grad():
-        for images in batches(data, shuffle=False):
-            model(normalize(images))
+    _collect(model, data, normalize, settings)
     model.memory_bank = select_coreset(torch.vstack(model.embedding_store), coreset)
-    model.eval()
     return _predict(model, normalize), model.memory_bank.nbytes / 1e6
 
 
@@ -81,20 +75,11 @@ def padim(data: ImageDataset, settings: Settings, *, features: int = 100) -> Mad
     layers, normalize = _layers(settings)
     available = sum(Teacher(settings.config.teacher).channels)
     with without_downloads():
-        model = PadimModel(
-            layers=layers,
-            backbone=settings.config.teacher.name,
-            pre_trained=False,
-            n_features=min(features, available),
-        )
-    _load(model.feature_extractor.feature_extractor, settings)
-    model.train()
-    model.feature_extractor.eval()
+        name, kept = settings.config.teacher.name, min(features, available)
+        model = PadimModel(layers=layers, backbone=name, pre_trained=False, n_features=kept)
+    _collect(model, data, normalize, settings)
     with torch.no_grad():
-        for images in batches(data, shuffle=False):
-            model(normalize(images))
         model.fit()
-    model.eval()
     return _predict(model, normalize), (model.gaussian.mean.nbytes + model.gaussian.inv_covariance.nbytes) / 1e6
 
 
@@ -239,6 +224,16 @@ def _load(network: nn.Module, settings: Settings) -> None:
         assign_weights(network, settings.config.teacher.name, weights)
 
 
+def _collect(model: Any, data: ImageDataset, normalize: Callable[[Tensor], Tensor], settings: Settings) -> None:
+    """Let a model that is not trained by gradients take in the features of normal images."""
+    _load(model.feature_extractor.feature_extractor, settings)
+    model.train()
+    model.feature_extractor.eval()
+    with torch.no_grad():
+        for images in batches(data, shuffle=False):
+            model(normalize(images))
+
+
 def _train(
     model: nn.Module,
     data: ImageDataset,
@@ -256,10 +251,11 @@ def _train(
             optimizer.zero_grad()
             loss(model(normalize(images))).backward()
             optimizer.step()
-    model.eval()
 
 
 def _predict(model: nn.Module, normalize: Callable[[Tensor], Tensor]) -> Predict:
+    model.eval()
+
     def predict(images: Tensor) -> tuple[Tensor, Tensor]:
         outputs = model(normalize(images))
         return outputs.pred_score, outputs.anomaly_map

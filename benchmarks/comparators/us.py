@@ -88,10 +88,8 @@ class Ensemble(nn.Module):
         """(N, 3, H, W) -> (N, 1, H, W)."""
         total = torch.zeros(len(images), 1, *images.shape[-2:])
         for evidence, scales in zip(self._evidence(images), self.scales, strict=True):
-            score = torch.stack([(part - mean) / std for part, (mean, std) in zip(evidence, scales, strict=True)]).sum(
-                0
-            )
-            total += F.interpolate(score, size=images.shape[-2:], mode="bilinear", align_corners=False)
+            score = torch.stack([(part - mean) / std for part, (mean, std) in zip(evidence, scales, strict=True)])
+            total += F.interpolate(score.sum(0), size=images.shape[-2:], mode="bilinear", align_corners=False)
         return total / len(STRIDES)
 
     @torch.no_grad()

@@ -1,6 +1,5 @@
 """benchmarks/accuracy.py: every method runs end to end, is repeatable and sees a gross defect; rows are kept."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from comparators.common import FrozenLevels, Moments, Settings, smooth
 from comparators.differnet import Flow, turned
 from comparators.us import STRIDES, _student
 from PIL import Image
+from tiny import rows_of
 
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import ImageDataset, find_categories
@@ -257,7 +257,7 @@ def test_the_script_writes_rows_and_resumes(part, tmp_path, capsys):
     assert "| US; epochs=1; image_size=64x64; random weights | " in first.stdout
     assert "EfficientAd (anomalib): left out, no weights" in first.stdout
     written = out.read_bytes()
-    rows = list(csv.DictReader(written.decode().splitlines()))
+    rows = rows_of(tmp_path, "rows.csv")
     assert [row["method"] for row in rows] == ["BKD (bkd_fast)", "US"]
     assert {"commit", "machine", "torch", "anomalib", "threads", *METRIC_NAMES} <= rows[0].keys()
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in METRIC_NAMES)
@@ -281,7 +281,7 @@ def test_defective_images_without_a_mask_count_for_image_metrics_alone(part, tmp
         (root / "ground_truth" / "hole" / f"{index}_mask.png").symlink_to(part / f"ground_truth/hole/{index}_mask.png")
     out = tmp_path / "rows.csv"
     accuracy.main([str(root), *SMALLEST, "--only", "us", "--option", "us.width=8", "--csv", str(out)])
-    (row,) = csv.DictReader(out.read_text().splitlines())
+    (row,) = rows_of(tmp_path, "rows.csv")
     assert row["image_auroc"] != ""
     assert (row["pixel_auroc"] == "") == (kept == 0)
     shown = capsys.readouterr().out

@@ -213,19 +213,6 @@ def test_bench_from_the_command_line(tmp_path, capsys):
     assert {line["op"] for line in rows} == {"cosine_anomaly_map"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--only", "convolution"], "no benchmark 'convolution': choose some of modulated_deform_conv2d"),
-        (["--threads", "0"], "threads is 0: expected 1 or more"),
-        (["--seconds", "0"], "seconds is 0.0: expected a finite number above 0"),
-    ],
-)
-def test_bench_says_what_is_wrong(arguments, message, capsys):
-    assert main(["bench", *arguments]) == 1
-    assert message in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_the_compiled_peer_of_the_anomaly_map_agrees():
     for each in ops.with_peers(operators.cases(operators.QUICK, "cpu", ["cosine_anomaly_map"]), compiled=True):

@@ -46,38 +46,25 @@ def test_view_is_the_same_for_a_generator_state_and_new_for_the_next(mode):
     generator = seeded(3)
     first, second = augment(noise(), mode, generator), augment(noise(), mode, generator)
     assert torch.equal(augment(noise(), mode, seeded(3)), first)
+    own = augment(noise(1).repeat(2, 1, 1, 1), mode, seeded())  # every image has its own view
+    assert not torch.allclose(*own, atol=0.05)
     assert not torch.allclose(first, second, atol=0.05)
     assert not torch.allclose(first, noise(), atol=0.05)
 
 
-@pytest.mark.parametrize("mode", TABLE_5[1:])
-def test_every_image_has_its_own_view(mode):
-    image = noise(1)
-    first, second = augment(image.repeat(2, 1, 1, 1), mode, seeded())
-    assert not torch.allclose(first, second, atol=0.05)
-
-
 @pytest.mark.parametrize("mode", TABLE_5)
-def test_values_are_finite_and_keep_their_range(mode):
+def test_values_are_finite_and_keep_their_range_and_type(mode):
     for seed in range(10):
-        view = augment(noise(), mode, seeded(seed))
-        assert view.shape == noise().shape
+        images = noise(dtype=torch.float64 if seed % 2 else torch.float32)
+        before = images.clone()
+        view = augment(images, mode, seeded(seed))
+        assert torch.equal(images, before)
+        assert mode != "none" or torch.equal(view, images)
+        assert (view.shape, view.dtype) == (images.shape, images.dtype)
         assert view.isfinite().all()
         assert view.min() >= 0
         assert view.max() <= 1
     assert torch.allclose(augment(torch.ones(2, 3, 40, 56), mode, seeded()), torch.ones(1))  # no dark corners
-
-
-@pytest.mark.parametrize("mode", TABLE_5)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_is_kept(mode, dtype):
-    assert augment(noise(dtype=dtype), mode, seeded()).dtype == dtype
-
-
-def test_images_are_not_changed_in_place():
-    images = noise()
-    augment(images, "affine", seeded())
-    assert torch.equal(images, noise())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -97,8 +84,10 @@ def test_translation_alone_is_a_pure_shift(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_rotation_alone_turns_rigidly_about_the_centre(seed):
-    matrix = sampling("rotation", seed)
+@pytest.mark.parametrize("size", [(64, 96), (128, 64)])
+def test_rotation_alone_turns_rigidly_about_the_centre(seed, size):
+    """Whatever the image's aspect: a disc stays a disc."""
+    matrix = sampling("rotation", seed, *size)
     turn = matrix[:, :2]
     torch.testing.assert_close(turn @ turn.T, torch.eye(2).double(), atol=1e-6, rtol=0)
     assert torch.linalg.det(turn) > 0
@@ -127,27 +116,3 @@ def test_combined_modes_draw_each_kind_from_its_own_stream():
     both = sampling("translation_rotation", 1)
     torch.testing.assert_close(both[:, :2], turn[:, :2], atol=1e-6, rtol=0)
     torch.testing.assert_close(both[:, 2], shift[:, 2], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("mode", ["rotation", "rotation_scale"])
-def test_centre_region_stays_at_the_centre(mode):
-    images = torch.zeros(1, 3, 65, 97)
-    images[..., 28:37, 44:53] = 1  # 9 x 9 about the middle pixel
-    for seed in range(4):
-        assert augment(images, mode, seeded(seed))[..., 30:35, 46:51].min() > 0.999
-
-
-@pytest.mark.parametrize(("height", "width"), [(96, 192), (192, 96)])
-@pytest.mark.parametrize("seed", range(4))
-def test_disc_stays_a_disc_in_images_that_are_not_square(seed, height, width):
-    x, y, _ = coordinates(height, width)[0]
-    # Off the centre, so that a turn moves it; with a soft rim, so that sampling does not change its moments.
-    disc = torch.sigmoid(14 - torch.hypot(x - 8, y + 5))
-    turned = augment(disc.expand(1, 3, -1, -1), "rotation", seeded(seed))[0, 0]
-    turned = turned * (torch.hypot(x, y) < 40)  # farther out, mirrored borders may show it again
-    mass = turned.sum()
-    right, down = x - (turned * x).sum() / mass, y - (turned * y).sum() / mass
-    across, along = (turned * right**2).sum() / mass, (turned * down**2).sum() / mass
-    assert (across / along).item() == pytest.approx(1, abs=0.005)
-    assert ((turned * right * down).sum() / mass / across).item() == pytest.approx(0, abs=0.005)
-    assert mass.item() == pytest.approx(disc.sum().item(), rel=0.005)

@@ -59,12 +59,15 @@ def relative(samples, root):
     return [sample.path.relative_to(root).as_posix() for sample in samples]
 
 
-def test_folder_of_categories_is_taken_by_name(mvtec):
+def test_folder_of_categories_is_taken_by_name(mvtec, monkeypatch):
     assert [category.name for category in find_categories(mvtec)] == ["bottle", "metal_nut", "screw"]
-
-
-def test_names_select_in_their_order(mvtec):
-    assert [category.name for category in find_categories(mvtec, ["screw", "bottle"])] == ["screw", "bottle"]
+    bottle, screw = find_categories(mvtec, ["bottle", "screw"])
+    assert find_categories(mvtec, ["screw", "bottle"]) == [screw, bottle]
+    assert find_categories(mvtec / "screw") == [screw]
+    monkeypatch.chdir(mvtec / "screw")
+    assert find_categories(Path("."))[0].name == "screw"
+    shutil.rmtree("test")
+    assert (len(screw.test), find_categories(mvtec / "screw")[0].test) == (6, ())
 
 
 def test_category_holds_its_files_in_order_with_labels_and_defects(mvtec):
@@ -72,52 +75,20 @@ def test_category_holds_its_files_in_order_with_labels_and_defects(mvtec):
     root = mvtec / "screw"
     assert relative(category.train, root) == [f"train/good/{index:03}.png" for index in range(3)]
     assert {(sample.label, sample.defect, sample.masks) for sample in category.train} == {(0, "good", ())}
-    assert relative(category.test, root) == [
-        "test/cut/000.png",
-        "test/good/000.png",
-        "test/good/001.png",
-        "test/hole/000.png",
-        "test/hole/001.png",
-        "test/hole/002.png",
-    ]
+    names = ["cut/000", "good/000", "good/001", "hole/000", "hole/001", "hole/002"]
+    assert relative(category.test, root) == [f"test/{name}.png" for name in names]
     assert [sample.label for sample in category.test] == [1, 0, 0, 1, 1, 1]
-    assert [sample.defect for sample in category.test] == ["cut", "good", "good", "hole", "hole", "hole"]
-
-
-def test_ground_truth_is_found_with_and_without_mask_in_its_name(mvtec):
-    (category,) = find_categories(mvtec, ["screw"])
-    truth = mvtec / "screw/ground_truth"
+    assert [sample.defect for sample in category.test] == [name.partition("/")[0] for name in names]
+    masks = ["cut/000_mask", None, None, "hole/000_mask", "hole/001", None]  # with and without "_mask" in its name
     assert [sample.masks for sample in category.test] == [
-        (truth / "cut/000_mask.png",),
-        (),
-        (),
-        (truth / "hole/000_mask.png",),
-        (truth / "hole/001.png",),
-        (),
+        () if mask is None else (root / f"ground_truth/{mask}.png",) for mask in masks
     ]
-
-
-def test_one_category_can_be_the_root(mvtec):
-    (category,) = find_categories(mvtec / "screw")
-    assert (category.name, len(category.train), len(category.test)) == ("screw", 3, 6)
-    assert find_categories(mvtec, ["screw"]) == [category]
-
-
-def test_category_given_as_the_working_folder_has_its_name(mvtec, monkeypatch):
-    monkeypatch.chdir(mvtec / "screw")
-    assert find_categories(Path("."))[0].name == "screw"
 
 
 def test_hidden_folder_is_no_kind_of_defect(mvtec):
     make_images(mvtec / "screw/test/.ipynb_checkpoints", "000-checkpoint.png")
     (category,) = find_categories(mvtec, ["screw"])
     assert {sample.defect for sample in category.test} == {"good", "cut", "hole"}
-
-
-def test_category_without_test_folder_has_only_training_images(tmp_path):
-    make_images(tmp_path / "nut/train/good", "a.png")
-    (category,) = find_categories(tmp_path / "nut")
-    assert (len(category.train), category.test) == (1, ())
 
 
 def test_plain_folder_is_one_category_of_training_images(plain):
@@ -158,60 +129,26 @@ def test_defective_images_and_masks_below_the_plain_folder_are_never_trained_on(
     assert all(sample.path.parent == plain for sample in [*category.train, *category.test] if not sample.label)
 
 
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(BKDError, match=r"there is no folder .*gone"):
-        find_categories(tmp_path / "gone")
-
-
-def test_folder_without_images_says_what_was_expected(tmp_path):
-    with pytest.raises(BKDError, match=r"there are no images in .*good images.*train/good"):
-        find_categories(tmp_path)
-
-
-def test_category_without_training_images_names_the_folder(tmp_path):
-    (tmp_path / "nut/train/good").mkdir(parents=True)
-    with pytest.raises(BKDError, match=r"no images in .*nut.train.good"):
-        find_categories(tmp_path)
-
-
-def test_misspelt_category_lists_those_there_are_and_the_closest(mvtec):
-    with pytest.raises(BKDError, match=r"'scerw'; did you mean 'screw'\? It has: bottle, metal_nut, screw$"):
-        find_categories(mvtec, ["bottle", "scerw"])
-
-
-def test_unknown_category_lists_those_there_are(mvtec):
-    with pytest.raises(BKDError, match=r"no category 'zipper'\. It has: bottle, metal_nut, screw$"):
-        find_categories(mvtec, ["zipper"])
-
-
-@pytest.mark.parametrize("names", [["part"], ["parts", "part"]])
-def test_unknown_name_of_a_plain_folder_is_an_error(plain, names):
-    with pytest.raises(BKDError, match=r"no category 'part'; did you mean 'parts'\?"):
-        find_categories(plain, names)
-
-
-@pytest.mark.parametrize("option", ["anomalous", "masks"])
-def test_mvtec_layout_refuses_folders_of_defective_images(mvtec, tmp_path, option):
-    with pytest.raises(BKDError, match="leave out --anomalous and --masks"):
-        find_categories(mvtec, **{option: tmp_path})
-
-
-def test_masks_without_defective_images_ask_for_them(plain, tmp_path):
-    with pytest.raises(BKDError, match="add --anomalous"):
-        find_categories(plain, masks=tmp_path)
-
-
-def test_empty_folder_of_defective_images_is_named(plain, tmp_path):
-    (tmp_path / "bad").mkdir()
-    with pytest.raises(BKDError, match=r"no images in .*bad: expected pictures of defective parts"):
-        find_categories(plain, anomalous=tmp_path / "bad")
-
-
-@pytest.mark.parametrize("option", ["anomalous", "masks"])
-def test_missing_folder_of_defective_images_or_masks_is_named(plain, tmp_path, option):
-    folders = {"anomalous": make_images(tmp_path / "bad", "x.png"), option: tmp_path / "gone"}
-    with pytest.raises(BKDError, match=r"there is no folder .*gone"):
-        find_categories(plain, **folders)
+def test_folders_and_names_that_are_not_there_are_said_in_words(mvtec, plain, tmp_path):
+    bad, bare, empty = make_images(tmp_path / "bad", "x.png"), tmp_path / "bare", tmp_path / "empty"
+    (bare / "nut/train/good").mkdir(parents=True)
+    empty.mkdir()
+    for data, options, words in (
+        (tmp_path / "gone", {}, r"there is no folder .*gone"),
+        (empty, {}, r"there are no images in .*good images.*train/good"),
+        (bare, {}, r"no images in .*nut.train.good"),
+        (mvtec, {"names": ["bottle", "scerw"]}, r"'scerw'; did you mean 'screw'\? It has: bottle, metal_nut, screw$"),
+        (mvtec, {"names": ["zipper"]}, r"no category 'zipper'\. It has: bottle, metal_nut, screw$"),
+        (plain, {"names": ["parts", "part"]}, r"no category 'part'; did you mean 'parts'\?"),
+        (mvtec, {"anomalous": bad}, "leave out --anomalous and --masks"),
+        (mvtec, {"masks": bad}, "leave out --anomalous and --masks"),
+        (plain, {"masks": bad}, "add --anomalous"),
+        (plain, {"anomalous": empty}, r"no images in .*empty: expected pictures of defective parts"),
+        (plain, {"anomalous": tmp_path / "gone"}, r"there is no folder .*gone"),
+        (plain, {"anomalous": bad, "masks": tmp_path / "gone"}, r"there is no folder .*gone"),
+    ):
+        with pytest.raises(BKDError, match=words):
+            find_categories(data, **options)
 
 
 def normals(count, folder):
@@ -253,17 +190,11 @@ def test_skip_unreadable_leaves_an_image_out_and_warns_of_it(plain, caplog, monk
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_mask_of_another_size_names_both_sizes(tmp_path, skip):
+def test_masks_of_another_size_or_unreadable_are_named(tmp_path, skip):
     image = make_images(tmp_path / "images", "a.png", size=(10, 8)) / "a.png"
     mask = make_images(tmp_path / "masks", "a_mask.png", size=(12, 9)) / "a_mask.png"
     with pytest.raises(BKDError, match=r"a_mask\.png is 12 x 9 pixels and its image .*a\.png 10 x 8"):
         check_samples([Sample(image, 1, "hole", (mask,))], skip_unreadable=skip)
-
-
-@pytest.mark.parametrize("skip", [False, True])
-def test_unreadable_mask_is_named(tmp_path, skip):
-    image = make_images(tmp_path / "images", "a.png") / "a.png"
-    mask = make_images(tmp_path / "masks", "a_mask.png") / "a_mask.png"
     truncate(mask)
     with pytest.raises(ImageError, match=r"a_mask\.png"):
         check_samples([Sample(image, 1, "hole", (mask,))], skip_unreadable=skip)
@@ -336,20 +267,21 @@ def test_an_image_can_have_a_folder_of_masks(plain, tmp_path):
     assert truth_of(x).sum() == 20
 
 
-@pytest.mark.parametrize("names", [("x.png", "x_mask.png"), ("x.png", "x/0.png"), ("x.bmp", "x.png")])
-def test_ambiguous_masks_are_refused(names, plain, tmp_path):
-    bad = make_images(tmp_path / "bad", "x.png")
+@pytest.mark.parametrize(
+    ("images", "names"),
+    [
+        (["x.png"], ("x.png", "x_mask.png")),
+        (["x.png"], ("x.png", "x/0.png")),
+        (["x.png"], ("x.bmp", "x.png")),
+        (["x.png", "x.jpg"], ("x.png",)),
+    ],
+)
+def test_ambiguous_masks_are_refused(images, names, plain, tmp_path):
+    bad = make_images(tmp_path / "bad", *images)
     for name in names:
         make_images((tmp_path / "masks" / name).parent, Path(name).name, tone=255)
     with pytest.raises(BKDError, match=r"ambiguous which mask .*x"):
         find_categories(plain, anomalous=bad, masks=tmp_path / "masks")
-
-
-def test_one_mask_for_two_images_is_refused(plain, tmp_path):
-    bad = make_images(tmp_path / "bad", "x.png", "x.jpg")
-    masks = make_images(tmp_path / "masks", "x.png", tone=255)
-    with pytest.raises(BKDError, match=r"ambiguous"):
-        find_categories(plain, anomalous=bad, masks=masks)
 
 
 def test_masks_that_match_nothing_are_an_error_that_shows_both(plain, tmp_path):
@@ -466,10 +398,4 @@ def test_image_files_are_images_only_in_order(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     assert image_files(tmp_path) == sorted(tmp_path / name for name in names)
-
-
-def test_image_files_are_found_below_a_hidden_folder_that_is_asked_for(tmp_path):
-    folder = tmp_path / ".data"
-    folder.mkdir()
-    (folder / "a.png").touch()
-    assert image_files(folder) == [folder / "a.png"]
+    assert image_files(tmp_path / ".cache") == [tmp_path / ".cache/x.png"]  # hidden, and asked for

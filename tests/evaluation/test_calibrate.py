@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import pytest
 
@@ -8,11 +7,6 @@ from bkd_fast.cli import main
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.calibrate import calibrate
 from bkd_fast.inference.detector import Detector
-
-
-@pytest.fixture
-def run(tiny_run, tmp_path):
-    return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 def test_another_rate_takes_another_of_the_scores_in_the_run(run):

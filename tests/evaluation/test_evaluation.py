@@ -1,4 +1,3 @@
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -7,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from tiny import rows_of
 
 from bkd_fast.artifact import read_category, write_manifest
 from bkd_fast.cli import main
@@ -27,11 +27,6 @@ def metrics(run):
     return evaluate(run, progress=False)
 
 
-def scores_of(folder):
-    with (folder / "scores.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_files_say_what_the_function_says(run, metrics):
     assert json.loads((run / "metrics.json").read_text()) == metrics
     assert set(METRIC_NAMES) <= metrics["mean"].keys()
@@ -41,7 +36,7 @@ def test_the_files_say_what_the_function_says(run, metrics):
 
 
 def test_scores_are_the_detectors_and_give_the_metrics(run, metrics, tiny_data):
-    rows = scores_of(run)
+    rows = rows_of(run)
     assert len(rows) == 6
     detector = Detector.load(run)
     for row in rows:
@@ -54,7 +49,7 @@ def test_scores_are_the_detectors_and_give_the_metrics(run, metrics, tiny_data):
 
 def test_every_image_has_an_overlay_and_the_report_names_it(run, metrics):
     page = (run / "report.html").read_text(encoding="utf-8")
-    for row in scores_of(run):
+    for row in rows_of(run):
         assert (run / "overlays" / "tile" / row["defect"] / f"{row['file'].split('/')[1]}.png").is_file()
         assert row["file"] in page
 
@@ -133,7 +128,7 @@ def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, cap
     arguments = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     assert "6 images, " in capsys.readouterr().out
-    rows = scores_of(tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
     assert len(rows) == 6
     assert {row["decision"] for row in rows} <= {"normal", "anomalous"}
     mask = np.asarray(Image.open(tmp_path / "out/masks/hole/000.png"))
@@ -144,13 +139,13 @@ def test_predict_writes_scores_heat_maps_and_masks(run, tiny_data, tmp_path, cap
     tiled = [*arguments[:-1], str(tmp_path / "tiled"), "--tile", "40", "60", "--overlap", "10"]
     assert main(tiled) == 0
     path = tiny_data / "test/hole/000.png"
-    predicted = {row["file"]: float(row["score"]) for row in scores_of(tmp_path / "tiled")}
+    predicted = {row["file"]: float(row["score"]) for row in rows_of(tmp_path / "tiled")}
     expected = Detector.load(run)(path, tile=(40, 60), overlap=10).score
     assert predicted[str(path)] == pytest.approx(expected, rel=1e-4)
     # Scores are logarithms: none is as low.
     again = ["predict", str(run), str(tiny_data / "test"), "--out", str(tmp_path / "low"), "--threshold=-1000"]
     assert main(again) == 0
-    assert {row["decision"] for row in scores_of(tmp_path / "low")} == {"anomalous"}
+    assert {row["decision"] for row in rows_of(tmp_path / "low")} == {"anomalous"}
 
 
 @pytest.fixture
@@ -159,12 +154,11 @@ def plain_run(make_category, tiny_default, tmp_path):
     data = make_category(tmp_path / "made", train=20)
     shutil.move(data / "train/good", tmp_path / "good")
     shutil.move(data / "test/hole", tmp_path / "bad")
-    config = tiny_default.with_changes({"teacher.name": "test_resnet"})
-    return train(tmp_path / "good", tmp_path / "run", config, anomalous=tmp_path / "bad", progress=False)
+    return train(tmp_path / "good", tmp_path / "run", tiny_default, anomalous=tmp_path / "bad", progress=False)
 
 
 def evaluated_files(run):
-    return {row["file"].removeprefix("good/") for row in scores_of(run) if row["label"] == "0"}
+    return {row["file"].removeprefix("good/") for row in rows_of(run) if row["label"] == "0"}
 
 
 def test_what_was_trained_on_never_becomes_a_test_image(plain_run, tmp_path, caplog):
@@ -217,7 +211,7 @@ def test_images_of_one_name_have_a_row_and_an_overlay_each(run, make_category, t
             made.rename(data / folder / "hole" / camera / name)
     copied = shutil.copytree(run, tmp_path / "run")
     evaluate(copied, data, progress=False)
-    rows = {row["file"]: row["score"] for row in scores_of(copied) if row["label"] == "1"}
+    rows = {row["file"]: row["score"] for row in rows_of(copied) if row["label"] == "1"}
     assert rows.keys() == {"hole/cam1/000.png", "hole/cam2/000.png"}
     assert len(set(rows.values())) == 2
     assert all((copied / "overlays/tile" / f"{name}.png").is_file() for name in rows)
@@ -228,7 +222,7 @@ def test_predict_writes_a_report_of_what_it_predicted(run, tiny_data, tmp_path):
     assert main(["predict", str(run), str(tiny_data / "test"), "--out", str(out), "--report"]) == 0
     page = (out / "report.html").read_text(encoding="utf-8")
     data = json.loads(page.split('<script type="application/json">')[1].split("</script>")[0])
-    rows = sorted(scores_of(out), key=lambda row: -float(row["score"]))
+    rows = sorted(rows_of(out), key=lambda row: -float(row["score"]))
     assert data["name"] == [row["file"] for row in rows]
     assert data["score"] == [float(row["score"]) for row in rows]
     assert all((out / link).is_file() for link in data["link"])

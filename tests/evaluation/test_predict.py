@@ -10,25 +10,12 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
-from PIL import Image
+from tiny import picture, rows_of
 
 from bkd_fast.cli import main
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.predict import COLUMNS, NUMBERS, predict
-
-
-def picture(path, tone=90):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(tone).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, format="PNG")
-    return path
-
-
-def rows_of(out):
-    with open(out / "scores.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def lines_of(out):
@@ -109,9 +96,7 @@ LOW, HIGH = ("--threshold=-1e9",), ("--threshold=1e9",)
         ((*HIGH, "--skip-unreadable"), True, 0),
         ((*HIGH, "--skip-unreadable", "--fail-on-defects"), True, 4),
         ((*LOW, "--skip-unreadable", "--fail-on-defects"), True, 3),
-        ((*LOW, "--watch", "--watch-idle", "0.5", "--fail-on-defects"), True, 3),
         ((*HIGH, "--watch", "--watch-idle", "0.5", "--fail-on-defects"), True, 4),
-        ((*HIGH, "--watch", "--watch-idle", "0.5"), True, 0),
     ],
 )
 def test_the_exit_status(options, broken, status, tiny_default_run, inbox, tmp_path, capsys):

@@ -51,34 +51,24 @@ def agrees(printed, detector, image):
     assert 0 < int(marked) < maps.numel()
 
 
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("heading", PYTHON)
-def test_a_program_without_torch_gives_what_the_detector_gives(heading, desk, tiny_default_run):
+def test_a_program_without_torch_gives_what_the_detector_gives(heading, alone, desk, tiny_default_run, tmp_path):
+    """``alone``: and where nothing but what it needs is installed."""
     format, package = PYTHON[heading]
     pytest.importorskip(package)
     folder, detector, image, _ = desk
     export(tiny_default_run, format, folder / "runs/parts" / f"model.{'onnx' if format == 'onnx' else 'xml'}")
-    without = "import sys; sys.modules.update(torch=None, bkd_fast=None, timm=None)\n"
-    done = subprocess.run(
-        [sys.executable, "-c", without + block(heading, "python")], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    agrees(done.stdout, detector, image)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("heading", PYTHON)
-def test_a_program_runs_where_nothing_else_is_installed(heading, desk, tiny_default_run, tmp_path):
-    format, package = PYTHON[heading]
-    pytest.importorskip(package)
-    folder, detector, image, _ = desk
-    export(tiny_default_run, format, folder / "runs/parts" / f"model.{'onnx' if format == 'onnx' else 'xml'}")
-    venv.create(tmp_path / "alone", with_pip=True)
-    python = tmp_path / "alone/bin/python"
-    got = subprocess.run([python, "-m", "pip", "install", "-q", "numpy", "pillow", package], capture_output=True)
-    if got.returncode:
-        pytest.skip(f"pip cannot install {package}: {got.stderr[-200:]!r}")
-    assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
-    done = subprocess.run([python, "-c", block(heading, "python")], cwd=folder, capture_output=True, text=True)
+    python, without = sys.executable, "import sys; sys.modules.update(torch=None, bkd_fast=None, timm=None)\n"
+    if alone:
+        python, without = tmp_path / "alone/bin/python", ""
+        venv.create(tmp_path / "alone", with_pip=True)
+        got = subprocess.run([python, "-m", "pip", "install", "-q", "numpy", "pillow", package], capture_output=True)
+        if got.returncode:
+            pytest.skip(f"pip cannot install {package}: {got.stderr[-200:]!r}")
+        assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
+    command = [python, "-c", without + block(heading, "python")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     agrees(done.stdout, detector, image)
 

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 import bkd_fast.export as exporting
@@ -57,57 +58,34 @@ def test_files_agree_with_the_detector_for_any_number_of_images(format, tiny_def
 
 # What the default model has not, of each part of the network, and whether DeformConv has to do with it.
 FULL = {"alignment.kernel": "full"}
+SAMPLED = {"support": "sampled", "support.per": "step"}
+SEPARATE = {"teacher.levels": "separate"}
+ATTENTION = {"memory.read": "attention"}
+MAP_ALONE = {"anomaly_map.image_weight": 0.0, "anomaly_map.top_fraction": 0.0}
+WINDOW = {"support.match_radius": 3, "support.neighbors": 2, "memory.neighbors": 3, "teacher.image_size": (72, 50)}
+ONE = {"support.shots": 1, "memory.neighbors": 1, "teacher.border": 0.5, "teacher.scale": "channel"}
+CLOSEST = {"support.aggregation": "min"}
 CHANGES = {
     "masks, the closest of sampled shots, odd sizes": (
-        {
-            **FULL,
-            "alignment.modulated": True,
-            "support": "sampled",
-            "support.per": "step",
-            "support.aggregation": "min",
-            "teacher.image_size": (80, 72),
-        },
+        {**FULL, **SAMPLED, **CLOSEST, "alignment.modulated": True, "teacher.image_size": (80, 72)},
         True,
     ),
     "the closest of shots that are retrieved, refined; cosines; memory by attention": (
-        {
-            **FULL,
-            "support.shots": 3,
-            "support.aggregation": "min",
-            "anomaly_map.distance": "cosine",
-            "memory.read": "attention",
-            "anomaly_map.image_weight": 0.0,
-            "anomaly_map.top_fraction": 0.0,
-        },
+        {**FULL, **CLOSEST, **ATTENTION, **MAP_ALONE, "support.shots": 3, "anomaly_map.distance": "cosine"},
         True,
     ),
-    "matched in a wide window, odd sizes": (
-        {"support.match_radius": 3, "support.neighbors": 2, "memory.neighbors": 3, "teacher.image_size": (72, 50)},
-        False,
-    ),
-    "one shot and one item, level by level, every channel by itself": (
-        {
-            "support.shots": 1,
-            "memory.neighbors": 1,
-            "teacher.border": 0.5,
-            "teacher.levels": "separate",
-            "teacher.scale": "channel",
-        },
-        False,
-    ),
+    "matched in a wide window, odd sizes": (WINDOW, False),
+    "one shot and one item, level by level, every channel by itself": ({**ONE, **SEPARATE}, False),
     "a student behind a match that is refined": (
-        {**FULL, "teacher.levels": "separate", "student": "on", "memory.learned": True, "memory.read": "attention"},
+        {**FULL, **SEPARATE, **ATTENTION, "student": "on", "memory.learned": True},
         True,
     ),
-    "pure warp of sampled supports": (
-        {"alignment.kernel": "identity", "support": "sampled", "support.per": "step", "support.aggregation": "mean"},
-        True,
-    ),
+    "pure warp of sampled supports": ({**SAMPLED, "alignment.kernel": "identity"}, True),
     "forward branch alone": ({"memory": None, "student": None}, False),
     "reverse branch alone": ({"support": None}, False),
     "as printed": (BKDConfig.preset("paper").to_dict(), False),
     "reverse branch alone, no memory": (
-        {"support": None, "memory": None, "student": "on", "student.correction": False, "teacher.levels": "separate"},
+        {**SEPARATE, "support": None, "memory": None, "student": "on", "student.correction": False},
         False,
     ),
 }
@@ -118,7 +96,7 @@ CHANGES = {
 def test_other_models_can_be_exported(name, tmp_path):
     """To ONNX, without training: random weights."""
     changes, deform_conv = CHANGES[name]
-    small = {"teacher.name": "resnet18", "teacher.weights": "none", "memory.items": 16, "teacher.image_size": (64, 64)}
+    small = tiny.TINY
     printed = small if name == "as printed" else {}
     config = BKDConfig().with_changes(small).with_changes(changes).with_changes(printed)
     model, batch = random_model(config, 3, "cpu")

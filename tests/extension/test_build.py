@@ -26,13 +26,8 @@ with backend("native"):
 
 def run(code, **environment):
     found = {key: value for key, value in os.environ.items() if not key.startswith("BKD_FAST")}
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT + code],
-        env={**found, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command = [sys.executable, "-c", WITHOUT + code]
+    return subprocess.run(command, env={**found, **environment}, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
@@ -67,12 +62,13 @@ def test_what_the_compiler_says_is_shown(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("nm") is None, reason="no nm that reads ELF files")
-def test_nothing_of_torchs_cpp_classes_is_linked_to():
+@pytest.mark.parametrize("name", ["bkd_fast._C", "bkd_fast._cuda"])
+def test_nothing_of_torchs_cpp_classes_is_linked_to(name):
     """One file serves every torch from 2.10 on as long as it uses the C functions of the stable ABI alone."""
-    extension = importlib.util.find_spec("bkd_fast._C")
-    if extension is None:
-        pytest.skip("installed without native kernels")
-    command = ["nm", "--dynamic", "--undefined-only", "--demangle", "--format=posix", extension.origin]
+    built = importlib.util.find_spec(name)
+    if built is None:
+        pytest.skip("installed without these kernels")
+    command = ["nm", "--dynamic", "--undefined-only", "--demangle", "--format=posix", built.origin]
     needed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [symbol for symbol in needed if re.search(r"\b(at|c10|torch)::", symbol)] == []
     assert [symbol for symbol in needed if symbol.startswith("aoti_torch_")]  # nm did list what there is

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -221,20 +219,6 @@ def test_calibrate_sets_the_statistics_and_a_run_without_is_watched_by_scores(
 
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def test_the_documented_commands_and_code_work(tiny_default_run, tiny_data, tmp_path, monkeypatch, capsys):
-    page = (ROOT / "docs" / "drift.md").read_text()
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "parts").symlink_to(tiny_default_run)
-    dark = darker(tiny_data, tmp_path / "new_images")
-    monkeypatch.chdir(tmp_path)
-    for line in "".join(re.findall(r"```sh\n(.*?)```", page, re.S)).splitlines():
-        main(shlex.split(line)[1:])
-    assert len(list((tmp_path / "predictions" / "masks").iterdir())) == 30
-    for code in re.findall(r"```python\n(.*?)```", page, re.S):
-        exec(code, {"images": sorted(dark.iterdir())})
-    assert "drift since about image" in capsys.readouterr().out
 
 
 def test_the_benchmark_sees_what_it_changes(tiny_default_run, tiny_data):

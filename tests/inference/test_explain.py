@@ -10,6 +10,8 @@ from bkd_fast.inference.detector import Detector
 from bkd_fast.inference.explain import explain
 from bkd_fast.training.train import train
 
+STUDENT = {"memory": None, "student": "on", "student.correction": False, "teacher.levels": "separate"}
+
 
 @pytest.fixture
 def detector(any_run):
@@ -91,26 +93,12 @@ def test_without_learning_alignment_changes_nothing(tiny_data, tiny_config, tmp_
     [
         ({"support": None, "alignment": None}, 2),
         ({"memory": None, "student": None}, 2),
-        (
-            {
-                "memory": None,
-                "student": "on",
-                "student.correction": False,
-                "teacher.levels": "separate",
-                "support": "sampled",
-                "support.per": "step",
-                "support.aggregation": "mean",
-                "support.shots": 2,
-            },
-            2,
-        ),
+        ({**STUDENT, "support": "sampled", "support.per": "step", "support.shots": 2}, 2),
         ({"alignment": None, "support.shots": 2}, 3),
     ],
 )
 def test_a_row_for_every_part_there_is(tiny_data, tiny_config, tmp_path, image, changes, rows):
     run = train(tiny_data, tmp_path / "run", tiny_config.with_changes({"training.epochs": 1, **changes}))
     picture = render_inside(image, explain(Detector.load(run, device="cpu"), image))
-    whole = render_inside(image, explain(Detector.load(run, device="cpu"), image))
-    assert np.array_equal(picture, whole)
     assert (picture.shape[0] - 24) // rows == round(180 * 72 / 80) + 34
     assert picture.dtype == np.uint8

@@ -33,7 +33,7 @@ def picture(html):
 
 def test_a_detector_shows_what_it_decides_by(detector):
     shown = cells(detector._repr_html_())
-    assert shown["teacher"] == "resnet18"
+    assert shown["teacher"] == "test_resnet"
     assert shown["image size"] == "64 × 64"
     assert shown["trained from"] == "8 good images"
     assert float(shown["threshold"]) == pytest.approx(detector.threshold, rel=1e-4)

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import pickle
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,7 +62,7 @@ AMBIENT = {
 
 
 @pytest.mark.parametrize("around", AMBIENT.values(), ids=AMBIENT)
-@pytest.mark.parametrize("when", ["loading", "predicting", "both"])
+@pytest.mark.parametrize("when", ["loading", "predicting"])
 def test_torchs_modes_make_no_difference(around, when, any_run, tiny_data, image):
     def detect(detector):
         tensor = torch.from_numpy(image)
@@ -70,16 +71,11 @@ def test_torchs_modes_make_no_difference(around, when, any_run, tiny_data, image
         return detector(image), detector(tensor), detector(image, tile=48, overlap=8), outcome.result, explained
 
     expected = detect(Detector.load(any_run, device="cpu"))
-    if when == "predicting":
+    loading, predicting = (around, nullcontext) if when == "loading" else (nullcontext, around)
+    with loading():
         detector = Detector.load(any_run, device="cpu")
-    else:
-        with around():
-            detector = Detector.load(any_run, device="cpu")
-    if when == "loading":
+    with predicting():
         found = detect(detector)
-    else:
-        with around():
-            found = detect(detector)
     for one, other in zip(found[:4], expected[:4], strict=True):
         equal(one, other)
     if expected[4] is not None:

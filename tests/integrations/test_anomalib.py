@@ -45,17 +45,9 @@ def quiet():
 
 def folder(tiny_data, **changes):
     options = {"mask_dir": "ground_truth/hole", "val_split_mode": "same_as_test"}
-    return Folder(
-        name="tile",
-        root=tiny_data,
-        normal_dir="train/good",
-        abnormal_dir="test/hole",
-        normal_test_dir="test/good",
-        train_batch_size=4,
-        eval_batch_size=2,
-        num_workers=0,
-        **{**options, **changes},
-    )
+    folders = {"normal_dir": "train/good", "abnormal_dir": "test/hole", "normal_test_dir": "test/good"}
+    sizes = {"train_batch_size": 4, "eval_batch_size": 2, "num_workers": 0}
+    return Folder(name="tile", root=tiny_data, **folders, **sizes, **{**options, **changes})
 
 
 @pytest.fixture
@@ -73,7 +65,7 @@ def trained(request, tiny_data, tmp_path_factory):
     """A model that the Engine trained, its Engine and the data."""
     data = folder(tiny_data)
     made = engine(tmp_path_factory.mktemp("anomalib"), 3)
-    model = Bkd(teacher="resnet18", settings=request.param, visualizer=False)
+    model = Bkd(teacher="test_resnet", settings=request.param, visualizer=False)
     made.fit(model=model, datamodule=data)
     return model, made, data
 
@@ -167,19 +159,19 @@ def _network_input(path):
 
 def test_a_model_without_a_data_module_says_what_it_needs(tmp_path, data):
     data.setup()
-    model = Bkd(teacher="resnet18", settings=SETTINGS, visualizer=False)
+    model = Bkd(teacher="test_resnet", settings=SETTINGS, visualizer=False)
     with pytest.raises(BKDError, match="datamodule="):
         engine(tmp_path, 1).fit(model=model, train_dataloaders=data.train_dataloader())
 
 
 def test_a_wrong_setting_is_named():
     with pytest.raises(BKDError, match="did you mean 'memory.items'"):
-        Bkd(teacher="resnet18", settings={"memory.itens": 3})
+        Bkd(teacher="test_resnet", settings={"memory.itens": 3})
 
 
 def test_the_name_lookups_of_anomalib_find_it():
     assert "bkd" in list_models()
-    model = get_model("bkd", teacher="resnet18", settings=SETTINGS, visualizer=False)
+    model = get_model("bkd", teacher="test_resnet", settings=SETTINGS, visualizer=False)
     assert type(model) is Bkd
     assert model.learning_type == LearningType.ONE_CLASS
     assert model.trainer_arguments["max_epochs"] == 1
@@ -191,14 +183,14 @@ def test_the_name_lookups_of_anomalib_find_it():
 
 def test_a_pre_processor_sets_the_image_size():
     settings = {"teacher.weights": "none", "memory.items": 16}
-    model = Bkd("resnet18", settings=settings, pre_processor=Bkd.configure_pre_processor((96, 64)))
+    model = Bkd("test_resnet", settings=settings, pre_processor=Bkd.configure_pre_processor((96, 64)))
     assert model.config.teacher.size == model.input_size == (96, 64)
     with pytest.raises(BKDError, match=r"resizes to \(96, 64\), and teacher.image_size is \(64, 64\)"):
-        Bkd("resnet18", settings=SETTINGS, pre_processor=Bkd.configure_pre_processor((96, 64)))
+        Bkd("test_resnet", settings=SETTINGS, pre_processor=Bkd.configure_pre_processor((96, 64)))
     with pytest.raises(BKDError, match="leave Normalize out"):
-        Bkd("resnet18", settings=SETTINGS, pre_processor=AnomalibModule.configure_pre_processor((64, 64)))
+        Bkd("test_resnet", settings=SETTINGS, pre_processor=AnomalibModule.configure_pre_processor((64, 64)))
     with pytest.raises(BKDError, match=r"expected \(N, 3, 64, 64\)"):
-        Bkd("resnet18", settings=SETTINGS, pre_processor=False)(torch.rand(1, 3, 65, 64))
+        Bkd("test_resnet", settings=SETTINGS, pre_processor=False)(torch.rand(1, 3, 65, 64))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (63, 130), (200, 47), (500, 333)])
@@ -224,13 +216,13 @@ def test_normalized_scores_keep_their_order_and_have_the_threshold_in_the_middle
 
 def test_a_model_that_is_not_trained_says_so():
     with pytest.raises(BKDError, match="not trained"):
-        Bkd("resnet18", settings=SETTINGS)(torch.rand(1, 3, 64, 64))
+        Bkd("test_resnet", settings=SETTINGS)(torch.rand(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("changes", [{"teacher.tile": 64}, {"data.integer_white": 4095}])
 def test_what_anomalib_would_read_otherwise_is_refused(changes):
     with pytest.raises(BKDError, match=f"{next(iter(changes))} is .*bkd_fast.Detector"):
-        Bkd("resnet18", settings={**SETTINGS, **changes})
+        Bkd("test_resnet", settings={**SETTINGS, **changes})
 
 
 @pytest.mark.slow
@@ -267,9 +259,9 @@ def test_labels_are_those_of_the_runs_thresholds(tiny_default_run, data, tmp_pat
 def test_training_without_validation_leaves_a_whole_checkpoint(tiny_data, tmp_path):
     """In another process it gives bit-identical scores, without the teacher's file of weights."""
     weights = tmp_path / "teacher.pth"
-    torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), weights)
+    torch.save(timm.create_model("test_resnet", pretrained=False).state_dict(), weights)
     data = folder(tiny_data)
-    model = Bkd("resnet18", settings={**SETTINGS, "teacher.weights": str(weights)}, visualizer=False)
+    model = Bkd("test_resnet", settings={**SETTINGS, "teacher.weights": str(weights)}, visualizer=False)
     made = engine(tmp_path, 1, limit_val_batches=0)
     made.fit(model=model, datamodule=data)
     weights.unlink()
@@ -293,7 +285,7 @@ def test_training_without_validation_leaves_a_whole_checkpoint(tiny_data, tmp_pa
 @pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(trained, data, tmp_path):
     _, made, _ = trained
-    other = Bkd("resnet18", settings={**SETTINGS, "support.shots": 3}, visualizer=False)
+    other = Bkd("test_resnet", settings={**SETTINGS, "support.shots": 3}, visualizer=False)
     with pytest.raises(BKDError, match="other options than this Bkd: .*support"):
         engine(tmp_path, 1).test(model=other, datamodule=data, ckpt_path=made.best_model_path, verbose=False)
     with pytest.raises(BKDError, match="not of a Bkd"):
@@ -302,7 +294,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, data, tmp_path):
 
 @pytest.mark.slow
 def test_anomalibs_own_post_processor_is_kept(data, tmp_path):
-    model = Bkd("resnet18", settings=SETTINGS, post_processor=PostProcessor(), visualizer=False)
+    model = Bkd("test_resnet", settings=SETTINGS, post_processor=PostProcessor(), visualizer=False)
     made = engine(tmp_path, 1)
     made.fit(model=model, datamodule=data)
     assert float(model.post_processor.image_max) > float(model.post_processor.image_min)
@@ -344,7 +336,8 @@ def test_every_step_of_the_engine_works_from_a_checkpoint(trained, tiny_data, tm
     settings = model.config.to_dict()
 
     def fresh():
-        return get_model("bkd", "resnet18", settings=settings, visualizer=False), engine(tmp_path, 3), folder(tiny_data)
+        made = get_model("bkd", "test_resnet", settings=settings, visualizer=False)
+        return made, engine(tmp_path, 3), folder(tiny_data)
 
     (expected,) = made.test(model=model, datamodule=data, verbose=False)
     for step in ("test", "train"):
@@ -365,7 +358,7 @@ def test_every_step_of_the_engine_works_from_a_checkpoint(trained, tiny_data, tm
 @pytest.mark.slow
 def test_images_without_masks_give_image_metrics(tiny_data, tmp_path):
     data = folder(tiny_data, mask_dir=None)
-    (metrics,) = engine(tmp_path, 1).train(model=Bkd("resnet18", settings=SETTINGS), datamodule=data)
+    (metrics,) = engine(tmp_path, 1).train(model=Bkd("test_resnet", settings=SETTINGS), datamodule=data)
     assert metrics.keys() == {"image_AUROC", "image_F1Score"}
     assert list((tmp_path / "Bkd").rglob("*.png"))  # of the visualiser
 
@@ -374,7 +367,7 @@ def test_images_without_masks_give_image_metrics(tiny_data, tmp_path):
 def test_anomalibs_command_line_knows_the_model(tiny_data, tmp_path):
     config = tmp_path / "model.yaml"
     config.write_text(
-        "model:\n  class_path: bkd_fast.integrations.anomalib.Bkd\n  init_args:\n    teacher: resnet18\n"
+        "model:\n  class_path: bkd_fast.integrations.anomalib.Bkd\n  init_args:\n    teacher: test_resnet\n"
         "    visualizer: false\n    settings: {teacher.weights: none, teacher.image_size: [64, 64], memory.items: 16}\n"
         f"data:\n  class_path: anomalib.data.Folder\n  init_args:\n    name: tile\n    root: {tiny_data}\n"
         "    normal_dir: train/good\n    abnormal_dir: test/hole\n    normal_test_dir: test/good\n"
@@ -383,12 +376,7 @@ def test_anomalibs_command_line_knows_the_model(tiny_data, tmp_path):
         "trainer: {max_epochs: 1, accelerator: cpu, logger: false, enable_progress_bar: false}\n"
         f"default_root_dir: {tmp_path / 'results'}\n"
     )
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("anomalib")), "train", "--config", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        cwd=tmp_path,
-    )
+    command = [str(Path(sys.executable).with_name("anomalib")), "train", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "image_AUROC" in done.stdout + done.stderr

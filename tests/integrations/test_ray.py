@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,10 @@ def cluster():
     path = os.pathsep.join([support, os.environ.get("PYTHONPATH", "")])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # what else runs here must not end workers
+        temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # paths of sockets must be short
         ray.init(
             num_cpus=2,
+            _temp_dir=temporary,
             include_dashboard=False,
             object_store_memory=200_000_000,
             log_to_driver=False,
@@ -39,6 +42,7 @@ def cluster():
         )
         yield
         ray.shutdown()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @pytest.fixture

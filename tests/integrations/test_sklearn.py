@@ -16,7 +16,7 @@ from bkd_fast import BKDDetector, BKDError, Detector
 from bkd_fast.data import load_image
 
 SETTINGS = {
-    "teacher": "resnet18",
+    "teacher": "test_resnet",
     "weights": "none",
     "image_size": (64, 64),
     "epochs": 1,
@@ -164,7 +164,7 @@ def test_a_notebook_shows_scikit_learns_diagram_and_the_fitted_detector(fitted):
     for html in (fitted._repr_html_(), fitted._repr_mimebundle_()["text/html"]):
         assert "sk-container" in html
         assert "pixel threshold" in html
-        assert "resnet18" in html
+        assert "test_resnet" in html
     with config_context(display="text"):
         assert not hasattr(fitted, "_repr_html_")
         assert "text/html" not in fitted._repr_mimebundle_()

@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 
@@ -14,14 +15,7 @@ from bkd_fast.model.support import Exclude
 
 
 def small(changes=None) -> BKDConfig:
-    values = {
-        "teacher.name": "resnet18",
-        "teacher.weights": "none",
-        "teacher.image_size": (64, 64),
-        "memory.items": 12,
-        "support.shots": 2,
-    }
-    return BKDConfig().with_changes(values).with_changes(changes)
+    return BKDConfig().with_changes({**tiny.TINY, "memory.items": 12, "support.shots": 2}).with_changes(changes)
 
 
 REFINED = {"alignment.kernel": "full"}
@@ -55,7 +49,7 @@ def test_parameter_counts_are_those_of_reverse_distillation():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (72, 88), (33, 47)])
-@pytest.mark.parametrize("teacher", ["resnet18", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("teacher", ["test_resnet", "tf_efficientnet_lite0"])
 @pytest.mark.parametrize("levels", ["joint", "separate"])
 def test_any_image_size(size, teacher, levels):
     model = BKD(
@@ -77,9 +71,7 @@ def test_any_image_size(size, teacher, levels):
 )
 def test_a_training_step_reaches_every_parameter(preset, changes):
     torch.manual_seed(0)
-    config = BKDConfig.preset(
-        preset, {"teacher.name": "resnet18", "teacher.weights": "none", "teacher.image_size": (64, 64), **changes}
-    )
+    config = BKDConfig.preset(preset, {**tiny.TINY, **changes})
     model = BKD(config, weights=None).train()
     optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
     support = SUPPORT.expand(3, -1, -1, -1, -1) if preset == "paper" else SUPPORT
@@ -97,13 +89,8 @@ def test_a_training_step_reaches_every_parameter(preset, changes):
 def test_losses_are_equations_11_and_12(distance, levels):
     torch.manual_seed(0)
     weights = {"forward": 0.5, "reverse": 2.0}
-    config = small(
-        {
-            "anomaly_map.distance": distance,
-            "teacher.levels": levels,
-            "training.forward_weight": 0.5,
-            "training.reverse_weight": 2.0,
-        }
+    config = small({"anomaly_map.distance": distance, "teacher.levels": levels}).with_changes(
+        {f"training.{branch}_weight": weight for branch, weight in weights.items()}
     )
     model = BKD(config, weights=None).eval()
     with torch.no_grad():
@@ -344,18 +331,8 @@ def test_scores_combine_the_map_and_the_whole_image():
 def test_what_is_excluded_is_not_read(levels):
     """A query that is a support itself, and whose features are items, is far only from what is left."""
     torch.manual_seed(0)
-    model = BKD(
-        small(
-            {
-                "teacher.levels": levels,
-                "memory.items": 100,
-                "support.neighbors": 1,
-                "memory.neighbors": 2,
-                "teacher.scale": "none",
-            }
-        ),
-        weights=None,
-    ).eval()
+    few = {"memory.items": 100, "support.neighbors": 1, "memory.neighbors": 2, "teacher.scale": "none"}
+    model = BKD(small({"teacher.levels": levels, **few}), weights=None).eval()
     calibrate(model, [model.teacher.raw(IMAGES)], 3, torch.Generator().manual_seed(0))
     with torch.no_grad():
         prepared = model.make_support(model.support_levels(IMAGES))

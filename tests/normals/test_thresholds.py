@@ -14,7 +14,7 @@ from bkd_fast.model.memory import SparseMemory
 from bkd_fast.model.support import describe
 from bkd_fast.normals.thresholds import can_leave_out, measure_normals, near_duplicates
 
-SMALL = {"teacher.name": "resnet18", "teacher.weights": "none", "teacher.image_size": (64, 64), "memory.items": 60}
+SMALL = {"teacher.name": "test_resnet", "teacher.weights": "none", "teacher.image_size": (64, 64), "memory.items": 60}
 
 
 class Images:

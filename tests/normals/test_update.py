@@ -1,6 +1,5 @@
 """Good images that come later: what a run learns from them, and that it is whole whenever a process ends."""
 
-import csv
 import os
 import pickle
 import shutil
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import rows_of
 
 from bkd_fast import artifact
 from bkd_fast.artifact import load_trained, read_category, save_trained, write_manifest
@@ -42,11 +42,6 @@ def folder(tmp_path):
     for seed in range(10):
         Image.fromarray(new_kind(seed)).save(tmp_path / f"new/{seed:03}.png")
     return tmp_path / "new"
-
-
-@pytest.fixture
-def run(tiny_default_run, tmp_path):
-    return shutil.copytree(tiny_default_run, tmp_path / "run")
 
 
 @pytest.fixture
@@ -103,8 +98,7 @@ def test_drift_and_the_log_follow(run, folder):
     assert addition.threshold == (before.threshold, manifest.calibration.threshold)
     assert addition.pixel_threshold == (before.pixel_threshold, manifest.calibration.pixel_threshold)
     assert (len(addition.train_files), len(addition.validation_files)) == (8, 2)
-    with open(run / "updates.csv", encoding="utf-8", newline="") as file:
-        (row,) = csv.DictReader(file)
+    (row,) = rows_of(run, "updates.csv")
     assert (row["folder"], row["learned"], row["validation"]) == (str(folder), "8", "2")
     assert float(row["threshold_after"]) == manifest.calibration.threshold
 
@@ -131,9 +125,8 @@ def test_the_same_images_are_left_out_and_no_new_one_is_an_error(run, folder, ti
 
 def test_images_that_were_set_aside_for_testing_are_left_out(make_category, tiny_default, tmp_path, caplog):
     data = make_category(tmp_path / "made", train=20)
-    config = tiny_default.with_changes({"teacher.name": "test_resnet"})
     good = data / "train/good"
-    run = train(good, tmp_path / "run", config, anomalous=data / "test/hole", progress=False)
+    run = train(good, tmp_path / "run", tiny_default, anomalous=data / "test/hole", progress=False)
     with pytest.raises(BKDError, match="is new to the run"):
         update(run, good)
     assert "4 of 20 images were set aside for testing in training and are left out" in caplog.text
@@ -157,7 +150,7 @@ def test_without_the_former_images_thresholds_come_from_supports_and_new_ones(aw
 
 def test_a_changed_former_image_is_not_at_hand(tiny_default, make_category, folder, tmp_path):
     data = make_category(tmp_path / "data/tile", train=6)
-    run = train(data, tmp_path / "run", tiny_default.with_changes({"teacher.name": "test_resnet"}), progress=False)
+    run = train(data, tmp_path / "run", tiny_default, progress=False)
     Image.fromarray(new_kind(0)).save(data / "train/good/003.png")
     assert "1 of 6 former images are missing or have changed, such as" in update(run, folder)
 
@@ -203,9 +196,7 @@ def test_what_was_trained_keeps_its_weights(name, request, folder, tmp_path):
 
 
 def test_a_sampled_support_is_drawn_again_from_all_images(tiny_data, tiny_student, folder, tmp_path, away):
-    config = tiny_student.with_changes(
-        {"support": "sampled", "training.epochs": 1, "teacher.name": "test_resnet", "alignment": None}
-    )
+    config = tiny_student.with_changes({"support": "sampled", "training.epochs": 1, "alignment": None})
     run = train(tiny_data, tmp_path / "sampled", config, progress=False)
     update(run, folder)
     shown = read_category(run).shown
@@ -224,7 +215,7 @@ def test_a_sampled_support_is_drawn_again_from_all_images(tiny_data, tiny_studen
 
 @pytest.mark.parametrize("at_hand", [True, False])
 def test_a_run_in_tiles_takes_tiles(at_hand, tiny_default, make_category, folder, tmp_path):
-    config = tiny_default.with_changes({"teacher.name": "test_resnet", "teacher.tile": 48, "support.shots": 2})
+    config = tiny_default.with_changes({"teacher.tile": 48, "support.shots": 2})
     data = make_category(tmp_path / "data/tile")
     run = train(data, tmp_path / "tiled", config, progress=False)
     tiles = read_category(run).tiles
@@ -263,23 +254,17 @@ def test_what_is_out_of_date_is_said(run, folder):
     assert "metrics.json, report.html in the run: of the run before, evaluate again" in text
 
 
-@pytest.fixture(scope="module")
-def small_run(tiny_data, tiny_default, tmp_path_factory):
-    config = tiny_default.with_changes({"teacher.name": "test_resnet"})
-    return train(tiny_data, tmp_path_factory.mktemp("small") / "run", config, progress=False)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_process_that_is_killed_leaves_the_old_run_or_the_new_one(small_run, tmp_path):
+def test_a_process_that_is_killed_leaves_the_old_run_or_the_new_one(tiny_default_run, tmp_path):
     """Killed before each step on files, as the operating system sees them."""
-    trained, manifest = load_trained(small_run), read_category(small_run)
+    trained, manifest = load_trained(tiny_default_run), read_category(tiny_default_run)
     old = manifest.calibration
     changed = replace(manifest, calibration=replace(old, threshold=old.threshold + 1), shown=[3, 5])
     pictures = [np.zeros((72, 80, 3), np.uint8)] * 2
     levels = [level[:, [3, 5]].clone() for level in trained.support]
     steps, seen, kills = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}, set(), 0
     while True:
-        run = shutil.copytree(small_run, tmp_path / "run")
+        run = shutil.copytree(tiny_default_run, tmp_path / "run")
         child = os.fork()
         if not child:
             left = [kills]
@@ -311,9 +296,9 @@ def test_a_process_that_is_killed_leaves_the_old_run_or_the_new_one(small_run, t
     assert seen == {old.threshold, changed.calibration.threshold}
 
 
-def test_a_reader_is_not_stopped_by_an_update(small_run, folder, tmp_path, monkeypatch):
+def test_a_reader_is_not_stopped_by_an_update(tiny_default_run, folder, tmp_path, monkeypatch):
     """It has read the manifest, and then the files are gone."""
-    run = shutil.copytree(small_run, tmp_path / "run")
+    run = shutil.copytree(tiny_default_run, tmp_path / "run")
     before = read_category(run)
     update(run, folder)
     original, answers = artifact.read_category, [before]
@@ -322,8 +307,8 @@ def test_a_reader_is_not_stopped_by_an_update(small_run, folder, tmp_path, monke
     assert not answers
 
 
-def test_a_detector_takes_images_in_and_is_saved(small_run, folder, tmp_path, caplog):
-    detector = Detector.load(small_run, device="cpu")
+def test_a_detector_takes_images_in_and_is_saved(tiny_default_run, folder, tmp_path, caplog):
+    detector = Detector.load(tiny_default_run, device="cpu")
     unseen = [new_kind(seed) for seed in range(100, 104)]
     before = detector(unseen)
     images = [*sorted(folder.iterdir())[:3], *(new_kind(seed) for seed in range(3, 8)), Image.fromarray(new_kind(8))]
@@ -352,10 +337,10 @@ def test_a_detector_takes_images_in_and_is_saved(small_run, folder, tmp_path, ca
         pickle.dumps(loaded)
 
 
-def test_what_a_detector_cannot_save_or_take_in(small_run, tiny_run, folder, tmp_path):
-    detector = Detector.load(small_run, device="cpu")
+def test_what_a_detector_cannot_save_or_take_in(tiny_default_run, tiny_run, folder, tmp_path):
+    detector = Detector.load(tiny_default_run, device="cpu")
     with pytest.raises(BKDError, match="none of 1 images is new"):
-        detector.add_normals([load_first(small_run)])
+        detector.add_normals([load_first(tiny_default_run)])
     with pytest.raises(BKDError, match="does not exist"):
         detector.add_normals([tmp_path / "nothing.png"])
     (tmp_path / "full").mkdir()

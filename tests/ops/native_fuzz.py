@@ -9,17 +9,23 @@ import ctypes
 import mmap
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+import cases
 import torch
+from test_operators import NAMES, WITH_GRADIENT, of_tensors, sample, tensors
 from torch import Tensor
 
 import bkd_fast.ops.native  # noqa: F401  registers the operators
+from bkd_fast.ops import backend
 
 PAGE = mmap.PAGESIZE
 LAST = torch.channels_last
-TIERS = torch.ops.bkd_fast_native.cpu_tiers().split()
+KERNELS = torch.ops.bkd_fast_native
+TIERS = KERNELS.cpu_tiers().split()
 REFUSALS = (ValueError, TypeError, RuntimeError, IndexError)  # NotImplementedError is a RuntimeError
 Arguments = list[Any]
 
@@ -42,148 +48,59 @@ def guarded(tensor: Tensor, chance: random.Random) -> Tensor:
     return flat.as_strided(tensor.shape, tensor.stride())
 
 
-def conv(backward: bool) -> Callable[[], Arguments]:
-    def arguments() -> Arguments:
-        input, weight = torch.randn(2, 6, 5, 7).contiguous(memory_format=LAST), torch.randn(4, 3, 3, 2)
-        offset, mask, output = torch.randn(2, 24, 5, 6), torch.randn(2, 12, 5, 6), torch.randn(2, 4, 5, 6)
-        geometry = [[1, 1], [1, 0], [1, 1]]
-        if not backward:
-            return [0, input, offset, mask, weight, torch.randn(4), *geometry, output]
-        results = [torch.zeros_like(tensor) for tensor in (input, offset, mask, weight)]
-        return [0, output, input, offset, mask, weight, *geometry, *results]
-
-    return arguments
-
-
-def bfloat16(make: Callable[[], Arguments], float32: tuple[int, ...] = ()) -> Callable[[], Arguments]:
-    """The same call in bfloat16, but for some arguments, on the last instruction set."""
-
-    def arguments() -> Arguments:
-        made = [
-            value.bfloat16() if isinstance(value, Tensor) and index not in float32 else value
-            for index, value in enumerate(make())
-        ]
-        return [len(TIERS) - 1, *made[1:]]
-
-    return arguments
+def each_tensor(function: Callable[[Tensor], Tensor], arguments: Sequence[Any]) -> Arguments:
+    """The arguments with a function applied to every tensor, in lists too."""
+    return [
+        each_tensor(function, value)
+        if isinstance(value, list)
+        else function(value)
+        if isinstance(value, Tensor)
+        else value
+        for value in arguments
+    ]
 
 
-def gather(backward: bool) -> Callable[[], Arguments]:
-    def arguments() -> Arguments:
-        projected = torch.randn(2, 4 * 5, 5, 7).contiguous(memory_format=LAST)
-        offset, mask = torch.randn(2, 8, 4, 6), torch.randn(2, 4, 4, 6)
-        output, geometry = torch.randn(2, 5, 4, 6).contiguous(memory_format=LAST), [[2, 2], [1, 1], [0, 0], [1, 1]]
-        if not backward:
-            return [0, projected, offset, mask, *geometry, output]
-        return [0, output, projected, offset, mask, *geometry, *map(torch.zeros_like, (projected, offset, mask))]
+def recorded() -> dict[str, Arguments]:
+    """Return the arguments of a call of every kernel, as the operators make them of their samples.
 
-    return arguments
+    On the first instruction set; in bfloat16, where a kernel takes it, on the last.
+    """
+    registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if "bkd_fast_native::" in name}
+    kernels = {name: getattr(KERNELS, name) for name in {name.split(".")[0] for name in registered} - {"cpu_tiers"}}
+    calls: dict[str, Arguments] = {}
 
+    def recorder(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            kept = each_tensor(lambda tensor: tensor.detach().clone(), arguments)
+            narrow = any(isinstance(value, Tensor) and value.dtype == torch.bfloat16 for value in kept)
+            calls.setdefault(f"{name} in bfloat16" if narrow else name, kept if narrow else [0, *kept[1:]])
+            return kernels[name](*arguments)
 
-def attention(backward: bool) -> Callable[[], Arguments]:
-    def arguments() -> Arguments:
-        query, memory = torch.randn(9, 7), torch.randn(11, 7)
-        if not backward:
-            return [0, query, memory, 0.02, 0.3, True, torch.empty_like(query)]
-        return [0, torch.randn(9, 7), query, memory, 0.02, 0.3, True, torch.empty_like(query), torch.zeros_like(memory)]
+        return call
 
-    return arguments
-
-
-def levels(branches: int) -> tuple[list[Tensor], list[Tensor]]:
-    shapes = ((2, 5, 4, 3), (2, 7, 2, 2))
-    return [torch.randn(shape) for shape in shapes], [torch.randn(shape) for _ in range(branches) for shape in shapes]
-
-
-def distances() -> Arguments:
-    teacher, student = levels(2)
-    return [0, teacher, student, [1.0, 2.0, 3.0, 4.0], 0.2, torch.empty(2 * 12 + 2 * 4)]
-
-
-def distances_backward() -> Arguments:
-    teacher, student = levels(2)
-    results = [[torch.empty_like(level) for level in part] for part in (teacher, student)]
-    return [0, torch.randn(2 * 12 + 2 * 4), teacher, student, [1.0, 2.0, 3.0, 4.0], 0.2, *results]
-
-
-def anomaly_map() -> Arguments:
-    return [0, *levels(1), [1.0, 2.0], [1.0, 0.5], 0.2, True, 1.5, False, torch.empty(2, 9, 8)]
-
-
-def loss() -> Arguments:
-    return [0, *levels(1), True, 0.5, torch.empty(3 * (2 * 12 + 2 * 4)), torch.empty(())]
-
-
-def loss_backward() -> Arguments:
-    teacher, student = levels(1)
-    results = [[torch.empty_like(level) for level in part] for part in (teacher, student)]
-    return [0, torch.ones(()), teacher, student, torch.ones(3 * (2 * 12 + 2 * 4)), True, 0.5, *results]
-
-
-def match() -> Arguments:
-    query, support = (torch.randn(count, 5, 4, 6).contiguous(memory_format=LAST) for count in (2, 3))
-    shots = torch.tensor([[0, 2], [1, 1]])
-    return [0, query, support, shots, 1, torch.empty(2, 2, 4, 6), torch.empty(2, 2, 2, 4, 6)]
-
-
-def regression() -> Arguments:
-    neighbors = torch.tensor([[0, 2], [1, 1], [3, 0]])
-    return [0, torch.randn(3, 7), torch.randn(4, 7), neighbors, 0.3, torch.empty(3, 7)]
-
-
-def selection() -> Arguments:
-    distance, displacement = torch.rand(2, 3, 4, 6), torch.zeros(2, 3, 2, 4, 6)
-    return [0, distance, displacement, torch.zeros(2, 3).long(), torch.empty(2, 4, 6, 2, dtype=torch.int64)]
-
-
-def nearest() -> Arguments:
-    index = torch.empty(3, 2, dtype=torch.int64)
-    return [0, torch.randn(3, 7), torch.randn(5, 7), torch.rand(5), torch.randn(3, 5), 0.01, index]
-
-
-def standardize() -> Arguments:
-    x = torch.randn(2, 5, 4, 6).contiguous(memory_format=LAST)
-    return [0, x, torch.randn(5), torch.rand(5) + 1, 3, True, torch.empty_like(x)]
-
-
-def top_mean() -> Arguments:
-    return [0, torch.randn(3, 50), 4, torch.empty(3)]
-
-
-def activation() -> Arguments:
-    x, residual = (torch.randn(2, 5, 4, 6).contiguous(memory_format=LAST) for _ in range(2))
-    return [0, x, torch.randn(5), residual, 0.0, 6.0, torch.empty_like(x)]
-
-
-CALLS: dict[str, Callable[[], Arguments]] = {
-    "deform_conv": conv(False),
-    "deform_conv_backward": conv(True),
-    "deform_gather": gather(False),
-    "deform_gather_backward": gather(True),
-    "memory_attention": attention(False),
-    "memory_attention_backward": attention(True),
-    "cosine_distances": distances,
-    "cosine_distances_backward": distances_backward,
-    "anomaly_map": anomaly_map,
-    "distillation_loss": loss,
-    "distillation_loss_backward": loss_backward,
-    "local_match": match,
-    "neighbor_regression": regression,
-    "select_matches": selection,
-    "nearest_rows": nearest,
-    "standardize": standardize,
-    "top_mean": top_mean,
-    "bias_activation": activation,
-    "scaled_copy": lambda: [0, torch.randn(3, 5, 7), 2.0, torch.empty(3, 5, 7)],
-}
-if TIERS[-1] == "avx512bf16":
-    CALLS["deform_conv in bfloat16"] = bfloat16(conv(False), float32=(2, 3, 5))  # offset, mask and bias
-    CALLS["deform_gather in bfloat16"] = bfloat16(gather(False), float32=(2, 3))
-    CALLS["memory_attention in bfloat16"] = bfloat16(attention(False))
+    for name in kernels:
+        setattr(KERNELS, name, recorder(name))
+    # With groups; of the samples the first call of a kernel counts that is none of these.
+    for case in (cases.conv(2, 8, 4, (5, 7), groups=2, offset_groups=4), cases.gather(2, 5, 1, groups=4)):
+        cases.results(case, "native", torch.float32)
+    with backend("native"):
+        for dtype in (torch.float32, torch.bfloat16):
+            for name in NAMES:
+                arguments = sample(name, dtype, grad=name in WITH_GRADIENT)
+                output = of_tensors(name, arguments)(*tensors(arguments))
+                if name in WITH_GRADIENT:
+                    output.sum().backward()
+    for name, kernel in kernels.items():
+        setattr(KERNELS, name, kernel)
+    missing = set(kernels) - set(calls)
+    assert not missing, f"operators without calls: {missing}"
+    return calls
 
 
 def another_tensor(tensor: Tensor, chance: random.Random) -> tuple[Tensor, bool]:
     """A tensor that differs in one thing, and whether it is wrong in any call."""
+    if not tensor.numel():  # a gradient that is not asked for
+        return tensor, False
     dim = chance.randrange(tensor.ndim) if tensor.ndim else 0
     kind = chance.choice(("dtype", "half", "double", "meta", "deeper", "flat", "grow", "shrink", "empty", "strided",
                           "transposed", "last", "expanded", "values"))  # fmt: skip
@@ -255,26 +172,16 @@ def change(arguments: Arguments, chance: random.Random) -> bool:
 def main(first: int, count: int) -> None:
     """Make the calls of some seeds; print each before it is made, and at the end how many were refused."""
     torch.manual_seed(0)
-    registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if "bkd_fast_native::" in name}
-    missing = {name.split(".")[0] for name in registered} - set(CALLS) - {"cpu_tiers"}
-    assert not missing, f"operators without calls: {missing}"
-    refused = 0
+    calls, refused = recorded(), 0
     for seed in range(first, first + count):
         chance = random.Random(seed)
-        name = chance.choice(sorted(CALLS))
-        arguments = CALLS[name]()
+        name = chance.choice(sorted(calls))
+        arguments = each_tensor(lambda tensor: tensor, calls[name])  # changes are made to lists of their own
         wrong = any([change(arguments, chance)]) if seed % 20 else False  # some calls are right
-        arguments = [
-            [guarded(part, chance) if isinstance(part, Tensor) else part for part in value]
-            if isinstance(value, list)
-            else guarded(value, chance)
-            if isinstance(value, Tensor)
-            else value
-            for value in arguments
-        ]
+        arguments = each_tensor(lambda tensor, chance=chance: guarded(tensor, chance), arguments)
         print(f"{seed} {name}", flush=True)
         try:
-            getattr(torch.ops.bkd_fast_native, name.split()[0])(*arguments)
+            getattr(KERNELS, name.split()[0])(*arguments)
         except REFUSALS:
             assert seed % 20, f"seed {seed}: a right call of {name} was refused"
             refused += 1

@@ -38,12 +38,6 @@ def test_is_what_follows_a_convolution(activation, limits):
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_gradient_is_refused():
-    x = torch.ones(1, 2, 3, 3, requires_grad=True)
-    with pytest.raises(RuntimeError, match="bias_activation has no gradient"):
-        bias_activation(x, torch.ones(2)).sum().backward()
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from bkd_fast.ops import distillation_loss
-from bkd_fast.ops.distillation_loss import Arguments, reference
 
 SHAPES = ((2, 3, 4, 5), (2, 6, 2, 3))
 
@@ -43,11 +42,6 @@ def test_gradients_are_derivatives(direction):
     teacher, student = levels()
     tensors = [level.requires_grad_() for level in teacher + student]
     assert torch.autograd.gradcheck(lambda *v: distillation_loss(v[:2], v[2:], direction=direction), tensors)
-    arguments = Arguments(tensors[:2], tensors[2:], direction, 0.5)
-    loss, statistics = reference.distillation_loss(arguments)
-    gradients = reference.distillation_loss_backward(torch.ones_like(loss), statistics.detach(), arguments, [True] * 4)
-    for mine, other in zip(gradients, torch.autograd.grad(loss, tensors), strict=True):
-        torch.testing.assert_close(mine, other)
 
 
 def test_equal_levels_lose_nothing():

@@ -8,7 +8,6 @@ import torch
 from bkd_fast.export.plain import plain
 from bkd_fast.ops import local_match
 
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
@@ -153,31 +152,9 @@ def test_what_does_not_fit_is_named(changes, error, words):
         local_match(**arguments)
 
 
-def test_backward_is_refused_in_words():
-    case = cases.match()
-    distance, _ = local_match(case.query.requires_grad_(), *case[1:])
-    with pytest.raises(RuntimeError, match="local_match has no gradient: .* torch.no_grad"):
-        distance.sum().backward()
-    with torch.no_grad():
-        assert not any(value.requires_grad for value in local_match(*case))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(layout):
-    case = cases.match(last=layout == torch.channels_last)
-    torch.library.opcheck(torch.ops.bkd_fast.local_match.default, tuple(case))
-
-
 class Module(torch.nn.Module):
     def forward(self, query, support, shots):
         return local_match(query, support, shots, 1)
-
-
-def test_compiles_without_graph_breaks():
-    case = cases.match()
-    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager", dynamic=True)
-    for one, other in zip(compiled(*case[:3]), local_match(*case), strict=True):
-        assert torch.equal(one, other)
 
 
 def program():

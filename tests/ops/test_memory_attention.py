@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bkd_fast.ops import sparse_memory_attention
-from bkd_fast.ops.memory_attention import Arguments, reference
+from bkd_fast.ops.memory_attention import reference
 
 SETTINGS = [
     (threshold, temperature, renormalize)
@@ -45,16 +45,6 @@ def test_equals_a_loop_over_the_equations(settings, rows):
 def test_gradients_are_derivatives(settings):
     query, memory = (value.requires_grad_() for value in tensors())
     assert torch.autograd.gradcheck(lambda q, m: sparse_memory_attention(q, m, *settings), (query, memory))
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_explicit_backward_is_autograd_of_the_reference(settings):
-    query, memory = (value.requires_grad_() for value in tensors())
-    output = reference.sparse_memory_attention(Arguments(query, memory, *settings))
-    grad = torch.randn_like(output)
-    gradients = reference.sparse_memory_attention_backward(grad, Arguments(query, memory, *settings), [True, True])
-    for mine, other in zip(gradients, torch.autograd.grad(output, (query, memory), grad), strict=True):
-        torch.testing.assert_close(mine, other)
 
 
 def test_rows_are_cut_into_pieces_without_a_trace(monkeypatch):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bkd_fast.ops import backend, local_match, modulated_deform_conv2d
 from bkd_fast.ops.backend import available
+from bkd_fast.ops.cpu_common import simd_tiers
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 
 pytestmark = pytest.mark.skipif(available("native") is not None, reason=str(available("native")))
@@ -24,8 +25,6 @@ def each_backend():
 
 @pytest.fixture(params=TIERS)
 def tier(request, monkeypatch):
-    from bkd_fast.ops.cpu_common import simd_tiers
-
     if request.param not in simd_tiers():
         pytest.skip(f"this machine has no {request.param}")
     monkeypatch.setenv("BKD_FAST_SIMD", request.param)
@@ -139,8 +138,6 @@ def test_memories_of_any_size_obey_the_rule_in_bfloat16(rows, items, channels, t
     ],
 )
 def test_products_of_bfloat16_change_no_other_result(name, dtype, monkeypatch):
-    from bkd_fast.ops.cpu_common import simd_tiers
-
     if "avx512bf16" not in simd_tiers():
         pytest.skip("this machine has no avx512bf16")
     runs = []
@@ -152,8 +149,6 @@ def test_products_of_bfloat16_change_no_other_result(name, dtype, monkeypatch):
 
 def test_only_an_instruction_set_with_products_of_bfloat16_is_given_them(tier):
     query, memory, output = (torch.ones(2, 3).bfloat16() for _ in range(3))
-    from bkd_fast.ops.cpu_common import simd_tiers
-
     arguments = (simd_tiers().index(tier), query, memory, 0.0, 1.0, False, output)
     if tier == "avx512bf16":
         torch.ops.bkd_fast_native.memory_attention(*arguments)

@@ -96,13 +96,28 @@ def test_backends_agree_with_the_reference(name, layout):
     torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.parametrize("name", WITH_GRADIENT)
+@pytest.mark.parametrize("name", NAMES)
 def test_compiles_without_graph_breaks_forward_and_backward(name):
-    arguments = sample(name, grad=True)
+    arguments = sample(name, grad=name in WITH_GRADIENT)
     function, inputs = of_tensors(name, arguments), tensors(arguments)
-    expected = torch.autograd.grad(function(*inputs).sum(), inputs)
+    torch.compiler.reset()  # or each operator would count as a recompilation of the one before
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
-    torch.testing.assert_close(torch.autograd.grad(compiled(*inputs).sum(), inputs), expected)
+    output, expected = compiled(*inputs), function(*inputs)
+    torch.testing.assert_close(output, expected)
+    if name in WITH_GRADIENT:
+        grads = [torch.autograd.grad(value.sum(), inputs) for value in (output, expected)]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITH_GRADIENT])
+def test_a_gradient_is_refused(name):
+    arguments = sample(name)
+    (input, *others) = tensors(arguments)
+    output = of_tensors(name, arguments)(input.requires_grad_(), *others)
+    if not output.is_floating_point():
+        pytest.skip("its results are indices")
+    with pytest.raises(RuntimeError, match=f"{name} has no gradient.* torch.no_grad"):
+        output.sum().backward()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,16 +192,8 @@ def test_low_level_calls_are_checked_like_the_functions(name):
         output = overload(name)(*arguments)
         kept = output[1:] if isinstance(output, tuple) else ()
         backward = overload(f"{name}_backward")
-        grad, needs = (
-            first(output),
-            [True]
-            * sum(
-                len(v)
-                if isinstance(v, list) and isinstance(v[0], torch.Tensor)
-                else isinstance(v, torch.Tensor) or v is None
-                for v in arguments
-            ),
-        )
+        flat = [part for value in arguments for part in (value if isinstance(value, list) else [value])]
+        grad, needs = first(output), [True] * sum(v is None or isinstance(v, torch.Tensor) for v in flat)
         assert len(backward(grad, *kept, *arguments, needs)) == len(needs)
         with pytest.raises(ValueError, match=f"{name}_backward: grad has shape .*, expected"):
             backward(grad.new_zeros(3, 1, 2), *kept, *arguments, needs)

@@ -47,10 +47,3 @@ def test_arguments_that_do_not_fit_are_named(change, error, message):
     }
     with pytest.raises(error, match=message):
         select_matches(**{**arguments, **change})
-
-
-def test_is_an_operator_as_pytorch_wants_them():
-    *tensors, count = neighbor_cases.matches("some")
-    torch.library.opcheck(
-        torch.ops.bkd_fast.select_matches, (*tensors, count), test_utils=("test_schema", "test_faketensor")
-    )

@@ -43,20 +43,10 @@ def deterministic(warn_only: bool = False) -> Iterator[None]:
 
 
 def conv(
-    batch: int = 2,
-    channels: int = 19,
-    outputs: int = 13,
-    size: tuple[int, int] = (7, 9),
-    kernel: tuple[int, int] = (3, 3),
-    groups: int = 1,
-    offset_groups: int = 1,
-    stride: int = 1,
-    dilation: int = 1,
-    mask: bool = True,
-    bias: bool = True,
-    last: bool = True,
-    offsets_last: bool = False,
-) -> Case:
+    batch: int = 2, channels: int = 19, outputs: int = 13, size: tuple[int, int] = (7, 9),
+    kernel: tuple[int, int] = (3, 3), groups: int = 1, offset_groups: int = 1, stride: int = 1, dilation: int = 1,
+    mask: bool = True, bias: bool = True, last: bool = True, offsets_last: bool = False,
+) -> Case:  # fmt: skip
     taps, padding = kernel[0] * kernel[1], (kernel[0] // 2, kernel[1] // 2)
     out = [(s + 2 * p - dilation * (k - 1) - 1) // stride + 1 for s, p, k in zip(size, padding, kernel, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 TINY: dict[str, Any] = {
-    "teacher.name": "resnet18",
+    "teacher.name": "test_resnet",  # the smallest that timm has with levels at strides 4, 8 and 16
     "teacher.weights": "none",
     "teacher.image_size": (64, 64),
     "memory.items": 16,
@@ -47,3 +48,17 @@ def make_category(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(path)
     return root
+
+
+def picture(path: str | Path, seed: int = 90) -> Path:
+    """Write noise of 64 x 64 pixels as a PNG, whatever its name."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, format="PNG")
+    return Path(path)
+
+
+def rows_of(folder: Path, name: str = "scores.csv") -> list[dict[str, str]]:
+    """Return the rows of a table."""
+    with open(folder / name, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))

@@ -125,7 +125,7 @@ def test_several_categories_are_told_apart(make_category, tiny_default, tmp_path
 
 def test_csv_files_from_the_command_line(tiny_data, tmp_path, capsys):
     out = tmp_path / "run"
-    options = ["--teacher", "resnet18", "--weights", "none", "--image-size", "64", "--set", "memory.items=16"]
+    options = ["--teacher", "test_resnet", "--weights", "none", "--image-size", "64", "--set", "memory.items=16"]
     assert main(["train", str(tiny_data), "--out", str(out), *options, "--logger", "csv"]) == 0
     folder = out / "loggers" / "csv"
     (threshold,) = [row["threshold"] for row in csv_rows(folder / "version_0") if "threshold" in row]

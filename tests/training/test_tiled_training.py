@@ -4,7 +4,6 @@ import torch
 from PIL import Image
 
 from bkd_fast.artifact import load_trained
-from bkd_fast.config import BKDConfig
 from bkd_fast.data import ImageDataset, Sample
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.evaluate import evaluate
@@ -33,18 +32,8 @@ def test_an_image_smaller_than_a_tile_is_named(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_data, tmp_path_factory):
-    config = BKDConfig().with_changes(
-        {
-            "teacher.name": "resnet18",
-            "teacher.weights": "none",
-            "teacher.image_size": (64, 64),
-            "memory.items": 16,
-            "support.shots": 2,
-            "training.validation_share": 0.2,
-            "teacher.tile": 48,
-        }
-    )
+def run(tiny_data, tiny_default, tmp_path_factory):
+    config = tiny_default.with_changes({"support.shots": 2, "teacher.tile": 48})
     return train(tiny_data, tmp_path_factory.mktemp("runs") / "tiled", config, progress=False)
 
 

@@ -1,6 +1,5 @@
 """Training: learning, exact resume, interruption, failure, and processes side by side."""
 
-import csv
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import rows_of
 
 from bkd_fast.artifact import DataSource, load_trained
 from bkd_fast.config import BKDConfig
@@ -25,6 +25,8 @@ from bkd_fast.training.checkpoint import Progress, load_checkpoint, read_log
 from bkd_fast.training.sampler import Schedule
 from bkd_fast.training.step import make_optimizer
 from bkd_fast.training.train import train
+
+SAMPLED = {"support": "sampled", "support.aggregation": "mean"}
 
 
 def weights(run):
@@ -67,8 +69,7 @@ def test_the_run_folder_holds_what_it_should(tiny_run, tiny_config):
     manifest = json.loads((tiny_run / "manifest.json").read_text())
     assert BKDConfig.from_toml((tiny_run / "config.toml").read_text()) == tiny_config
     assert not set(manifest["source"]["train_files"]) & set(manifest["source"]["validation_files"])
-    with (tiny_run / "log.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tiny_run, "log.csv")
     assert [float(row["epoch"]) for row in rows] == [1, 2]
     assert {"forward", "offset_1", "max_offset_2", "validation_loss", "learning_rate"} <= rows[0].keys()
     assert "reverse" not in rows[0]  # what is not learned is not in the loss
@@ -117,9 +118,9 @@ def test_resuming_with_another_configuration_names_the_field(tiny_data, tiny_con
 
 
 def test_sampled_supports_train_too(tiny_data, tiny_config, tmp_path):
-    sampled = {"support.shots": 2, "support.aggregation": "mean", "support.augmentation": "rotation_scale"}
+    changes = {"support.shots": 2, "support.augmentation": "rotation_scale", "training.epochs": 1, **SAMPLED}
     for draw in ("step", "query"):
-        config = tiny_config.with_changes({"support": "sampled", "support.per": draw, "training.epochs": 1, **sampled})
+        config = tiny_config.with_changes({**changes, "support.per": draw})
         run = train(tiny_data, tmp_path / draw, config)
         assert len(list((run / "support").iterdir())) == 2
 
@@ -180,14 +181,8 @@ def test_training_ends_where_the_validation_loss_rests(tiny_data, tiny_config, t
     losses = [row["validation_loss"] for row in rows]
     assert min(losses[-2:]) >= (1 - trainer.PLATEAU) * min(losses[:-2])
     with caplog.at_level("INFO", "bkd_fast"):
-        assert (
-            len(
-                read_log(
-                    train(tiny_data, tmp_path / "all", config.with_changes({"training.patience": None})) / "log.csv"
-                )
-            )
-            == 10
-        )
+        whole = train(tiny_data, tmp_path / "all", config.with_changes({"training.patience": None}))
+    assert len(read_log(whole / "log.csv")) == 10
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_offset(tiny_data, tiny_config, tmp_path, monkeypatch):
@@ -244,15 +239,7 @@ def test_the_optimizer_gives_offsets_their_own_rate(tiny_config):
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("count", [5, 16, 33])
 def test_no_image_twice_in_an_epoch_and_no_support_among_queries(world, count):
-    config = BKDConfig().with_changes(
-        {
-            "training.batch_size": 8,
-            "support.shots": 2,
-            "support": "sampled",
-            "support.per": "step",
-            "support.aggregation": "mean",
-        }
-    )
+    config = BKDConfig().with_changes({"training.batch_size": 8, "support.shots": 2, **SAMPLED, "support.per": "step"})
     schedules = [Schedule(count, config, rank=rank, world=world) for rank in range(world)]
     for epoch in range(3):
         seen: list[int] = []
@@ -273,18 +260,8 @@ def test_a_schedule_resumes_in_the_middle_of_an_epoch():
 
 
 def test_supports_of_a_query_are_never_the_query():
-    schedule = Schedule(
-        6,
-        BKDConfig().with_changes(
-            {
-                "training.batch_size": 6,
-                "support.shots": 3,
-                "support": "sampled",
-                "support.per": "query",
-                "support.aggregation": "mean",
-            }
-        ),
-    )
+    config = BKDConfig().with_changes({"training.batch_size": 6, "support.shots": 3, **SAMPLED, "support.per": "query"})
+    schedule = Schedule(6, config)
     for step in schedule.epoch(0):
         for query, supports in zip(step.queries, step.supports, strict=True):
             assert query not in supports
@@ -332,21 +309,20 @@ def test_a_resumed_training_uses_the_images_that_it_began_with(
     make_category, tiny_config, tmp_path, monkeypatch, caplog
 ):
     data = make_category(tmp_path / "tile")
-    config = tiny_config.with_changes({"teacher.name": "test_resnet"})
-    whole = train(data, tmp_path / "whole", config)
-    train_until(3, monkeypatch, data, tmp_path / "run", config)
+    whole = train(data, tmp_path / "whole", tiny_config)
+    train_until(3, monkeypatch, data, tmp_path / "run", tiny_config)
     for name in ("0", "0055", "z"):
         (data / f"train/good/{name}.png").write_bytes((data / "test/good/000.png").read_bytes())
     first = data / "train/good/000.png"
     hidden = first.rename(tmp_path / "hidden.png")
     with pytest.raises(BKDError, match=r"1 images .* are missing: 000\.png"):
-        train(data, tmp_path / "run", config, resume=True)
+        train(data, tmp_path / "run", tiny_config, resume=True)
     first.write_bytes((data / "test/good/001.png").read_bytes())
     with pytest.raises(BKDError, match=r"1 images .* have changed: 000\.png"):
-        train(data, tmp_path / "run", config, resume=True)
+        train(data, tmp_path / "run", tiny_config, resume=True)
     hidden.rename(first)
     with caplog.at_level("WARNING", "bkd_fast"):
-        run = train(data, tmp_path / "run", config, resume=True)
+        run = train(data, tmp_path / "run", tiny_config, resume=True)
     assert "3 images are new since the training began" in caplog.text
     assert_same_weights(run, whole)
     assert load_trained(run).calibration == load_trained(whole).calibration
@@ -355,9 +331,8 @@ def test_a_resumed_training_uses_the_images_that_it_began_with(
 
 def test_a_run_inside_its_data_is_not_trained_on(make_category, tiny_default, tmp_path):
     data = make_category(tmp_path / "made") / "train/good"
-    config = tiny_default.with_changes({"teacher.name": "test_resnet"})
-    first = load_trained(train(data, data / "run", config)).source
-    second = load_trained(train(data, data / "run2", config)).source
+    first = load_trained(train(data, data / "run", tiny_default)).source
+    second = load_trained(train(data, data / "run2", tiny_default)).source
     assert first.used == second.used
     assert len(first.used) == 10
 

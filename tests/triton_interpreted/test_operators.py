@@ -4,9 +4,17 @@ float32 and float16; of bfloat16 the interpreter makes something else (its 16 bi
 type is left to the compile gate (tools/triton_gate) and to a device (tests/ops/test_cuda.py).
 """
 
+from functools import partial
+
+import activation_cases
 import cases
+import join_cases
 import kernel_checks
+import nearest_cases
+import neighbor_cases
 import pytest
+import standardize_cases
+import top_mean_cases
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +22,8 @@ from hypothesis import strategies as st
 from bkd_fast.ops import backend, cosine_anomaly_map, modulated_deform_conv2d, sparse_memory_attention, triton_common
 from bkd_fast.ops.deform_gather import triton as gather_kernels
 from bkd_fast.ops.memory_attention import triton as attention_kernels
+from bkd_fast.ops.neighbor_regression import neighbor_regression
+from bkd_fast.ops.neighbor_regression.reference import combined
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid|overflow|divide):RuntimeWarning")  # numpy, of NaN and infinity
 TYPES = [torch.float32, torch.float16]
@@ -257,3 +267,76 @@ def test_vectors_shorter_than_the_least_norm_have_its_gradient():
     )
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("layout", activation_cases.LAYOUTS)
+@pytest.mark.parametrize("shape", activation_cases.SHAPES)
+def test_bias_and_activation(shape, layout, dtype):
+    activation_cases.check(shape, layout, "triton", dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", join_cases.SHAPES)
+def test_levels_are_joined(name, dtype):
+    join_cases.check(name, "triton", dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("layout", standardize_cases.LAYOUTS)
+@pytest.mark.parametrize("name", standardize_cases.SHAPES)
+def test_features_are_standardized(name, layout, dtype):
+    standardize_cases.check(name, layout, "triton", dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", neighbor_cases.REGRESSIONS)
+def test_rows_are_combined(name, dtype):
+    neighbor_cases.check_regression(name, "triton", dtype)
+
+
+def test_more_neighbours_than_the_kernel_takes_are_combined_too():
+    query, bank, _ = neighbor_cases.regression("many neighbours")
+    neighbors = torch.arange(20).expand(len(query), -1)
+    with backend("triton"):
+        result = neighbor_regression(query, bank, neighbors)
+    torch.testing.assert_close(result, combined(query, bank, neighbors, 0.3))
+
+
+@pytest.mark.parametrize("name", neighbor_cases.MATCHES)
+def test_matches_are_selected(name):
+    neighbor_cases.check_matches(name, "triton")
+
+
+@pytest.mark.parametrize("name", nearest_cases.SHAPES)
+def test_the_nearest_rows_are_found_in_order(name):
+    nearest_cases.check(name, "triton")
+
+
+@pytest.mark.parametrize("kind", top_mean_cases.KINDS)
+@pytest.mark.parametrize("name", top_mean_cases.SHAPES)
+def test_the_mean_of_the_largest(name, kind):
+    top_mean_cases.check(name, kind, "triton")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        activation_cases.check_not_a_number,
+        activation_cases.check_views,
+        standardize_cases.check_not_a_number,
+        neighbor_cases.check_missing_rows,
+        neighbor_cases.check_not_a_number,
+        nearest_cases.check_not_finite,
+        top_mean_cases.check_not_finite,
+        top_mean_cases.check_repeats,
+        partial(nearest_cases.check, "some", dtype=torch.float16),
+        partial(top_mean_cases.check, "some", "normal", dtype=torch.float16),
+    ],
+)
+def test_what_every_backend_must_do(check):
+    check(chosen="triton")
+
+
+def test_parts_of_the_queries_give_the_same(monkeypatch):
+    nearest_cases.check_parts("triton", monkeypatch)

@@ -69,27 +69,23 @@ def faults(kernels: Sequence[Kernel]) -> list[str]:
                 messages.append(f"{label} needs {need} {what}, allowed are {limit}")
     for name, architecture in sorted(set(allowed) - {(kernel.name, kernel.architecture) for kernel in kernels}):
         messages.append(f"{name} on {architecture} has a budget and does not exist")
-    for name, instruction, first in read_instructions():
-        if first in SPECIFIC and first not in compiled:
-            continue
-        own = [kernel for kernel in kernels if kernel.name.startswith(name) and concerns(first, kernel.architecture)]
-        if not any(kernel.name.startswith(name) for kernel in kernels):
-            messages.append(f"no kernel begins with {name}")
-        messages += [
-            f"{kernel.name} on {kernel.architecture} has no {instruction}"
-            for kernel in own
-            if instruction not in kernel.instructions
-        ]
-    for name, first, most in read_issue():
-        if first in SPECIFIC and first not in compiled:
-            continue
-        own = [kernel for kernel in kernels if kernel.name.startswith(name) and concerns(first, kernel.architecture)]
-        if not any(kernel.name.startswith(name) for kernel in kernels):
-            messages.append(f"no kernel begins with {name}")
-        messages += [
-            f"{kernel.name} on {kernel.architecture} issues {kernel.issued} instructions per tensor-core instruction, "
-            f"allowed are {most}"
-            for kernel in own
-            if not 0 < kernel.issued <= most
-        ]
+    others = [architecture for architecture in SPECIFIC if architecture not in compiled]
+    instructions = [row for row in read_instructions() if row[2] not in others]
+    issue = [row for row in read_issue() if row[1] not in others]
+    messages += [
+        f"no kernel begins with {prefix}"
+        for prefix in sorted({row[0] for row in (*instructions, *issue)})
+        if not any(kernel.name.startswith(prefix) for kernel in kernels)
+    ]
+    for kernel in kernels:
+        label, architecture = f"{kernel.name} on {kernel.architecture}", kernel.architecture
+        for prefix, instruction, first in instructions:
+            concerned = kernel.name.startswith(prefix) and concerns(first, architecture)
+            if concerned and instruction not in kernel.instructions:
+                messages.append(f"{label} has no {instruction}")
+        for prefix, first, most in issue:
+            concerned = kernel.name.startswith(prefix) and concerns(first, architecture)
+            if concerned and not 0 < kernel.issued <= most:
+                ratio = f"{kernel.issued} instructions per tensor-core instruction"
+                messages.append(f"{label} issues {ratio}, allowed are {most}")
     return messages
