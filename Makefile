@@ -36,7 +36,7 @@ test: $(VENV)/installed
 	$(INTERPRETED) -m "not slow" tests/triton_interpreted
 
 # What is slower: long tests, compiled code of every architecture and configuration, and the CUDA kernels under sanitizers.
-proof: $(VENV)/installed
+proof: $(VENV)/installed $(VENV)/include/onnxruntime
 	@echo "make proof: about 35 minutes on 2 idle cores"
 	$(TESTS) -m slow
 	$(BIN)/pytest -m slow tests/cuda_gate tests/triton_gate
@@ -89,8 +89,12 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/extension/*.py) $
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "$(TORCH)" torchvision
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,docs,examples,export,ray,test]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,docs,examples,export,mlflow,ray,test,wandb]"
 	touch $@
+
+# For the C++ program of docs/deploy.md; its test is skipped where npm cannot fetch them.
+$(VENV)/include/onnxruntime: | $(VENV)/installed
+	$(BIN)/python -m tools.onnxruntime_headers $@ || echo "ONNX Runtime's headers are not here: one test is skipped"
 
 clean:
 	rm -rf $(VENV) build docs/_build runs *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,7 @@
 """A region of interest: what is outside changes nothing, in training and in every way to predict."""
 
+import base64
+import io
 import pickle
 import shutil
 
@@ -212,6 +214,9 @@ def test_an_exported_graph_keeps_to_the_region(format, runs, good, tmp_path):
     graph = read(format, path)
     images = np.random.default_rng(0).random((2, 3, 64, 64)).astype(np.float32)
     region = Detector.load(runs["whole"], device="cpu").region((64, 64))
+    assert graph.metadata["roi"] == "in the graph"
+    shown = Image.open(io.BytesIO(base64.b64decode(graph.metadata["roi_mask"])))
+    np.testing.assert_array_equal(np.asarray(shown), region)
     images[1] = np.where(region, images[0], images[1])
     scores, maps = graph(images)
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)

@@ -127,7 +127,7 @@ def evaluate(
                 report, metrics["categories"][name], nearest = _evaluate_category(
                     name, detector, tests[name], manifests[name], read_log(folders[name] / LOG), made, scale, progress
                 )
-                # `bkd-fast calibrate`, which the report names for a run, has nothing to set in one of several.
+                # `bkd-fast calibrate`, which the report names for a run, sets the rate of all categories at once.
                 reports.append(replace(report, run=folders[name] if unified is None else None))
                 for image, category in zip(report.images, nearest, strict=True):
                     threshold = detector.for_category(category).threshold

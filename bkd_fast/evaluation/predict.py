@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -131,8 +132,6 @@ def predict(
     files = {} if watching else _files(folders)
     regions = {} if roi is None else dict(zip(files, roi_files(Path(roi), list(files.values())), strict=True))
     detector = Detector.load(run, device=device, precision=precision, max_pixels=max_pixels, pages=pages)
-    if detector.unified is not None and report:
-        raise BKDError(f"{run} is one model of several categories, without one threshold: leave out --report")
     columns = COLUMNS if detector.unified is None else (*COLUMNS, "category")
     whole = detector.predictor(tile, overlap)
     predictor = watch(detector, whole, DriftMonitor(detector.calibration)) if drift else whole
@@ -221,25 +220,33 @@ def predict(
 def _write_report(
     out: Path, run: Path, detector: Detector, rows: Sequence[Mapping[str, str]], scale: HeatScale | None
 ) -> None:
+    """Write ``report.html``; of several categories with scores less the threshold of each, so that one can be moved."""
+    unified = detector.unified
+    several = unified is not None
     images = [
         ImageRecord(
-            name=row["file"],
+            name=f"{row['category']}: {row['file']}" if several else row["file"],
             defect="",
             label=None,
-            score=float(row["score"]),
+            score=float(row["score"]) - (float(row["threshold"]) if several else 0),
             decision=int(row["decision"] == "anomalous"),
             overlay=fitting(out / "heatmaps" / f"{row['name']}.jpg"),
         )
         for row in rows
     ]
+    normal = detector.calibration.normal
+    if unified is not None:
+        scores = [score - one.threshold for one in unified.calibrations for score in one.scores]
+        normal = replace(normal, scores=scores)
     write_predictions(
         out / "report.html",
         title=f"Predictions of {run}",
         images=images,
-        threshold=detector.threshold,
-        normal=detector.calibration.normal,
-        run=run,
+        threshold=0.0 if several else detector.threshold,
+        normal=normal,
+        run=None if several else run,
         heat_scale=scale,
+        note="Scores are less the threshold of the category that an image was taken for." if several else "",
     )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from bkd_fast.data.tiles import overlap_of
 from bkd_fast.errors import BKDError
@@ -28,6 +33,7 @@ def settings_of(detector: Detector, format: str) -> dict[str, Any]:
     """
     config, calibration = detector.config, detector.calibration
     tile = config.teacher.tile
+    roi = None if detector.roi is None else detector.region(config.teacher.size)
     return {
         "settings_version": VERSION,
         "bkd_fast": __version__,
@@ -51,6 +57,8 @@ def settings_of(detector: Detector, format: str) -> dict[str, Any]:
         "float_white": config.data.float_white,
         "normalization": "in the graph",  # mean and std of the teacher's training images
         "border_correction": "in the graph",
+        "roi": None if roi is None else "in the graph",  # a region of interest; maps are zero outside
+        "roi_mask": None if roi is None else _png(roi),  # to show it: base64 of a PNG of input_size, white inside
         "output_scores": OUTPUTS[0],
         "output_maps": OUTPUTS[1],
         "score_meaning": "raw, unbounded; an image is anomalous where its score is above threshold",
@@ -85,6 +93,13 @@ def parse(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
             "export it again"
         )
     return {name: _value(text) for name, text in texts.items()}
+
+
+def _png(mask: np.ndarray) -> str:
+    """Return the base64 text of a black and white PNG."""
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _value(text: str) -> Any:

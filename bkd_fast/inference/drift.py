@@ -77,7 +77,7 @@ class Drift:
         return (
             f"drift since about image {self.since}, seen at image {self.image}: {self.shifts[0].sentence()}{also}. "
             "Check light, lens and camera. If the parts are good all the same, set new thresholds with "
-            "`bkd-fast calibrate RUN GOOD_IMAGES`, or train again."
+            "`bkd-fast calibrate RUN GOOD_IMAGES`, or learn them with `bkd-fast update RUN GOOD_IMAGES`."
         )
 
 

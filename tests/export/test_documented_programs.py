@@ -1,8 +1,11 @@
 """The programs of docs/deploy.md that use an exported model without this package: as printed, and without torch."""
 
+import io
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import venv
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from bkd_fast.data import load_image, resize_image, to_tensor
 from bkd_fast.export import export
 from bkd_fast.extension import compiler
 from bkd_fast.inference.detector import Detector
+from tools.onnxruntime_headers import FRAMEWORK, unpack
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
 PYTHON = {"Python without torch": ("onnx", "onnxruntime"), "OpenVINO": ("openvino", "openvino")}
@@ -83,17 +87,52 @@ def built(folder, source, *options):
     return folder / "predict"
 
 
+def onnx_runtime(folder):
+    """Return the folder of ONNX Runtime's headers and the folder and the name of its library.
+
+    Headers: ``BKD_FAST_ONNXRUNTIME`` names a release for C++; else what ``make proof`` fetched into the environment,
+    or Debian's libonnxruntime-dev. The library may be that of the Python package, which has no headers.
+    """
+    release = os.environ.get("BKD_FAST_ONNXRUNTIME", "/nowhere")
+    homes = [release, f"{release}/include", f"{sys.prefix}/include/onnxruntime", "/usr/include/onnxruntime"]
+    include = next((home for home in homes if Path(home, "onnxruntime_cxx_api.h").is_file()), None)
+    if include is None:
+        pytest.skip(
+            "there are no headers of ONNX Runtime: python -m tools.onnxruntime_headers $VENV/include/onnxruntime, "
+            "or unpack a release for C++ and name its folder with BKD_FAST_ONNXRUNTIME"
+        )
+    for home in (f"{release}/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"):
+        if Path(home, "libonnxruntime.so").exists():
+            return include, home
+    package = Path(pytest.importorskip("onnxruntime").__file__).parent
+    library = next((package / "capi").glob("libonnxruntime.so.*"), None)
+    if library is None:
+        pytest.skip("onnxruntime's wheel has no library of its own here")
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):  # for the linker, and as its soname says
+        (folder / name).symlink_to(library)
+    return include, str(folder)
+
+
+def test_headers_come_from_one_place_in_the_package(tmp_path):
+    with tarfile.open(tmp_path / "package.tgz", "w:gz") as package:
+        for name in (f"package/{FRAMEWORK}/one.h", f"package/simulator-{FRAMEWORK}/more/two.h", f"{FRAMEWORK}/a.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            package.addfile(member, io.BytesIO(name.encode()))
+    assert unpack(tmp_path / "package.tgz", tmp_path / "include") == [tmp_path / "include/one.h"]
+    assert (tmp_path / "include/one.h").read_text() == f"package/{FRAMEWORK}/one.h"
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(compiler() is None, reason="there is no compiler")
 def test_cpp_with_onnx_runtime(desk, tiny_default_run, tmp_path):
-    """Where its headers are: no wheel holds them, Debian's libonnxruntime-dev does."""
-    include, link = "/usr/include/onnxruntime", "-lonnxruntime"
-    probe = [compiler() or "c++", "-E", "-x", "c++", "-I", include, "-", "-o", "/dev/null"]
-    source = block("C++ with ONNX Runtime", "cpp")
-    if subprocess.run(probe, input=b"#include <onnxruntime_cxx_api.h>", capture_output=True).returncode:
-        pytest.skip("there are no headers of ONNX Runtime")
+    include, library = onnx_runtime(tmp_path)
     folder, detector, _, small = desk
     export(tiny_default_run, "onnx", tmp_path / "model.onnx")
-    program = built(tmp_path, source, "-std=c++17", "-I", include, link)
+    program = built(
+        tmp_path, block("C++ with ONNX Runtime", "cpp"), "-std=c++17", "-I", include, "-L", library, "-lonnxruntime",
+        f"-Wl,-rpath,{library}",
+    )  # fmt: skip
     done = subprocess.run([program, tmp_path / "model.onnx", folder / "image.rgb"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     agrees(done.stdout, detector, small)

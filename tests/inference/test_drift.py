@@ -69,6 +69,7 @@ def test_each_kind_of_drift_is_said_once_with_its_statistic_and_its_beginning():
         assert start < drift.image <= start + within, drift
         assert f"since about image {drift.since}, seen at image {drift.image}" in drift.sentence()
         assert "bkd-fast calibrate" in drift.sentence()
+        assert "bkd-fast update" in drift.sentence()
 
 
 def test_a_shift_within_the_tolerance_is_no_drift():

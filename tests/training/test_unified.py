@@ -1,7 +1,9 @@
 """One model of several categories: each with thresholds of its own, and each image decided by its nearest."""
 
+import csv
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -15,6 +17,7 @@ from bkd_fast.artifact import load_trained, read_manifest, write_manifest
 from bkd_fast.cli import main
 from bkd_fast.config import BKDConfig
 from bkd_fast.data import find_unified
+from bkd_fast.decisions import threshold_for
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.calibrate import calibrate
 from bkd_fast.evaluation.evaluate import evaluate, table
@@ -149,6 +152,52 @@ def test_watched_images_have_a_category(run, products, tmp_path):
     assert {(row["category"], row["file"].split("/")[-4]) for row in rows} == {(name, name) for name in NAMES}
 
 
+def test_a_report_has_scores_less_the_threshold_of_each_category(run, products, tmp_path):
+    predict(run, [products / "tile/test", products / "stripes/test"], tmp_path / "out", report=True, progress=False)
+    with (tmp_path / "out/scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = (tmp_path / "out/report.html").read_text()
+    data = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)[0])
+    above = {f"{row['category']}: {row['file']}": float(row["score"]) - float(row["threshold"]) for row in rows}
+    assert dict(zip(data["name"], data["score"], strict=True)) == above
+    assert {row["decision"] for row in rows} == {"anomalous", "normal"}
+    assert [row["decision"] == "anomalous" for row in rows] == [score > 0 for score in above.values()]
+    unified = read_manifest(run).unified
+    normal = [score - own.threshold for own in unified.calibrations for score in own.scores]
+    assert (data["threshold"], data["normal"], data["run"]) == (0, sorted(normal), None)
+    assert "Scores are less the threshold of the category" in page
+
+
+def test_calibrate_sets_the_thresholds_of_the_category_that_images_are_taken_for(run, products, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    before, good = read_manifest(run), products / "tile/test/good"
+    said = calibrate(copy, good, false_alarms=0.1, defects=products / "stripes/test/hole")
+    after = read_manifest(copy)
+    assert after.unified.names == before.unified.names == list(NAMES)
+    (stripes, tile), (old, _) = after.unified.calibrations, before.unified.calibrations
+    detector = Detector.load(run, device="cpu")
+    assert tile.scores == sorted(detector(path).score for path in good.iterdir())
+    assert tile.threshold == max(tile.scores)
+    assert (stripes.scores, stripes.maxima, stripes.source) == (old.scores, old.maxima, old.source)
+    assert {one.false_alarms for one in (stripes, tile, after.calibration)} == {0.1}
+    assert "stripes: no image was taken for it" in said
+    assert "defective images taken for stripes" in said
+    assert after.calibration.scores == sorted([*stripes.scores, *tile.scores])
+    assert after.calibration.teacher == before.calibration.teacher  # stripes were not seen
+    defect = products / "tile/test/hole/000.png"
+    assert Detector.load(copy, device="cpu").for_category(detector(defect).category).threshold == tile.threshold
+
+
+def test_calibrate_takes_another_rate_for_every_category(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    said = calibrate(copy, false_alarms=0.4)
+    before, after = read_manifest(run).unified.calibrations, read_manifest(copy).unified.calibrations
+    for name, old, new in zip(NAMES, before, after, strict=True):
+        assert new.scores == old.scores
+        assert new.threshold == threshold_for(old.scores, 0.4).value < old.threshold
+        assert f"{name}: image threshold {old.threshold:.4g} -> {new.threshold:.4g}" in said
+
+
 def test_a_run_is_saved_with_all_categories(run, products, tmp_path):
     """Also by the detector of one category."""
     detector = Detector.load(run, device="cpu")
@@ -255,8 +304,6 @@ def test_what_needs_one_threshold_is_refused(run, products, tmp_path):
         Detector.load(run, device="cpu", compile="default")
     with pytest.raises(BKDError, match="one scale and one threshold"):
         export(run, "onnx", tmp_path / "model.onnx")
-    with pytest.raises(BKDError, match="thresholds come from training"):
-        calibrate(run, false_alarms=0.1)
     for dry_run in (False, True):
         with pytest.raises(BKDError, match="train again with --unified"):
             update(run, products / "tile/test/good", device="cpu", dry_run=dry_run)
@@ -266,8 +313,6 @@ def test_what_needs_one_threshold_is_refused(run, products, tmp_path):
         predict(run, [products / "tile/test"], tmp_path / "out", tile=64)
     with pytest.raises(BKDError, match="threshold is not one"):
         predict(run, [products / "tile/test"], tmp_path / "out", threshold=1.0)
-    with pytest.raises(BKDError, match="leave out --report"):
-        predict(run, [products / "tile/test"], tmp_path / "out", report=True)
     with pytest.raises(BKDError, match="leave out --anomalous"):
         evaluate(run, out=tmp_path / "out", anomalous=products / "tile/test/hole")
     with pytest.raises(BKDError, match="resume with --unified"):

@@ -107,6 +107,7 @@ def write_predictions(
     normal: NormalScores | None = None,
     run: Path | None = None,
     heat_scale: HeatScale | None = None,
+    note: str = "",
 ) -> None:
     """Write the page of images without ground truth, from ``predictions.html.jinja``: by falling score.
 
@@ -114,6 +115,7 @@ def write_predictions(
         images: in any order; their ``label`` is not shown.
         threshold, normal, run: as in :class:`~bkd_fast.evaluation.report.CategoryReport`.
         path, title, heat_scale: as in :func:`write_report`.
+        note: a sentence on the scores.
 
     Raises:
         BKDError: an overlay cannot be read, or the threshold or a score is not finite.
@@ -129,6 +131,7 @@ def write_predictions(
         cards=Gallery(Path(path).parent, 1).groups(unlabelled),
         explorer=explorer(category, Path(path).parent),
         scale=heat_scale,
+        note=note,
     )
 
 
