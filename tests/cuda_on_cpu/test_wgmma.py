@@ -94,6 +94,13 @@ def test_wgmma_agrees_where_the_taps_need_several_windows(dtype, order, hopper):
     assert traffic.launches()["deform_conv_wgmma"][1] == 5 * 16384 + 128 + 5 * 4096
 
 
+@pytest.mark.parametrize("name", ["wgmma", "wgmma: up to 128 outputs"])
+def test_wgmma_agrees_where_a_warp_runs_ahead_of_the_others(name, hopper):
+    """The first warp copies weights; it must not overwrite what the last one has not multiplied by."""
+    torch.ops.cuda_on_cpu.order("eager", 0)
+    wgmma_cases.check(wgmma_cases.make(name), torch.float16)
+
+
 def test_weights_beyond_the_channels_of_a_step_do_not_count(hopper):
     """The depth of a step is filled with zeros, not with what follows: zero times infinity is no number."""
     call, tensors = wgmma_cases.make("wgmma: groups")  # 24 channels an offset group

@@ -37,7 +37,7 @@ def wgmma(on: bool) -> Iterator[None]:
 
 def has_wgmma(tensor: Tensor) -> bool:
     """Return whether a tensor's device has ``wgmma``, and the extension code for it (compute capability 9.0a)."""
-    return kernels().deform_conv_has_wgmma(tensor)
+    return bool(kernels().deform_conv_has_wgmma(tensor))
 
 
 def _wants_wgmma() -> bool:

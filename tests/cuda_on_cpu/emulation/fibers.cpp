@@ -196,13 +196,15 @@ void run_block(int threads, const std::function<void()>& body) {
   while (block.alive) {
     if (block.order == Order::kRandom) std::shuffle(turns.begin(), turns.end(), block.random);
     bool progress = false;
-    for (int number : turns) {
+    for (size_t turn = 0; turn < turns.size(); ++turn) {
+      const int number = turns[turn];
       Fiber& fiber = block.fibers[number];
       if (fiber.state == State::kUntil && (*fiber.condition)()) fiber.state = State::kReady;
       if (fiber.state != State::kReady) continue;
       to_fiber(number);
       progress = true;
       if (block.error) std::rethrow_exception(block.error);
+      if (block.order == Order::kEager) break;
     }
     if (!progress && !release_block()) report("deadlock");
   }

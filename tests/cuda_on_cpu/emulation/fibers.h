@@ -11,7 +11,8 @@ constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 constexpr int kLaneBytes = 64;  // max bytes that a lane exchanges
 
-enum class Order { kForward, kReversed, kRandom };
+// kEager: the first thread that can run, always, so that a warp runs ahead of the next ones until it has to wait.
+enum class Order { kForward, kReversed, kRandom, kEager };
 
 // Set the scheduling order of the threads of a block; the seed is for kRandom.
 void set_order(Order order, uint64_t seed);

@@ -8,10 +8,11 @@
 namespace emulated {
 namespace {
 
-// forward, reversed, or a seed for a random order
+// forward, reversed, eager, or a seed for a random order
 void choose_order(std::string order, int64_t seed) {
   set_order(order == "forward"    ? Order::kForward
             : order == "reversed" ? Order::kReversed
+            : order == "eager"    ? Order::kEager
                                   : Order::kRandom,
             static_cast<uint64_t>(seed));
 }
