@@ -92,7 +92,7 @@ def of_device(index: int | None) -> Mapping[Problem, str]:
 def _dtype(operator: str, dtype: torch.dtype) -> str:
     if dtype == torch.float32:
         convolves = operator.startswith("modulated_deform")
-        switch = torch.backends.cudnn.conv if convolves else torch.backends.cuda.matmul
-        if switch.fp32_precision == "tf32":  # type: ignore[attr-defined]
+        switch = torch.backends.cudnn.conv if convolves else torch.backends.cuda.matmul  # type: ignore[attr-defined]
+        if switch.fp32_precision == "tf32":
             return "tf32"
     return str(dtype).removeprefix("torch.")
