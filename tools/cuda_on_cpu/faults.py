@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """A text that occurs once in a file of csrc/cuda, its replacement, and the tests that may catch it."""
+    """A text that occurs once in a file of csrc, its replacement, and the tests that may catch it."""
 
     name: str
     file: str
@@ -14,6 +14,12 @@ class Fault(NamedTuple):
     instead: str
     tests: str
     architecture: int = 800  # that the emulation has
+    unit: str = ""  # the file that is compiled with a fault of a header
+
+    @property
+    def compiled(self) -> str:
+        """The file that is compiled with the fault."""
+        return self.unit or self.file
 
 
 CONV, GATHER, ATTENTION = "reference and conv", "reference and gather", "reference and attention"
@@ -65,6 +71,7 @@ FAULTS = (
         "const int next_index = kIsA ? middle : high, next_depth = kIsA ? high : middle;",
         "const int next_index = kIsA ? high : high, next_depth = kIsA ? middle : middle;",
         "tiles",
+        unit="selftest.cu",
     ),
     Fault(
         "fragment of b: columns before depth",
@@ -72,6 +79,7 @@ FAULTS = (
         "next_depth = kIsA ? high : middle;",
         "next_depth = kIsA ? high : high;",
         "tiles",
+        unit="selftest.cu",
     ),
     Fault(
         "swizzle differs between rows",
@@ -79,6 +87,7 @@ FAULTS = (
         "chunk ^ (row >> 1 & 3)",
         "chunk ^ (row >> 1 & 7)",
         "tiles or conv",
+        unit="selftest.cu",
     ),
     Fault(
         "second step of the depth is left out",
@@ -86,6 +95,7 @@ FAULTS = (
         "for (int step = 0; step < kSteps; ++step) multiply_step",
         "for (int step = 0; step < kSteps - 1; ++step) multiply_step",
         "tiles",
+        unit="selftest.cu",
     ),
     Fault(
         "columns of c are exchanged",
@@ -93,6 +103,7 @@ FAULTS = (
         "value[i][j][below * 2], value[i][j][below * 2 + 1]);\n        }\n  }",
         "value[i][j][below * 2 + 1], value[i][j][below * 2]);\n        }\n  }",
         "tiles",
+        unit="selftest.cu",
     ),
     # modulated deformable convolution
     Fault(
@@ -101,14 +112,23 @@ FAULTS = (
         "    wait_for_copies<kStages - 2>();\n    __syncthreads();\n",
         "    wait_for_copies<kStages - 2>();\n",
         CONV,
+        unit="deform_conv.cu",
     ),
-    Fault("conv: no wait for the weights", "pipeline.cuh", "    wait_for_copies<kStages - 2>();\n", "", CONV),
+    Fault(
+        "conv: no wait for the weights",
+        "pipeline.cuh",
+        "    wait_for_copies<kStages - 2>();\n",
+        "",
+        CONV,
+        unit="deform_conv.cu",
+    ),
     Fault(
         "conv: copies into the stage that is multiplied",
         "pipeline.cuh",
         "if (step + kStages - 1 < steps) copy(free_stage);",
         "if (step + kStages - 1 < steps) copy(stage);",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "conv: copies of a step form no group",
@@ -116,6 +136,7 @@ FAULTS = (
         "copy(free_stage);\n    commit_copies();\n",
         "copy(free_stage);\n",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "conv: samples go into the buffer that is multiplied",
@@ -123,6 +144,7 @@ FAULTS = (
         "samples.put(turn, buffer ^ 1);",
         "samples.put(turn, buffer);",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "conv: bound of the outputs off by one",
@@ -208,6 +230,7 @@ FAULTS = (
         "equal_pair<W>(weights.y)",
         "equal_pair<W>(weights.x)",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: paired sums of three neighbours",
@@ -215,6 +238,7 @@ FAULTS = (
         "result.set_word(i, multiply_add<T>(value[3].word(i), weight.w, sum));",
         "result.set_word(i, sum);",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "warps of wide tiles overlap",
@@ -222,6 +246,7 @@ FAULTS = (
         "% kWarpColumns * (kN / kWarpColumns)",
         "% kWarpColumns * (kN / kWarpColumns / 2)",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: x before y",
@@ -229,6 +254,7 @@ FAULTS = (
         "const int64_t channel = 2 * (group * s.taps + tap);",
         "const int64_t channel = 2 * (group * s.taps + tap) ^ 1;",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: mask of another offset group",
@@ -236,6 +262,7 @@ FAULTS = (
         "const int64_t channel = group * s.taps + tap;",
         "const int64_t channel = tap;",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: dilation is exchanged with stride",
@@ -243,6 +270,7 @@ FAULTS = (
         "down * s.dilation_y",
         "down * s.stride_y",
         "reference and (conv or dilation)",
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: images start one pixel late",
@@ -250,6 +278,7 @@ FAULTS = (
         "const int image = index / s.pixels(), pixel = index - image * s.pixels();",
         "const int image = (index + 1) / s.pixels(), pixel = index - index / s.pixels() * s.pixels();",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: the border is read for outside pixels",
@@ -257,6 +286,7 @@ FAULTS = (
         "return pixel < 0 ? kOutside : base + pixel;",
         "return base + (pixel < 0 ? 0 : pixel);",
         "outside_is_zero or beyond_the_image",
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: outside pixels are read",
@@ -264,6 +294,7 @@ FAULTS = (
         "load_indexed<Pack<T>>(input, index[i], line);",
         "load_indexed<Pack<T>>(input, index[i] == kOutside ? 0 : index[i], line);",
         "outside_is_zero",
+        unit="deform_conv.cu",
     ),
     Fault(
         "backward: gradients of outside pixels go to the first pixel",
@@ -272,6 +303,7 @@ FAULTS = (
         "    const int64_t at = static_cast<int64_t>(uint64_t{pixel} * line) + channel;",
         "    const int64_t at = static_cast<int64_t>(uint64_t{pixel == kOutside ? 0 : pixel} * line) + channel;",
         "outside_is_zero or beyond_the_image",
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: no barrier before columns are read",
@@ -293,14 +325,23 @@ FAULTS = (
         "const float weight = of_half(sample.weight, i) * sample.mask;",
         "const float weight = of_half(sample.weight, i);",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
-    Fault("backward: offset's gradient without the mask", "scatter.cuh", "grad_y * sample.mask);", "grad_y);", CONV),
+    Fault(
+        "backward: offset's gradient without the mask",
+        "scatter.cuh",
+        "grad_y * sample.mask);",
+        "grad_y);",
+        CONV,
+        unit="deform_conv_backward.cu",
+    ),
     Fault(
         "backward: second channel is added to the first",
         "scatter.cuh",
         "add_atomic(to.floating + tile + at(i), weight * value[i]);",
         "add_atomic(to.floating + tile + at(i / 2 * 2), weight * value[i]);",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: both halves of the warp take the same neighbours",
@@ -308,6 +349,7 @@ FAULTS = (
         "threadIdx.x % kWarpSize < kHalfWarp ? value[2 * i] : value[2 * i + 1]",
         "threadIdx.x % kWarpSize < kWarpSize ? value[2 * i] : value[2 * i + 1]",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: sums of a half warp are not joined",
@@ -315,6 +357,7 @@ FAULTS = (
         "  grad_mask += __shfl_xor_sync(kAll, grad_mask, kHalfWarp);\n",
         "",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: channels beyond a tile are added to",
@@ -322,6 +365,7 @@ FAULTS = (
         "        if (at(i) >= count) continue;\n",
         "",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: exact sums of one channel",
@@ -329,6 +373,7 @@ FAULTS = (
         "add_atomic(to.fixed + tile + at(i), ",
         "add_atomic(to.fixed + tile + at(0), ",
         "deterministic_sums",
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: a vector's second and third number are exchanged",
@@ -337,6 +382,7 @@ FAULTS = (
         "make_float4(weight * value[0], weight * value[2], weight * value[1], weight * value[3])",
         CONV,
         architecture=900,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: a vector is added to beyond the channels",
@@ -345,6 +391,7 @@ FAULTS = (
         "      {\n        add_atomic",
         CONV,
         architecture=900,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: a vector of columns is read as if not shifted",
@@ -405,6 +452,7 @@ FAULTS = (
         "const uint32_t base = shared_input ? 0 : out.image",
         "const uint32_t base = out.image",
         GATHER,
+        unit="deform_gather.cu",
     ),
     # memory attention
     Fault(
@@ -484,6 +532,7 @@ FAULTS = (
         "for (int i = 0; i < kThreadsPerPixel; ++i) total",
         "for (int i = 0; i < kThreadsPerPixel - 1; ++i) total",
         f"{ANOMALY} or {LOSS}",
+        unit="anomaly_map.cu",
     ),
     Fault(
         "levels: no barrier before sums are read",
@@ -491,6 +540,7 @@ FAULTS = (
         "      store_shared(&partial[slice][own], x);\n      __syncthreads();\n",
         "      store_shared(&partial[slice][own], x);\n",
         f"{ANOMALY} or {LOSS}",
+        unit="anomaly_map.cu",
     ),
     Fault(
         "levels: teacher's gradient of the last branch only",
@@ -515,7 +565,14 @@ FAULTS = (
         "total >= kMinDistance ? total : kMinDistance",
         "raised",
     ),
-    Fault("anomaly: half a pixel off", "interpolation.cuh", "* ratio - 0.5f, 0)", "* ratio, 0)", ANOMALY),
+    Fault(
+        "anomaly: half a pixel off",
+        "interpolation.cuh",
+        "* ratio - 0.5f, 0)",
+        "* ratio, 0)",
+        ANOMALY,
+        unit="anomaly_map.cu",
+    ),
     Fault(
         "anomaly: no barrier before neighbours are read",
         "anomaly_map.cu",
