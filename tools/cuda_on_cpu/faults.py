@@ -125,16 +125,16 @@ FAULTS = (
     Fault(
         "conv: copies into the stage that is multiplied",
         "pipeline.cuh",
-        "if (step + kStages - 1 < steps) copy(free_stage);",
-        "if (step + kStages - 1 < steps) copy(stage);",
+        "if (step + kStages - 1 < steps) copy(free_stage, false);",
+        "if (step + kStages - 1 < steps) copy(stage, false);",
         CONV,
         unit="deform_conv.cu",
     ),
     Fault(
         "conv: copies of a step form no group",
         "pipeline.cuh",
-        "copy(free_stage);\n    commit_copies();\n",
-        "copy(free_stage);\n",
+        "copy(free_stage, false);\n    commit_copies();\n",
+        "copy(free_stage, false);\n",
         CONV,
         unit="deform_conv.cu",
     ),
@@ -178,8 +178,8 @@ FAULTS = (
     Fault(
         "conv: last pixel is left out",
         "deform_conv.cu",
-        "if (first_pixel + row >= p.pixels) return;\n      T* to",
-        "if (first_pixel + row >= p.pixels - 1) return;\n      T* to",
+        "if (first_pixel + row >= p.pixels) return;\n        Number* own",
+        "if (first_pixel + row >= p.pixels - 1) return;\n        Number* own",
         CONV,
     ),
     Fault(
@@ -218,10 +218,10 @@ FAULTS = (
         CONV,
     ),
     Fault(
-        "conv: bias of a sum does not begin anew",
+        "conv: bias of the first channels for all of a sum",
         "deform_conv.cu",
-        "if (++channel == p.outputs) channel = 0;",
-        "if (++channel == p.outputs) channel = 1;",
+        "const int channel = first % p.outputs;",
+        "const int channel = first % kEach;",
         CONV,
     ),
     Fault(
@@ -506,10 +506,11 @@ FAULTS = (
     ),
     Fault(
         "attention: no barrier before weights are written again",
-        "memory_attention.cu",
-        "    __syncthreads();\n    if (step + 1 < steps) copy(step + 1);",
-        "    if (step + 1 < steps) copy(step + 1);\n    __syncthreads();",
+        "pipeline.cuh",
+        "    __syncthreads();\n    samples.next(step + 1 < steps);\n    if",
+        "    samples.next(step + 1 < steps);\n    if",
         ATTENTION,
+        unit="memory_attention.cu",
     ),
     Fault(
         "attention: sums are not rescaled to the new max",
