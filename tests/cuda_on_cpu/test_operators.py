@@ -235,6 +235,7 @@ def test_launches_are_as_the_compile_gate_has_them(dtype):
     for name in (
         "conv",
         "conv: a split depth",
+        "conv: depthwise",
         "gather",
         "attention: a row that keeps all",
         "anomaly",

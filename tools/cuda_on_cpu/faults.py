@@ -24,6 +24,7 @@ class Fault(NamedTuple):
 
 CONV, GATHER, ATTENTION = "reference and conv", "reference and gather", "reference and attention"
 ANOMALY, LOSS = "reference and anomaly", "reference and loss"
+FEW = "reference and (depthwise or few or channels or eight)"
 MATCH = "matching or no_image"
 
 FAULTS = (
@@ -453,6 +454,56 @@ FAULTS = (
         "const uint32_t base = out.image",
         GATHER,
         unit="deform_gather.cu",
+    ),
+    # groups of few channels
+    Fault(
+        "few channels: neighbours of the first offset group for all",
+        "deform_conv_few.cu",
+        "first_group + slot % groups,",
+        "first_group,",
+        FEW,
+    ),
+    Fault(
+        "few channels: no barrier before the next taps' neighbours",
+        "deform_conv_few.cu",
+        "    if (first) __syncthreads();\n",
+        "",
+        FEW,
+    ),
+    Fault(
+        "few channels: no barrier before neighbours are read",
+        "deform_conv_few.cu",
+        "    }\n    __syncthreads();\n",
+        "    }\n",
+        FEW,
+    ),
+    Fault(
+        "few channels: channels of the first group for all",
+        "deform_conv_few.cu",
+        "from = output / kWidth * kWidth,",
+        "from = 0 * output,",
+        FEW,
+    ),
+    Fault(
+        "few channels: groups without outputs have some",
+        "deform_conv_few.cu",
+        "if (own >= p.own_groups || within",
+        "if (within",
+        FEW,
+    ),
+    Fault(
+        "few channels: each round has the first outputs",
+        "deform_conv_few.cu",
+        "within = blockIdx.z * kWidth + i % kWidth;",
+        "within = i % kWidth;",
+        FEW,
+    ),
+    Fault(
+        "few channels: the last chunk is left out",
+        "deform_conv_few.cu",
+        "&& chunk < p.chunks;",
+        "&& chunk < p.chunks - 1;",
+        FEW,
     ),
     # memory attention
     Fault(
