@@ -76,6 +76,7 @@ struct Weights {
     stride = int64_t{kRowsAtOnce} * depth;
     rows = p.group_outputs - first_output - row;
     target = Target::chunk(row, threadIdx.x % kChunks);
+    keep(from), keep(target), keep(rows), keep(chunk);
   }
   __device__ __forceinline__ void copy(const DeformConv& p, const Depth& d, unsigned char* tile) const {
     const T* own = from + (d.tap * p.group_channels + d.channel);
@@ -94,23 +95,31 @@ struct Samples {
   using Table = Neighbors<kM, std::conditional_t<kPairedSums<T>, T, float>>;
   static constexpr int kParts = kM / kRowsAtOnce, kTurns = kParts / kInFlight;
   const DeformConv& p;
-  Depth d;
-  const Depth& following;  // the position of the next step
+  const Depth& copied;  // where the copies are: a step ahead
   const Table* tables;
   unsigned char* tile;
   CornerValues<T> corners[kInFlight];
+  const Table* table;
+  int channel;
+  bool valid;  // the thread has channels in this step
 
+  __device__ __forceinline__ Samples(const DeformConv& p, const Depth& copied, const Table* tables, unsigned char* tile)
+      : p(p), copied(copied), tables(tables), tile(tile) {
+    next(true);
+  }
   __device__ __forceinline__ int row() const { return threadIdx.x / kChunks; }
-  __device__ __forceinline__ int channel() const { return d.channel + threadIdx.x % kChunks * kVector<T>; }
-
-  __device__ __forceinline__ void next() { d = following; }
+  __device__ __forceinline__ void next(bool more) {
+    channel = copied.channel + threadIdx.x % kChunks * kVector<T>;
+    table = tables + copied.table;
+    valid = more && channel < copied.last;
+  }
   __device__ __forceinline__ void fetch(int turn) {
-    if (channel() >= d.last) return;
-    const T* input = static_cast<const T*>(p.input) + channel();
+    if (!valid) return;
+    const T* input = static_cast<const T*>(p.input) + channel;
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int at = row() + (turn * kInFlight + i) * kRowsAtOnce;
-      corners[i].fetch(input, load_shared<uint4>(&tables[d.table].pixel[at]), p.input_line);
+      corners[i].fetch(input, load_shared<uint4>(&table->pixel[at]), p.input_line);
     }
   }
   __device__ __forceinline__ void put(int turn, int buffer) {
@@ -118,9 +127,7 @@ struct Samples {
     for (int i = 0; i < kInFlight; ++i) {
       const int at = row() + (turn * kInFlight + i) * kRowsAtOnce;
       Pack<T> sampled{};
-      if (channel() < d.last) {
-        sampled = corners[i].template sums<kTensor>(load_shared<typename Table::Weight>(&tables[d.table].weight[at]));
-      }
+      if (valid) sampled = corners[i].template sums<false>(load_shared<typename Table::Weight>(&table->weight[at]));
       store_shared(tile + buffer * Target::kBytes + Target::chunk(row(), threadIdx.x % kChunks) +
                        (turn * kInFlight + i) * kRowsAtOnce * Target::kStride,
                    sampled);
@@ -132,32 +139,26 @@ struct Samples {
 template <class T, class Accumulators>
 __device__ __forceinline__ void store_tile(const DeformConv& p, const Accumulators& acc, int group, int first_output,
                                            int first_pixel) {
-  const T* bias = static_cast<const T*>(p.bias);
   acc.columns([&](int column, auto each_row) {
     const int within = first_output + column, channel = group * p.group_outputs + within;
     if (within >= p.group_outputs) return;
     const bool both = within + 1 < p.group_outputs, adjacent = both && (p.outputs | channel) % 2 == 0;
-    if (p.plan.parts > 1) {
-      float* sums = p.partial + int64_t{blockIdx.z} * p.pixels * p.outputs + channel;
+    const auto store_rows = [&](auto* to, float bias_first, float bias_second) {
+      using Number = std::remove_pointer_t<decltype(to)>;
       each_row([&](int row, float first, float second) {
         if (first_pixel + row >= p.pixels) return;
-        float* to = sums + int64_t{first_pixel + row} * p.outputs;
-        if (adjacent) return store(to, make_float2(first, second));
-        store(to, first);
-        if (both) store(to + 1, second);
+        Number* own = to + int64_t{first_pixel + row} * p.outputs + channel;
+        const Vec2<Number> pair{narrow<Number>(first + bias_first), narrow<Number>(second + bias_second)};
+        if (adjacent) return store(own, pair);
+        store(own, pair.value[0]);
+        if (both) store(own + 1, pair.value[1]);
       });
-      return;
-    }
+    };
+    if (p.plan.parts > 1) return store_rows(p.partial + int64_t{blockIdx.z} * p.pixels * p.outputs, 0, 0);
+    const T* bias = static_cast<const T*>(p.bias);
     const float bias_first = bias ? wide(load<T>(bias + channel)) : 0;
     const float bias_second = bias && both ? wide(load<T>(bias + channel + 1)) : 0;
-    each_row([&](int row, float first, float second) {
-      if (first_pixel + row >= p.pixels) return;
-      T* to = static_cast<T*>(p.output) + int64_t{first_pixel + row} * p.outputs + channel;
-      const Vec2<T> pair{narrow<T>(first + bias_first), narrow<T>(second + bias_second)};
-      if (adjacent) return store(to, pair);
-      store(to, pair.value[0]);
-      if (both) store(to + 1, pair.value[1]);
-    });
+    store_rows(static_cast<T*>(p.output), bias_first, bias_second);
   });
 }
 
@@ -189,6 +190,7 @@ __global__ void __launch_bounds__(kThreads, ConvPolicy<kM, kN>::blocks(BKD_ARCH,
   const Weights<T, kN> weights(p, group, first_output);
   AccumulatorFragment<kM, kN> acc;
   acc.clear();
+  const LaneOffsets<A, B, decltype(acc)> lane;
   // A window is the steps whose neighbours the tables hold: mostly all.
   while (left > 0) {
     Depth next = at;
@@ -200,27 +202,28 @@ __global__ void __launch_bounds__(kThreads, ConvPolicy<kM, kN>::blocks(BKD_ARCH,
     steps = min(steps, left);
     for (int i = threadIdx.x; i < count * kM; i += kThreads) {
       const int slot = at.offset_group * taps + at.tap + i / kM, row = i % kM, pixel = first_pixel + row;
-      tables[i / kM].template compute<T>(row, p.sampling, pixel, pixel < p.pixels, slot / taps, slot % taps);
+      tables[i / kM].template compute<T>(row, p.sampling, pixel, pixel < p.pixels, slot / taps, slot % taps, false,
+                                         kTensor && sizeof(T) == 4 && kHasTensorCores<T> ? kTf32Rounding : 1);
     }
     __syncthreads();
     // Samples are a step behind the copies, so that one position is worked out for both.
     static_assert(Policy::kStages == 3, "copies are two steps ahead");
-    Depth copying = at, copied = at;
-    const auto copy = [&](int stage) {
-      weights.copy(p, copying, b + stage * B::kBytes);
-      copied = copying;
-      next_step<T>(p, end, copying);
+    Depth copied = at;
+    Sampler samples(p, copied, tables, a);
+    const auto copy = [&](int stage, bool first) {
+      if (!first) next_step<T>(p, end, copied);
+      weights.copy(p, copied, b + stage * B::kBytes);
     };
-    Sampler samples{p, at, copied, tables, a};
     run_pipeline<Policy::kStages>(steps, copy, samples, [&](int turn, int stage, int buffer) {
       constexpr int kEach = kSteps / Sampler::kTurns;
 #pragma unroll
       for (int step = turn * kEach; step < (turn + 1) * kEach; ++step) {
-        multiply_step<T, kTensor, A, B>(acc, a + buffer * A::kBytes, b + stage * B::kBytes, step);
+        multiply_step<T, kTensor, A, B>(acc, lane, a + buffer * A::kBytes, b + stage * B::kBytes, step);
       }
     });
     left -= steps;
-    at = next;
+    at = copied;
+    next_step<T>(p, end, at);  // as `next`, which would take registers meanwhile
     at.table = 0;
     if (left > 0) __syncthreads();  // before tables and stages are used again
   }
@@ -249,11 +252,10 @@ __global__ void __launch_bounds__(kThreads) deform_conv_sum_kernel(const DeformC
   }
   const T* bias = static_cast<const T*>(p.bias);
   Vec<T, kEach> result;
-  int channel = first % p.outputs;
+  const int channel = first % p.outputs;  // outputs are whole kEach, so that a thread has those of one pixel
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    result.value[i] = narrow<T>(sum.value[i] + (bias ? wide(load<T>(bias + channel)) : 0));
-    if (++channel == p.outputs) channel = 0;
+    result.value[i] = narrow<T>(sum.value[i] + (bias ? wide(load<T>(bias + channel + i)) : 0));
   }
   store(static_cast<T*>(p.output) + first, result);
 }

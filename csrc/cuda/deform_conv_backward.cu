@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1) deform_conv
     const int group = channel / p.group_channels;
     const int last = min(min(channel + kN, end), (group + 1) * p.group_channels);  // end of this step's channels
     int step = 0;
-    const auto copy = [&](int stage) {
+    const auto copy = [&](int stage, bool) {
       constexpr int kChunks = kDepthBytes / 16, kRowChunks = kN / kVector<T>;
 #pragma unroll
       for (int i = 0; i < kM * kChunks / kThreads; ++i) {
@@ -85,9 +85,10 @@ __global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1) deform_conv
 
     AccumulatorFragment<kM, kN> acc;
     acc.clear();
+    const LaneOffsets<A, B, decltype(acc)> lane;
     NoSamples samples;
     run_pipeline<2>((p.group_outputs + kDepth<T> - 1) / kDepth<T>, copy, samples, [&](int, int stage, int) {
-      multiply_tiles<T, kTensor, A, B>(acc, shared.a[stage], shared.b[stage]);
+      multiply_tiles<T, kTensor, A, B>(acc, lane, shared.a[stage], shared.b[stage]);
     });
     acc.pairs([&](int row, int column, float first, float second) {
       store_shared(&shared.columns[row][shifted(row, column / 2)], make_float2(first, second));

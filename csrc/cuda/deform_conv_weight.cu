@@ -50,6 +50,7 @@ struct PixelSamples {
   ChannelRange range;
   int offset_group, tap, step, end;
   CornerValues<T> corners;
+  bool more = true;
 
   __device__ __forceinline__ int row() const { return threadIdx.x / kRowChunks; }
   __device__ __forceinline__ int channel() const { return range.begin + threadIdx.x % kRowChunks * kVector<T>; }
@@ -60,13 +61,14 @@ struct PixelSamples {
       shared.neighbors[at % 2].template compute<T>(threadIdx.x, p.sampling, pixel, pixel < p.pixels, offset_group, tap);
     }
   }
-  __device__ __forceinline__ void next() { ++step; }
+  __device__ __forceinline__ void next(bool one_more) { more = one_more, ++step; }
   __device__ __forceinline__ void fetch(int) {
-    if (!valid()) return;
+    if (!more || !valid()) return;
     corners.fetch(static_cast<const T*>(p.input) + channel(),
                   load_shared<uint4>(&shared.neighbors[step % 2].pixel[row()]), p.input_line);
   }
   __device__ __forceinline__ void put(int, int buffer) {
+    if (!more) return;
     Pack<T> values{};
     if (valid())
       values = corners.template sums<kTensor>(load_shared<float4>(&shared.neighbors[step % 2].weight[row()]));
@@ -94,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_weight_kernel(const D
   const int end = static_cast<int>(int64_t{steps} * (part + 1) / p.parts);
 
   int copied = begin;
-  const auto copy_grad = [&](int stage) {
+  const auto copy_grad = [&](int stage, bool) {
 #pragma unroll
     for (int i = 0; i < kDepth<T> * kRowChunksA / kThreads; ++i) {
       const int row = (i * kThreads + thread) / kRowChunksA, chunk = thread % kRowChunksA;
@@ -107,12 +109,13 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_weight_kernel(const D
   };
   AccumulatorFragment<kM, kN> acc;
   acc.clear();
+  const LaneOffsets<A, B, decltype(acc)> lane;
   if (begin < end) {
     PixelSamples<T, kTensor, Shared> samples{p, shared, range, offset_group, tap, begin, end};
     samples.compute(begin);
     __syncthreads();
     run_pipeline<2>(end - begin, copy_grad, samples, [&](int, int stage, int buffer) {
-      multiply_tiles<T, kTensor, A, B>(acc, shared.a[stage], shared.b[buffer]);
+      multiply_tiles<T, kTensor, A, B>(acc, lane, shared.a[stage], shared.b[buffer]);
     });
   }
   acc.pairs([&](int output, int column, float first, float second) {

@@ -201,16 +201,11 @@ void launch(const char* name, void (*kernel)(P...), int64_t x, int64_t y, int64_
                              " was launched, an earlier CUDA call had failed: " + cudaGetErrorString(state));
   }
   if (shared > 48 * 1024) {  // beyond the default limit, opt in
-    int index = 0, allowed = 0;
-    state = cudaGetDevice(&index);
-    if (state == cudaSuccess) state = cudaDeviceGetAttribute(&allowed, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
-    if (state == cudaSuccess && shared > static_cast<size_t>(allowed)) {
+    if (shared > static_cast<size_t>(device.shared_per_block)) {
       throw std::runtime_error(std::string("bkd_fast: ") + name + " needs " + std::to_string(shared) +
-                               " bytes of shared memory, this device has " + std::to_string(allowed));
+                               " bytes of shared memory, this device has " + std::to_string(device.shared_per_block));
     }
-    if (state == cudaSuccess) {
-      state = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    }
+    state = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   }
   if (state == cudaSuccess) {
     kernel<<<grid, threads, shared, static_cast<cudaStream_t>(device.stream)>>>(arguments...);

@@ -115,6 +115,11 @@ __device__ __forceinline__ float rounded_to_tf32(float x) {
 #endif
 }
 
+// A sum that is multiplied by this, and of whose lower 13 bits tensor cores take no notice, is as good as rounded to
+// TF32: a number of TF32 stays, and for others the mean error is 0 if mantissas are distributed by Benford's law. With
+// the factor in the weights, no instruction rounds.
+constexpr float kTf32Rounding = 1 + 0.693147f / 2048;
+
 // Zeros to read in place of what lies outside, which takes fewer instructions than clearing registers.
 #if defined(__CUDACC__)
 __device__ const uint4 kZeros{};
@@ -127,9 +132,13 @@ __device__ __forceinline__ V load_indexed(const void* base, uint32_t index, uint
   static_assert(sizeof(V) == 16, "one vector");
 #if defined(__CUDACC__)
   uint32_t word[4];
-  asm("{\n\t.reg .pred inside;\n\t.reg .u64 from;\n\t"
+  // mad with a carry is one IMAD.WIDE; mad.wide would be that and an addition of two instructions.
+  asm("{\n\t.reg .pred inside;\n\t.reg .u32 low, high;\n\t.reg .u64 from;\n\t"
+      "mov.b64 {low, high}, %6;\n\t"
       "setp.ne.u32 inside, %4, 0xffffffff;\n\t"
-      "mad.wide.u32 from, %4, %5, %6;\n\t"
+      "mad.lo.cc.u32 low, %4, %5, low;\n\t"
+      "madc.hi.u32 high, %4, %5, high;\n\t"
+      "mov.b64 from, {low, high};\n\t"
       "@inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [from];\n\t"
       "@!inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%7];\n\t}"
       : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
@@ -167,6 +176,23 @@ __device__ __forceinline__ uint32_t equal_pair(float x) {
   uint32_t bits;
   memcpy(&bits, both, 4);
   return bits;
+}
+
+// Keep a value in registers: the compiler would mix it with what changes in a loop, and work it out there again.
+__device__ __forceinline__ void keep(int& value) {
+#if defined(__CUDACC__)
+  asm("" : "+r"(value));
+#else
+  (void)value;
+#endif
+}
+template <class T>
+__device__ __forceinline__ void keep(const T*& pointer) {
+#if defined(__CUDACC__)
+  asm("" : "+l"(pointer));
+#else
+  (void)pointer;
+#endif
 }
 
 // cp.async: copy 16 bytes from global to shared memory, zeros if not `valid`. Visible after commit, wait and a barrier.

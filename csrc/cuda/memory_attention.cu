@@ -3,7 +3,7 @@
 #include "memory_attention.h"
 
 #include "../common/shrink.h"
-#include "tile.cuh"
+#include "pipeline.cuh"
 
 namespace bkd {
 namespace {
@@ -141,8 +141,9 @@ __global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1)
   constexpr int kThreadsPerRow = kThreads / kRows;
   const int row = thread / kThreadsPerRow, own = thread % kThreadsPerRow;
   const bool is_dense = dense(first_row + row);
-  auto copy = [&](int step) {
-    unsigned char* weights = shared.weights[step % 2];
+  int step = 0;
+  const auto copy = [&](int stage, bool) {
+    unsigned char* weights = shared.weights[stage];
 #pragma unroll 1  // to save registers
     for (int i = own; i < kDepth<T>; i += kThreadsPerRow) {
       const int item = step * kDepth<T> + i;
@@ -158,21 +159,18 @@ __global__ void __launch_bounds__(kThreads, BKD_ARCH >= 800 ? 2 : 1)
       const int depth = (i * kThreads + thread) / kRowChunks, chunk = thread % kRowChunks;
       const int item = step * kDepth<T> + depth, channel = first_channel + chunk * kVector<T>;
       const bool valid = item < p.items && channel < p.channels;
-      copy_async(shared.memory[step % 2] + M::chunk(depth, chunk),
+      copy_async(shared.memory[stage] + M::chunk(depth, chunk),
                  memory + (valid ? int64_t{item} * p.channels + channel : 0), valid);
     }
-    commit_copies();
+    ++step;
   };
   AccumulatorFragment<kRows, kReadChannels<T>> sums;
   sums.clear();
-  const int steps = (p.items + kDepth<T> - 1) / kDepth<T>;
-  copy(0);
-  for (int step = 0; step < steps; ++step) {
-    wait_for_copies<0>();
-    __syncthreads();
-    if (step + 1 < steps) copy(step + 1);
-    multiply_tiles<T, kTensor, W, M>(sums, shared.weights[step % 2], shared.memory[step % 2]);
-  }
+  const LaneOffsets<W, M, decltype(sums)> lane;
+  NoSamples samples;
+  run_pipeline<2>((p.items + kDepth<T> - 1) / kDepth<T>, copy, samples, [&](int, int stage, int) {
+    multiply_tiles<T, kTensor, W, M>(sums, lane, shared.weights[stage], shared.memory[stage]);
+  });
   T* output = static_cast<T*>(p.output);
   sums.pairs([&](int row, int column, float first, float second) {
     const int channel = first_channel + column;

@@ -51,16 +51,16 @@ struct Neighbors {
   uint4 pixel[kPixels];  // index over all images, or kOutside
   Weight weight[kPixels];
 
-  // Compute entry `index` for output pixel `output`; not `valid` means no neighbours.
+  // Compute entry `index` for output pixel `output`; not `valid` means no neighbours. All weights are times `scale`.
   template <class T>
   __device__ __forceinline__ void compute(int index, const Sampling& s, int output, bool valid, int group, int tap,
-                                          bool shared_input = false) {
+                                          bool shared_input = false, float scale = 1) {
     uint4 pixels = make_uint4(kOutside, kOutside, kOutside, kOutside);
     float4 weights = make_float4(0, 0, 0, 0);
     if (valid) {
       const OutputPixel out = output_pixel(s, output);
       const Corners<float> c = corners_at<T>(s, out, group, tap);
-      const float mask = mask_at<T>(s, out, group, tap);
+      const float mask = mask_at<T>(s, out, group, tap) * scale;
       const uint32_t base = shared_input ? 0 : out.image * s.height * s.width;
       pixels = make_uint4(pixel_from(base, c.pixel[0]), pixel_from(base, c.pixel[1]), pixel_from(base, c.pixel[2]),
                           pixel_from(base, c.pixel[3]));

@@ -35,24 +35,35 @@ struct Tile {
     return load_shared<T>(tile + at);
   }
 
-  // Load the fragments of 16 rows or columns from `first` and 32 bytes of depth. As a: registers 0 to 3 of multiply().
-  // As b: registers of columns 0 to 7, then of 8 to 15.
+  // Byte offset of what this lane loads of 16 rows or columns from `first` (a multiple of 16) at depth 0.
   template <bool kIsA>
-  static __device__ __forceinline__ void fragments(uint32_t (&result)[4], const unsigned char* tile, int first,
-                                                   int step) {
+  static __device__ __forceinline__ int lane_offset(int first) {
     const int lane = threadIdx.x % kWarpSize;
     const int low = lane & 7, middle = lane >> 3 & 1, high = lane >> 4;
     const int next_index = kIsA ? middle : high, next_depth = kIsA ? high : middle;
     if constexpr (kByRows) {
-      load_matrices(result, tile + chunk(first + low + 8 * next_index, step * 2 + next_depth));
+      return first * kStride + chunk(low + 8 * next_index, next_depth);
     } else if constexpr (sizeof(T) == 2) {
-      load_matrices<true>(result, tile + chunk(step * 16 + low + 8 * next_depth, first / 8 + next_index));
+      return chunk(low + 8 * next_depth, first / 8 + next_index);
     } else {
-      const int index = lane / 4, depth = step * 8 + lane % 4;
+      return lane % 4 * kStride + (first + lane / 4) * 4;
+    }
+  }
+  // Load the fragments of 16 rows or columns and 32 bytes of depth, from `beyond` (a multiple of 16) rows or columns
+  // after those of lane_offset. As a: registers 0 to 3 of multiply(). As b: registers of columns 0 to 7, then of 8
+  // to 15.
+  template <bool kIsA>
+  static __device__ __forceinline__ void fragments(uint32_t (&result)[4], const unsigned char* tile, int lane_offset,
+                                                   int beyond, int step) {
+    if constexpr (kByRows) {
+      load_matrices(result, tile + (lane_offset ^ step * 32) + beyond * kStride);  // two chunks deeper
+    } else if constexpr (sizeof(T) == 2) {
+      load_matrices<true>(result, tile + lane_offset + step * 16 * kStride + beyond * 2);
+    } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int beside = kIsA ? i & 1 : i >> 1, deeper = kIsA ? i >> 1 : i & 1;
-        const int at = (depth + 4 * deeper) * kStride + (first + index + 8 * beside) * 4;
+        const int at = lane_offset + (step * 8 + 4 * deeper) * kStride + (beyond + 8 * beside) * 4;
         result[i] = load_shared<uint32_t>(tile + at);
       }
     }
@@ -118,19 +129,29 @@ struct AccumulatorFragment {
 
 constexpr int kSteps = kDepthBytes / 32;  // mma steps per tile
 
+// A lane's offsets into the tiles of a product, worked out before its main loop.
+template <class A, class B, class Accumulators>
+struct LaneOffsets {
+  int a = A::template lane_offset<true>(Accumulators::first_row());
+  int b = B::template lane_offset<false>(Accumulators::first_column());
+
+  __device__ __forceinline__ LaneOffsets() { keep(a), keep(b); }
+};
+
 // acc += a b for one step of depth. kTensor: use tensor cores if the device supports T (float as TF32).
 template <class T, bool kTensor, class A, class B, int kM, int kN>
-__device__ __forceinline__ void multiply_step(AccumulatorFragment<kM, kN>& acc, const unsigned char* a,
-                                              const unsigned char* b, int step) {
+__device__ __forceinline__ void multiply_step(AccumulatorFragment<kM, kN>& acc,
+                                              const LaneOffsets<A, B, AccumulatorFragment<kM, kN>>& lane,
+                                              const unsigned char* a, const unsigned char* b, int step) {
   using S = AccumulatorFragment<kM, kN>;
   if constexpr (kTensor && kHasTensorCores<T>) {
     uint32_t left[S::kRows][4];
 #pragma unroll
-    for (int i = 0; i < S::kRows; ++i) A::template fragments<true>(left[i], a, S::first_row() + i * 16, step);
+    for (int i = 0; i < S::kRows; ++i) A::template fragments<true>(left[i], a, lane.a, i * 16, step);
 #pragma unroll
     for (int j = 0; j < S::kColumns; j += 2) {
       uint32_t right[4];
-      B::template fragments<false>(right, b, S::first_column() + j * 8, step);
+      B::template fragments<false>(right, b, lane.b, j * 8, step);
 #pragma unroll
       for (int i = 0; i < S::kRows; ++i) {
         multiply<T>(acc.value[i][j], left[i], right);
@@ -164,10 +185,11 @@ __device__ __forceinline__ void multiply_step(AccumulatorFragment<kM, kN>& acc, 
 }
 
 template <class T, bool kTensor, class A, class B, int kM, int kN>
-__device__ __forceinline__ void multiply_tiles(AccumulatorFragment<kM, kN>& acc, const unsigned char* a,
-                                               const unsigned char* b) {
+__device__ __forceinline__ void multiply_tiles(AccumulatorFragment<kM, kN>& acc,
+                                               const LaneOffsets<A, B, AccumulatorFragment<kM, kN>>& lane,
+                                               const unsigned char* a, const unsigned char* b) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) multiply_step<T, kTensor, A, B>(acc, a, b, step);
+  for (int step = 0; step < kSteps; ++step) multiply_step<T, kTensor, A, B>(acc, lane, a, b, step);
 }
 
 }  // namespace

@@ -53,3 +53,11 @@ def test_a_convolution_and_its_gradients_move_whole_sectors():
             moved = traffic.count(call)
             assert moved.sectors * 32 <= 1.05 * moved.asked
             assert moved.passes == moved.least
+
+
+def test_a_depthwise_convolution_moves_whole_sectors(on_cpu):
+    with backend("native"), torch.no_grad():
+        moved = traffic.count(traffic.conv(256, (8, 8), 256))
+    assert "deform_conv_few" in traffic.launches()
+    assert moved.sectors * 32 <= 1.05 * moved.asked
+    assert moved.passes <= 1.1 * moved.least

@@ -114,6 +114,12 @@ def test_convolutions_of_any_size_agree(batch, inputs, outputs, height, width, t
         cases.check(cases.results(case, "native", dtype), plain, exact, cases.ROUNDING[dtype])
 
 
+def test_more_groups_of_few_channels_than_a_block_has(order):
+    case = cases.rounded(cases.conv(1, 272, 272, (3, 5), groups=34, kernel=(1, 1)), torch.float16)
+    exact, plain = cases.results(case, "reference", torch.float64), cases.results(case, "reference", torch.float16)
+    cases.check(cases.results(case, "native", torch.float16), plain, exact, cases.ROUNDING[torch.float16])
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 80), items=st.integers(1, 140), channels=st.integers(1, 80),
@@ -236,6 +242,7 @@ def test_launches_are_as_the_compile_gate_has_them(dtype):
     for name in (
         "conv",
         "conv: a split depth",
+        "conv: depthwise",
         "gather",
         "attention: a row that keeps all",
         "anomaly",

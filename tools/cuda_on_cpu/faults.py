@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """A text that occurs once in a file of csrc/cuda, its replacement, and the tests that may catch it."""
+    """A text that occurs once in a file of csrc, its replacement, and the tests that may catch it."""
 
     name: str
     file: str
@@ -14,10 +14,17 @@ class Fault(NamedTuple):
     instead: str
     tests: str
     architecture: int = 800  # that the emulation has
+    unit: str = ""  # the file that is compiled with a fault of a header
+
+    @property
+    def compiled(self) -> str:
+        """The file that is compiled with the fault."""
+        return self.unit or self.file
 
 
 CONV, GATHER, ATTENTION = "reference and conv", "reference and gather", "reference and attention"
 ANOMALY, LOSS = "reference and anomaly", "reference and loss"
+FEW = "reference and (depthwise or few or channels or eight)"
 MATCH = "matching or no_image"
 WGMMA = "wgmma_agrees"
 
@@ -66,6 +73,7 @@ FAULTS = (
         "const int next_index = kIsA ? middle : high, next_depth = kIsA ? high : middle;",
         "const int next_index = kIsA ? high : high, next_depth = kIsA ? middle : middle;",
         "tiles",
+        unit="selftest.cu",
     ),
     Fault(
         "fragment of b: columns before depth",
@@ -73,6 +81,7 @@ FAULTS = (
         "next_depth = kIsA ? high : middle;",
         "next_depth = kIsA ? high : high;",
         "tiles",
+        unit="selftest.cu",
     ),
     Fault(
         "swizzle differs between rows",
@@ -80,6 +89,7 @@ FAULTS = (
         "chunk ^ (row >> 1 & 3)",
         "chunk ^ (row >> 1 & 7)",
         "tiles or conv",
+        unit="selftest.cu",
     ),
     Fault(
         "second step of the depth is left out",
@@ -87,6 +97,7 @@ FAULTS = (
         "for (int step = 0; step < kSteps; ++step) multiply_step",
         "for (int step = 0; step < kSteps - 1; ++step) multiply_step",
         "tiles",
+        unit="selftest.cu",
     ),
     Fault(
         "columns of c are exchanged",
@@ -94,6 +105,7 @@ FAULTS = (
         "value[i][j][below * 2], value[i][j][below * 2 + 1]);\n        }\n  }",
         "value[i][j][below * 2 + 1], value[i][j][below * 2]);\n        }\n  }",
         "tiles",
+        unit="selftest.cu",
     ),
     # modulated deformable convolution
     Fault(
@@ -102,21 +114,31 @@ FAULTS = (
         "    wait_for_copies<kStages - 2>();\n    __syncthreads();\n",
         "    wait_for_copies<kStages - 2>();\n",
         CONV,
+        unit="deform_conv.cu",
     ),
-    Fault("conv: no wait for the weights", "pipeline.cuh", "    wait_for_copies<kStages - 2>();\n", "", CONV),
+    Fault(
+        "conv: no wait for the weights",
+        "pipeline.cuh",
+        "    wait_for_copies<kStages - 2>();\n",
+        "",
+        CONV,
+        unit="deform_conv.cu",
+    ),
     Fault(
         "conv: copies into the stage that is multiplied",
         "pipeline.cuh",
-        "if (step + kStages - 1 < steps) copy(free_stage);",
-        "if (step + kStages - 1 < steps) copy(stage);",
+        "if (step + kStages - 1 < steps) copy(free_stage, false);",
+        "if (step + kStages - 1 < steps) copy(stage, false);",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "conv: copies of a step form no group",
         "pipeline.cuh",
-        "copy(free_stage);\n    commit_copies();\n",
-        "copy(free_stage);\n",
+        "copy(free_stage, false);\n    commit_copies();\n",
+        "copy(free_stage, false);\n",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "conv: samples go into the buffer that is multiplied",
@@ -124,6 +146,7 @@ FAULTS = (
         "samples.put(turn, buffer ^ 1);",
         "samples.put(turn, buffer);",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "conv: bound of the outputs off by one",
@@ -157,8 +180,8 @@ FAULTS = (
     Fault(
         "conv: last pixel is left out",
         "deform_conv.cu",
-        "if (first_pixel + row >= p.pixels) return;\n      T* to",
-        "if (first_pixel + row >= p.pixels - 1) return;\n      T* to",
+        "if (first_pixel + row >= p.pixels) return;\n        Number* own",
+        "if (first_pixel + row >= p.pixels - 1) return;\n        Number* own",
         CONV,
     ),
     Fault(
@@ -197,10 +220,10 @@ FAULTS = (
         CONV,
     ),
     Fault(
-        "conv: bias of a sum does not begin anew",
+        "conv: bias of the first channels for all of a sum",
         "deform_conv.cu",
-        "if (++channel == p.outputs) channel = 0;",
-        "if (++channel == p.outputs) channel = 1;",
+        "const int channel = first % p.outputs;",
+        "const int channel = first % kEach;",
         CONV,
     ),
     # the same on wgmma
@@ -330,6 +353,7 @@ FAULTS = (
         "equal_pair<W>(weights.y)",
         "equal_pair<W>(weights.x)",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: paired sums of three neighbours",
@@ -337,6 +361,7 @@ FAULTS = (
         "result.set_word(i, multiply_add<T>(value[3].word(i), weight.w, sum));",
         "result.set_word(i, sum);",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "warps of wide tiles overlap",
@@ -344,6 +369,7 @@ FAULTS = (
         "% kWarpColumns * (kN / kWarpColumns)",
         "% kWarpColumns * (kN / kWarpColumns / 2)",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: x before y",
@@ -351,6 +377,7 @@ FAULTS = (
         "const int64_t channel = 2 * (group * s.taps + tap);",
         "const int64_t channel = 2 * (group * s.taps + tap) ^ 1;",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: mask of another offset group",
@@ -358,6 +385,7 @@ FAULTS = (
         "const int64_t channel = group * s.taps + tap;",
         "const int64_t channel = tap;",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: dilation is exchanged with stride",
@@ -365,6 +393,7 @@ FAULTS = (
         "down * s.dilation_y",
         "down * s.stride_y",
         "reference and (conv or dilation)",
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: images start one pixel late",
@@ -372,6 +401,7 @@ FAULTS = (
         "const int image = index / s.pixels(), pixel = index - image * s.pixels();",
         "const int image = (index + 1) / s.pixels(), pixel = index - index / s.pixels() * s.pixels();",
         CONV,
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: the border is read for outside pixels",
@@ -379,6 +409,7 @@ FAULTS = (
         "return pixel < 0 ? kOutside : base + pixel;",
         "return base + (pixel < 0 ? 0 : pixel);",
         "outside_is_zero or beyond_the_image",
+        unit="deform_conv.cu",
     ),
     Fault(
         "sampling: outside pixels are read",
@@ -386,6 +417,7 @@ FAULTS = (
         "load_indexed<Pack<T>>(input, index[i], line);",
         "load_indexed<Pack<T>>(input, index[i] == kOutside ? 0 : index[i], line);",
         "outside_is_zero",
+        unit="deform_conv.cu",
     ),
     Fault(
         "backward: gradients of outside pixels go to the first pixel",
@@ -394,6 +426,7 @@ FAULTS = (
         "    const int64_t at = static_cast<int64_t>(uint64_t{pixel} * line) + channel;",
         "    const int64_t at = static_cast<int64_t>(uint64_t{pixel == kOutside ? 0 : pixel} * line) + channel;",
         "outside_is_zero or beyond_the_image",
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: no barrier before columns are read",
@@ -415,14 +448,23 @@ FAULTS = (
         "const float weight = of_half(sample.weight, i) * sample.mask;",
         "const float weight = of_half(sample.weight, i);",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
-    Fault("backward: offset's gradient without the mask", "scatter.cuh", "grad_y * sample.mask);", "grad_y);", CONV),
+    Fault(
+        "backward: offset's gradient without the mask",
+        "scatter.cuh",
+        "grad_y * sample.mask);",
+        "grad_y);",
+        CONV,
+        unit="deform_conv_backward.cu",
+    ),
     Fault(
         "backward: second channel is added to the first",
         "scatter.cuh",
         "add_atomic(to.floating + tile + at(i), weight * value[i]);",
         "add_atomic(to.floating + tile + at(i / 2 * 2), weight * value[i]);",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: both halves of the warp take the same neighbours",
@@ -430,6 +472,7 @@ FAULTS = (
         "threadIdx.x % kWarpSize < kHalfWarp ? value[2 * i] : value[2 * i + 1]",
         "threadIdx.x % kWarpSize < kWarpSize ? value[2 * i] : value[2 * i + 1]",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: sums of a half warp are not joined",
@@ -437,6 +480,7 @@ FAULTS = (
         "  grad_mask += __shfl_xor_sync(kAll, grad_mask, kHalfWarp);\n",
         "",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: channels beyond a tile are added to",
@@ -444,6 +488,7 @@ FAULTS = (
         "        if (at(i) >= count) continue;\n",
         "",
         CONV,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: exact sums of one channel",
@@ -451,6 +496,7 @@ FAULTS = (
         "add_atomic(to.fixed + tile + at(i), ",
         "add_atomic(to.fixed + tile + at(0), ",
         "deterministic_sums",
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: a vector's second and third number are exchanged",
@@ -459,6 +505,7 @@ FAULTS = (
         "make_float4(weight * value[0], weight * value[2], weight * value[1], weight * value[3])",
         CONV,
         architecture=900,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: a vector is added to beyond the channels",
@@ -467,6 +514,7 @@ FAULTS = (
         "      {\n        add_atomic",
         CONV,
         architecture=900,
+        unit="deform_conv_backward.cu",
     ),
     Fault(
         "backward: a vector of columns is read as if not shifted",
@@ -527,6 +575,57 @@ FAULTS = (
         "const uint32_t base = shared_input ? 0 : out.image",
         "const uint32_t base = out.image",
         GATHER,
+        unit="deform_gather.cu",
+    ),
+    # groups of few channels
+    Fault(
+        "few channels: neighbours of the first offset group for all",
+        "deform_conv_few.cu",
+        "first_group + slot % groups,",
+        "first_group,",
+        FEW,
+    ),
+    Fault(
+        "few channels: no barrier before the next taps' neighbours",
+        "deform_conv_few.cu",
+        "    if (first) __syncthreads();\n",
+        "",
+        FEW,
+    ),
+    Fault(
+        "few channels: no barrier before neighbours are read",
+        "deform_conv_few.cu",
+        "    }\n    __syncthreads();\n",
+        "    }\n",
+        FEW,
+    ),
+    Fault(
+        "few channels: channels of the first group for all",
+        "deform_conv_few.cu",
+        "from = output / kWidth * kWidth,",
+        "from = 0 * output,",
+        FEW,
+    ),
+    Fault(
+        "few channels: groups without outputs have some",
+        "deform_conv_few.cu",
+        "if (own >= p.own_groups || within",
+        "if (within",
+        FEW,
+    ),
+    Fault(
+        "few channels: each round has the first outputs",
+        "deform_conv_few.cu",
+        "within = blockIdx.z * kWidth + i % kWidth;",
+        "within = i % kWidth;",
+        FEW,
+    ),
+    Fault(
+        "few channels: the last chunk is left out",
+        "deform_conv_few.cu",
+        "&& chunk < p.chunks;",
+        "&& chunk < p.chunks - 1;",
+        FEW,
     ),
     # memory attention
     Fault(
@@ -580,10 +679,11 @@ FAULTS = (
     ),
     Fault(
         "attention: no barrier before weights are written again",
-        "memory_attention.cu",
-        "    __syncthreads();\n    if (step + 1 < steps) copy(step + 1);",
-        "    if (step + 1 < steps) copy(step + 1);\n    __syncthreads();",
+        "pipeline.cuh",
+        "    __syncthreads();\n    samples.next(step + 1 < steps);\n    if",
+        "    samples.next(step + 1 < steps);\n    if",
         ATTENTION,
+        unit="memory_attention.cu",
     ),
     Fault(
         "attention: sums are not rescaled to the new max",
@@ -606,6 +706,7 @@ FAULTS = (
         "for (int i = 0; i < kThreadsPerPixel; ++i) total",
         "for (int i = 0; i < kThreadsPerPixel - 1; ++i) total",
         f"{ANOMALY} or {LOSS}",
+        unit="anomaly_map.cu",
     ),
     Fault(
         "levels: no barrier before sums are read",
@@ -613,6 +714,7 @@ FAULTS = (
         "      store_shared(&partial[slice][own], x);\n      __syncthreads();\n",
         "      store_shared(&partial[slice][own], x);\n",
         f"{ANOMALY} or {LOSS}",
+        unit="anomaly_map.cu",
     ),
     Fault(
         "levels: teacher's gradient of the last branch only",
@@ -637,7 +739,14 @@ FAULTS = (
         "total >= kMinDistance ? total : kMinDistance",
         "raised",
     ),
-    Fault("anomaly: half a pixel off", "interpolation.cuh", "* ratio - 0.5f, 0)", "* ratio, 0)", ANOMALY),
+    Fault(
+        "anomaly: half a pixel off",
+        "interpolation.cuh",
+        "* ratio - 0.5f, 0)",
+        "* ratio, 0)",
+        ANOMALY,
+        unit="anomaly_map.cu",
+    ),
     Fault(
         "anomaly: no barrier before neighbours are read",
         "anomaly_map.cu",

@@ -86,10 +86,10 @@ def half(*shape: int) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
 
-def conv(channels: int, size: tuple[int, int]) -> Callable[[], Tensor]:
+def conv(channels: int, size: tuple[int, int], groups: int = 1) -> Callable[[], Tensor]:
     """A convolution of 3 x 3 with a mask."""
     input, offset, mask = half(1, channels, *size), half(1, 18, *size), half(1, 9, *size)
-    weight = half(channels, channels, 3, 3)
+    weight = half(channels, channels // groups, 3, 3)
     return lambda: modulated_deform_conv2d(input, offset, weight, None, padding=1, mask=mask)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bkd_fast.ops.cuda_common import kernels, multiprocessors, to_channels_last
@@ -70,18 +71,57 @@ class _Problem:
         self.tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
+_FEW_CHANNELS = 8  # of a group, and of a thread of the kernel for such groups
+_FEW_OUTPUTS = 24  # of such a group; for more, sampling again for every 1 to 8 outputs costs more than empty tiles
+
+
 def modulated_deform_conv2d(a: Arguments) -> Tensor:
     """See :func:`bkd_fast.ops.modulated_deform_conv2d`."""
-    p = _Problem(a)
     shape = (a.input.shape[0], a.weight.shape[0], *a.offset.shape[2:])
     output = torch.empty(shape, dtype=a.input.dtype, device=a.input.device, memory_format=torch.channels_last)
     bias = None if a.bias is None else a.bias.to(a.input.dtype).contiguous()
+    groups = a.input.shape[1] // a.weight.shape[1]
+    offset_groups = a.offset.shape[1] // (2 * a.weight.shape[2] * a.weight.shape[3])
+    few = a.weight.shape[1] <= _FEW_CHANNELS and a.weight.shape[0] // groups <= _FEW_OUTPUTS
+    if few and groups % offset_groups == 0:
+        _few_channels(a, groups, offset_groups, bias, output)
+        return output
+    p = _Problem(a)
     for part in image_slices(a.offset, a.input):
         kernels().deform_conv(
             p.input[part], p.offset[part], None if p.mask is None else p.mask[part], p.weight, bias, a.stride,
             a.padding, a.dilation, p.offset_groups, p.tf32, _wants_wgmma(), output[part],
         )  # fmt: skip
     return output
+
+
+def _few_channels(a: Arguments, groups: int, offset_groups: int, bias: Tensor | None, output: Tensor) -> None:
+    """Forward for groups of few channels, which are filled up to 1, 2, 4 or 8.
+
+    The groups of an offset group are filled up to whole 8 channels. The kernel takes as many outputs of a group at a
+    time as the group has channels.
+    """
+    dtype, (outputs, channels, *kernel) = a.input.dtype, a.weight.shape
+    width = 1 << (channels - 1).bit_length()
+    own, each = groups // offset_groups, outputs // groups  # groups of an offset group, outputs of a group
+    rounds = math.ceil(each / width)
+    more_groups, more_channels = -own % (_FEW_CHANNELS // width), width - channels
+    image = a.input
+    if more_groups or more_channels:
+        split = image.unflatten(1, (offset_groups, own, channels))
+        image = F.pad(split, (0, 0, 0, 0, 0, more_channels, 0, more_groups)).flatten(1, 3)
+    image = to_channels_last(image, dtype)
+    weight = a.weight.to(dtype).reshape(offset_groups, own, each, channels, -1)
+    weight = F.pad(weight, (0, 0, 0, more_channels, 0, rounds * width - each, 0, more_groups))
+    # (offset groups, chunks, groups of a chunk, rounds, outputs, channels, taps)
+    weight = weight.reshape(offset_groups, -1, _FEW_CHANNELS // width, rounds, width, width, weight.shape[-1])
+    weight = weight.permute(3, 6, 0, 1, 2, 4, 5).reshape(rounds, weight.shape[-1], -1, _FEW_CHANNELS, width)
+    offset, mask = dense_offsets(a.offset, dtype), None if a.mask is None else dense_offsets(a.mask, dtype)
+    for part in image_slices(a.offset, a.input):
+        kernels().deform_conv_few(
+            image[part], offset[part], None if mask is None else mask[part], weight.contiguous(), bias, kernel,
+            a.stride, a.padding, a.dilation, offset_groups, groups, output[part],
+        )  # fmt: skip
 
 
 def modulated_deform_conv2d_backward(grad: Tensor, a: Arguments, needs: Sequence[bool]) -> list[Tensor]:

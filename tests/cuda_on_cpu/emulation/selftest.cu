@@ -89,6 +89,7 @@ __global__ void product_kernel(const T* a, const T* b, float* c, int depth) {
   BKD_SHARED(Shared, shared);
   AccumulatorFragment<64, 64> acc;
   acc.clear();
+  const LaneOffsets<A, B, AccumulatorFragment<64, 64>> lane;
   for (int first = 0; first < depth; first += kDepth<T>) {
     __syncthreads();
     for (int i = threadIdx.x; i < 64 * kDepth<T> / kVector<T>; i += kThreads) {
@@ -102,7 +103,7 @@ __global__ void product_kernel(const T* a, const T* b, float* c, int depth) {
       copy(shared.b, b, kBRows, &B::chunk);
     }
     __syncthreads();
-    multiply_tiles<T, kTensor, A, B>(acc, shared.a, shared.b);
+    multiply_tiles<T, kTensor, A, B>(acc, lane, shared.a, shared.b);
   }
   acc.pairs([&](int row, int column, float x, float y) {
     c[row * 64 + column] = x;
