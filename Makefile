@@ -89,7 +89,7 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard bkd_fast/extension/*.py) $
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet "$(TORCH)" torchvision
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,docs,examples,export,mlflow,ray,test,wandb]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[anomalib,demo,docs,examples,export,int8,mlflow,ray,test,wandb]"
 	touch $@
 
 # For the C++ program of docs/deploy.md; its test is skipped where npm cannot fetch them.

@@ -30,7 +30,7 @@ BLOCK = re.compile(r"(<!-- not run: .+? -->\n+)?^```(sh|python)\n(.*?)^```$", re
 BLOCKS = {page: BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES}
 EXTRAS = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 # Extras that are not for work on the package.
-USERS = ("train", "demo", "tensorboard", "ray", "export", "anomalib", "ablate", "serve", "examples")
+USERS = ("train", "demo", "tensorboard", "ray", "export", "int8", "anomalib", "ablate", "serve", "examples")
 # Appended to what would take minutes.
 SMALLER = {
     "train": "--image-size 64",

@@ -43,6 +43,8 @@ class Tolerance(NamedTuple):
 
 TOLERANCES = {
     "float32": Tolerance(map_max=0.02, map_mean=0.001, score_max=0.02, score_mean=0.005, decisions=0.0),
+    # Twice and more of what 8 bits cost on the real images of docs/deploy.md.
+    "int8": Tolerance(map_max=0.2, map_mean=0.05, score_max=1.2, score_mean=0.4, decisions=0.05),
 }
 
 

@@ -57,9 +57,14 @@ class Runner:
         return self.predict(images)
 
 
-def check_packages(format: str) -> None:
+def check_packages(format: str, *, int8: bool = False) -> None:
     """Raise a BKDError if what the format needs is not installed."""
     missing = [name for name in NEEDS.get(format, ()) if not _there(name)]
+    if int8 and not _there("nncf"):
+        raise BKDError(
+            f"int8 needs {' and '.join([*missing, 'nncf'])}: install bkd_fast with its extra, "
+            "pip install 'bkd_fast[int8]'"
+        )
     if missing:
         raise BKDError(
             f"export to {format} needs {' and '.join(missing)}: install bkd_fast with its extra, "
@@ -95,12 +100,14 @@ def write(
     *,
     deform_conv: bool = False,
     metadata: Mapping[str, str] | None = None,
+    convert: Callable[[Any], Any] | None = None,
 ) -> None:
     """Write one format into a folder that is there; see :func:`staged` for one that others read.
 
     Args:
         deform_conv: ``onnx`` only: DeformConv (opset 19) instead of GridSample.
         metadata: what the file says of itself, by name.
+        convert: ``openvino`` only: what is made of the model before it is saved.
 
     Raises:
         BKDError: a package that the format needs is not installed, or the file cannot be written.
@@ -122,7 +129,7 @@ def write(
         with saving(path):
             made.save(onnx)
         if format == "openvino":
-            _write_openvino(onnx, path, metadata)
+            _write_openvino(onnx, path, metadata, convert)
 
 
 def format_of(path: Path) -> str:
@@ -206,7 +213,7 @@ def _onnx(program: ExportedProgram, deform_conv: bool) -> Any:
     return made
 
 
-def _write_openvino(onnx: Path, made: Path, metadata: Mapping[str, str]) -> None:
+def _write_openvino(onnx: Path, made: Path, metadata: Mapping[str, str], convert: Callable[[Any], Any] | None) -> None:
     """Convert an ONNX file in place, metadata and the settings of :data:`RUNTIME` in its runtime information.
 
     The CPU plugin takes no precision from there. For programs that do not set it either, each layer is marked as one
@@ -214,6 +221,8 @@ def _write_openvino(onnx: Path, made: Path, metadata: Mapping[str, str]) -> None
     """
     openvino = importlib.import_module("openvino")
     model = openvino.convert_model(onnx)
+    if convert is not None:
+        model = convert(model)
     for name, value in metadata.items():
         model.set_rt_info(value, [NAMESPACE, name])
     for name, value in RUNTIME["openvino"].items():

@@ -24,12 +24,13 @@ INPUT, OUTPUTS = "images", ("scores", "anomaly_maps")
 RUNTIME: dict[str, dict[str, str]] = {"openvino": {"INFERENCE_PRECISION_HINT": "f32"}}
 
 
-def settings_of(detector: Detector, format: str) -> dict[str, Any]:
+def settings_of(detector: Detector, format: str, precision: str = "float32") -> dict[str, Any]:
     """Return the settings of a detector's exported model, by name.
 
     Args:
         detector: the run that is exported.
         format: see :func:`bkd_fast.export.export`.
+        precision: ``float32``, or ``int8`` of the teacher's convolutions.
     """
     config, calibration = detector.config, detector.calibration
     tile = config.teacher.tile
@@ -38,7 +39,7 @@ def settings_of(detector: Detector, format: str) -> dict[str, Any]:
         "settings_version": VERSION,
         "bkd_fast": __version__,
         "format": format,
-        "precision": "float32",
+        "precision": precision,  # int8: of the teacher's convolutions; all else is float32
         "teacher": config.teacher.name,
         "runtime": RUNTIME.get(format, {}),  # without these the thresholds do not fit
         "input": INPUT,
