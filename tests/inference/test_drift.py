@@ -208,7 +208,7 @@ def test_calibrate_sets_the_statistics_and_a_run_without_is_watched_by_scores(
     detector = Detector.load(run)
     monitor = DriftMonitor(detector.calibration)
     watch(detector, detector, monitor)
-    assert "watched by scores alone" in caplog.text
+    assert "no statistics of its teacher to watch" in caplog.text
     assert {shift.statistic for shift in monitor.shifts()} <= {SHARE, P_VALUES}
     dark = darker(tiny_data, tmp_path / "dark")
     calibrate(run, dark)

@@ -315,10 +315,10 @@ def test_a_resumed_training_uses_the_images_that_it_began_with(
         (data / f"train/good/{name}.png").write_bytes((data / "test/good/000.png").read_bytes())
     first = data / "train/good/000.png"
     hidden = first.rename(tmp_path / "hidden.png")
-    with pytest.raises(BKDError, match=r"1 images .* are missing: 000\.png"):
+    with pytest.raises(BKDError, match=r"1 training images of .* are missing: 000\.png"):
         train(data, tmp_path / "run", tiny_config, resume=True)
     first.write_bytes((data / "test/good/001.png").read_bytes())
-    with pytest.raises(BKDError, match=r"1 images .* have changed: 000\.png"):
+    with pytest.raises(BKDError, match=r"1 training images of .* have changed: 000\.png"):
         train(data, tmp_path / "run", tiny_config, resume=True)
     hidden.rename(first)
     with caplog.at_level("WARNING", "bkd_fast"):

@@ -19,9 +19,16 @@ class Fault(NamedTuple):
     @property
     def compiled(self) -> str:
         """The file that is compiled with the fault."""
-        return self.unit or self.file
+        return self.unit or UNITS.get(self.file, self.file)
 
 
+# The file that faults in a header are compiled with, unless one names its own.
+UNITS = {
+    "deform_conv_wgmma.cuh": "deform_conv.cu",
+    "matching.cuh": "local_match.cu",
+    "regression.cuh": "neighbor_regression.cu",
+    "wgmma.cuh": "deform_conv.cu",
+}
 CONV, GATHER, ATTENTION = "reference and conv", "reference and gather", "reference and attention"
 ANOMALY, LOSS = "reference and anomaly", "reference and loss"
 FEW = "reference and (depthwise or few or channels or eight)"
