@@ -14,8 +14,11 @@ from bkd_fast.config import BKDConfig
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    """Caches of compilers, unpacked exports and what else is left in the folder of temporary files go at the end."""
-    folder = config._tmp_path_factory.mktemp("left")
+    """Caches of compilers, unpacked exports and what else is left in the folder of temporary files go at the end.
+
+    The path is short, since a browser has a socket there.
+    """
+    folder = tempfile.mkdtemp(prefix="bkd")
     patch = pytest.MonkeyPatch()
     patch.setenv("TMPDIR", str(folder))
     patch.setattr(tempfile, "tempdir", None)
