@@ -18,6 +18,7 @@ def pytest_configure(config):
 
     The path is short, since a browser has a socket there.
     """
+    config._tmp_path_factory.getbasetemp()  # elsewhere: it keeps the folders of failed tests
     folder = tempfile.mkdtemp(prefix="bkd")
     patch = pytest.MonkeyPatch()
     patch.setenv("TMPDIR", str(folder))
