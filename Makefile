@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 	$(BIN)/bkd-fast demo --out runs/demo
 
 test: $(VENV)/installed
-	@echo "make test: about 9 minutes on 2 idle cores (make proof, the rest: about 35)"
+	@echo "make test: about 10 minutes on 2 idle cores (make proof, the rest: about 45)"
 	$(MAKE) lint
 	$(TESTS) -m "not slow"
 	$(BIN)/pytest -m "not slow" tests/cuda_on_cpu tests/cuda_gate tests/triton_gate
@@ -37,7 +37,7 @@ test: $(VENV)/installed
 
 # What is slower: long tests, compiled code of every architecture and configuration, and the CUDA kernels under sanitizers.
 proof: $(VENV)/installed $(VENV)/include/onnxruntime
-	@echo "make proof: about 35 minutes on 2 idle cores"
+	@echo "make proof: about 45 minutes on 2 idle cores"
 	$(TESTS) -m slow
 	$(BIN)/pytest -m slow tests/cuda_gate tests/triton_gate
 	$(INTERPRETED) -n 2 tests/triton_interpreted
