@@ -16,8 +16,10 @@ from bkd_fast.config import BKDConfig
 def pytest_configure(config):
     """Caches of compilers, unpacked exports and what else is left in the folder of temporary files go at the end.
 
-    The path is short, since a browser has a socket there.
+    The path is short, since a browser and Ray have sockets there.
     """
+    if hasattr(config, "workerinput"):
+        return  # a worker of pytest-xdist has the folder of the process that started it
     config._tmp_path_factory.getbasetemp()  # elsewhere: it keeps the folders of failed tests
     folder = tempfile.mkdtemp(prefix="bkd")
     patch = pytest.MonkeyPatch()
