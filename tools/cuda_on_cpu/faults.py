@@ -134,8 +134,8 @@ FAULTS = (
     Fault(
         "conv: copies into the stage that is multiplied",
         "pipeline.cuh",
-        "if (step + kStages - 1 < steps) copy(free_stage, false);",
-        "if (step + kStages - 1 < steps) copy(stage, false);",
+        "free_stage = stage;",
+        "free_stage = stage + 1 == kStages ? 0 : stage + 1;",
         CONV,
         unit="deform_conv.cu",
     ),
