@@ -1,6 +1,7 @@
 """The package's operators in operators that every run-time has: what an exported graph is made of.
 
-Not for speed, and with nothing that depends on how many images there are; equal to the references within rounding.
+With nothing that depends on how many images there are; equal to the references within rounding. Run-times multiply
+matrices well, so the search in a window is made of products.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from bkd_fast.ops import anomaly_map
 from bkd_fast.ops.anomaly_map import reference
 from bkd_fast.ops.grid_means.reference import means_of_cells
 from bkd_fast.ops.join_levels.reference import joined
-from bkd_fast.ops.local_match.reference import match
+from bkd_fast.ops.local_match.reference import displacements
 from bkd_fast.ops.match_supports import Arguments as Matches
 from bkd_fast.ops.match_supports import in_turn
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 from bkd_fast.ops.nearest_rows.reference import nearest
 from bkd_fast.ops.neighbor_regression.reference import combined
 from bkd_fast.ops.neighbor_residual.reference import apart
+from bkd_fast.ops.registration import wide
 from bkd_fast.ops.select_matches.reference import positions
 from bkd_fast.ops.standardize.reference import standardized
 from bkd_fast.ops.top_mean.reference import mean_of_largest
@@ -42,7 +44,7 @@ def plain(program: ExportedProgram, *, deform_conv: bool = False) -> ExportedPro
         ops.cosine_anomaly_map.default: _anomaly_map,
         ops.grid_means.default: means_of_cells,
         ops.join_levels.default: joined,
-        ops.local_match.default: match,
+        ops.local_match.default: match_by_products,
         ops.match_supports.default: _matched,
         ops.nearest_rows.default: _nearest,
         ops.neighbor_regression.default: combined,
@@ -63,7 +65,7 @@ def _selected(distance: Tensor, displacement: Tensor, shots: Tensor, count: int)
 
 
 def _matched(*arguments: Any) -> list[Tensor]:
-    return in_turn(Matches(*arguments), match, _selected, combined)
+    return in_turn(Matches(*arguments), match_by_products, _selected, combined)
 
 
 def _nearest(query: Tensor, bank: Tensor, count: int, *_: Tensor | None) -> Tensor:
@@ -72,6 +74,57 @@ def _nearest(query: Tensor, bank: Tensor, count: int, *_: Tensor | None) -> Tens
 
 def _anomaly_map(*arguments: Any) -> Tensor:
     return reference.cosine_anomaly_map(anomaly_map.Arguments(*arguments))
+
+
+def match_by_products(query: Tensor, support: Tensor, shots: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """See :func:`bkd_fast.ops.local_match`, of shots that exist: |q - s|^2 = |q|^2 + |s|^2 - 2 q s.
+
+    A block is a few adjacent pixels of a row of the support, and those around them. It is multiplied by the pixels of
+    the query whose windows reach into that row, and the products inside of the windows are kept.
+    """
+    channels, height, width = query.shape[1:]
+    dtype, side, size = wide(query), 2 * radius + 1, max(8, 2 * radius)
+    blocks = (width + size - 1) // size
+    own = query.permute(0, 2, 3, 1).to(dtype)
+
+    # Of each block B the pixels from -radius to size + radius, of all shots: (N, H, B, size + 2 radius, k, C).
+    y = torch.arange(height, device=query.device)[:, None, None, None]
+    x = torch.arange(blocks, device=query.device)[:, None] * size + torch.arange(
+        -radius, size + radius, device=query.device
+    )
+    x = x.unsqueeze(2)
+    pixels = (shots[:, None, None, None, :] * height + y) * width + x.clamp(0, width - 1)
+    images = support.permute(0, 2, 3, 1).flatten(0, 2)[pixels.flatten()].unflatten(0, pixels.shape).to(dtype)
+    squares = (images * images).sum(5).masked_fill((x < 0) | (x >= width), torch.inf)
+    squares = F.pad(squares, [0, 0, 0, 0, 0, 0, radius, radius], value=torch.inf)
+
+    # Row s of those around support row y is the query's row y + s - radius: a displacement of radius - s.
+    rows = F.pad(own, [0, 0, 0, blocks * size - width, radius, radius]).unflatten(2, (blocks, size))
+    around = torch.cat([rows[:, s : s + height] for s in range(side)], 3)  # (N, H, B, side * size, C)
+    products = around @ images.flatten(3, 4).transpose(3, 4)
+    # Pixel x meets columns x to x + 2 radius. Rows that are longer by one column bring these below each other.
+    products = products.view(-1, height, blocks, side, size * (size + 2 * radius), shots.shape[1])
+    products = F.pad(products, [0, 0, 0, size]).unflatten(4, (size, size + side))[:, :, :, :, :, :side]
+    products = F.pad(-2 * products, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, radius, radius])
+
+    moves = displacements(radius)
+    candidates = torch.stack(
+        [
+            squares[:, radius + dy : radius + dy + height, :, radius + dx : radius + dx + size]
+            + products[:, radius + dy : radius + dy + height, :, radius - dy, :, radius + dx]
+            for dy, dx in moves
+        ],
+        4,
+    )  # (N, H, B, size, side * side, k)
+    candidates = candidates.masked_fill(candidates.isnan(), torch.inf).flatten(2, 3)[:, :, :width]  # NaN loses
+    distance = candidates.amin(3) + own.square().sum(3, keepdim=True)
+    distance = distance.masked_fill(distance < 0, 0) / channels  # rounding; a NaN stays, unlike where a run-time clamps
+    # The moves as numbers of the graph: a tensor made of a list cannot be traced here.
+    place = torch.arange(side * side, device=query.device)
+    numbers = torch.stack([place // side - radius, place % side - radius], 1)
+    order = (numbers.square().sum(1) * len(moves) + place).argsort()
+    displacement = numbers[order].to(dtype)[candidates.argmin(3)]
+    return distance.permute(0, 3, 1, 2), displacement.permute(0, 3, 4, 1, 2)
 
 
 def gather_by_grid_sample(
