@@ -13,6 +13,7 @@ from test_training import assert_same_weights, train_until
 
 from bkd_fast.artifact import load_trained, read_category
 from bkd_fast.cli import main
+from bkd_fast.cli.options import LOGGERS
 from bkd_fast.errors import BKDError
 from bkd_fast.evaluation.evaluate import evaluate
 from bkd_fast.evaluation.metrics import METRIC_NAMES
@@ -45,6 +46,10 @@ class Memory(Logger):
 
     def series(self, name):
         return {step: metrics[name] for step, metrics in self.rows if name in metrics}
+
+
+def test_the_command_line_offers_every_logger():
+    assert tuple(PACKAGES) == LOGGERS
 
 
 def csv_rows(folder):
