@@ -1,8 +1,8 @@
 """Triton kernels as operators of PyTorch, and the tuning of their block sizes.
 
 Every kernel is tuned when a problem of a new kind first runs: each of its configurations is timed once, and Triton
-keeps the result on disk. All of them compile for every architecture that tools/triton_gate names, within the smallest
-shared memory among those, so that none is tried in vain.
+keeps the result on disk. All of them compile for every architecture that tools/triton_gate names, within its registers
+and shared memory, so that none is tried in vain.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Tuned:
     without products have the one kind ``any``.
     """
 
-    def __init__(self, kernel: Any, kinds: Kinds, key: Sequence[str], sums: Sequence[str] = ()) -> None:
+    def __init__(
+        self, kernel: Any, kinds: Kinds, key: Sequence[str], sums: Sequence[str] = (),
+        prune: Callable[..., list[triton.Config]] | None = None,
+    ) -> None:  # fmt: skip
         """Make an autotuner for each kind.
 
         Args:
@@ -58,13 +61,15 @@ class Tuned:
             kinds: configurations by kind.
             key: arguments that a new tuning depends on, beside the types of the tensors.
             sums: arguments that the kernel adds to, which tuning must reset.
+            prune: takes configurations and arguments by name, of which those in ``key`` may count, and returns the
+                configurations worth timing, at least one.
         """
         self.kernel, self.kinds = kernel, kinds
         self._tuners = {
             # The interpreter has no clock: it takes the first.
             kind: triton.autotune(
                 list(configs[:1] if INTERPRETED else configs), key=list(key), reset_to_zero=list(sums) or None,
-                cache_results=True,
+                cache_results=True, prune_configs_by=None if prune is None else {"early_config_prune": prune},
             )(kernel)
             for kind, configs in kinds.items()
         }  # fmt: skip

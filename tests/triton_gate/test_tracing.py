@@ -17,6 +17,7 @@ ops = torch.ops.bkd_fast
 GEOMETRY = [1, 1], [1, 1], [1, 1]
 LEVELS = [cases.random(2, 5, 6, 7), cases.random(2, 3, 4, 4, seed=1)]
 _, (INPUT, WEIGHT, OFFSET, MASK, BIAS) = cases.conv()
+_, DEEP = cases.conv(channels=35)
 OUTPUT = cases.random(2, 13, 7, 9)
 _, (TABLE, PLACES, SHARES) = cases.gather()
 READ = cases.random(2, 19, 6, 5)
@@ -30,6 +31,11 @@ CALLS = {
         lambda i, o, w, b, m: ops.modulated_deform_conv2d(i, o, w, b, *GEOMETRY, m),
         [INPUT, OFFSET, WEIGHT, BIAS, MASK],
         [{"output"}],
+    ),
+    "conv, split depth": (
+        lambda i, w, o, m, b: ops.modulated_deform_conv2d(i, o, w, b, *GEOMETRY, m),
+        DEEP,
+        [{"output"}, {"output"}],
     ),
     "conv, backward": (
         lambda g, i, o, w, b, m: ops.modulated_deform_conv2d_backward(g, i, o, w, b, *GEOMETRY, m, [True] * 5),
@@ -79,6 +85,14 @@ CALLS = {
     "match": (lambda q, s, n: ops.local_match(q, s, n, 1), [QUERIES, SUPPORT, SHOTS], [{"distance", "displacement"}]),
     "top mean": (lambda v: top_mean(v, 3), [torch.ones(2, 9)], [{"mean"}]),
 }
+
+
+@pytest.fixture(autouse=True)
+def multiprocessors(monkeypatch):
+    """There is no device to ask."""
+    from bkd_fast.ops.deform_conv import triton as kernels
+
+    monkeypatch.setattr(kernels, "multiprocessors", lambda tensor: 4)
 
 
 @pytest.mark.parametrize("name", CALLS)

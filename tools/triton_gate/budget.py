@@ -12,7 +12,8 @@ from tools.triton_gate.kernels import Kernel
 HERE = Path(__file__).resolve().parent
 TRITON = "3.8"  # other releases allocate other registers
 FIELDS = ("kernel", "kind", "config", "architecture", "registers", "shared", "spills")
-MOST_SHARED = 99 * 1024  # of a block, on the smallest of the three (CUDA C++ Programming Guide: 163, 227 and 99 KB)
+# Of a block (CUDA C++ Programming Guide). What compiles for 8.0 also runs on 8.6 and 8.9, which have 99 KB, not 163.
+MOST_SHARED = {80: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
 MULTIPLIERS = ("deform_conv",)  # by how their names begin
 
 
@@ -43,8 +44,8 @@ def faults(kernels: Sequence[Kernel]) -> list[str]:
         name = _name(kernel)
         if kernel.spills:
             found.append(f"{name} spills registers, in {kernel.spills} instructions")
-        if kernel.shared > MOST_SHARED:
-            found.append(f"{name} needs {kernel.shared} bytes of shared memory, there are {MOST_SHARED}")
+        if kernel.shared > (most := MOST_SHARED[kernel.architecture]):
+            found.append(f"{name} needs {kernel.shared} bytes of shared memory, there are {most}")
         multiplies = kernel.name.startswith(MULTIPLIERS) and triton_kernels.kind_of(kernel.kind) != "ieee"
         if multiplies and not kernel.tensor_cores:
             found.append(f"{name} does not use tensor cores")

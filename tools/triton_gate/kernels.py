@@ -26,6 +26,7 @@ ARCHITECTURES = (80, 90, 120)
 CACHE = ROOT / "build" / "triton_gate"
 TENSOR_CORES = r"\b(HMMA|HGMMA)"
 SPILLS = r"\b(STL|LDL)\b"  # stores to and loads from a thread's own memory
+SPLIT = ", split depth"  # behind the type
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 
 
@@ -87,6 +88,7 @@ def label(config: Any) -> str:
 
 def kind_of(kind: str) -> str:
     """Which set of configurations a kind of :class:`Kernel` takes, where a kernel has several."""
+    kind = kind.removesuffix(SPLIT)
     return {"tf32": "tf32", "float32": "ieee", "float16, deterministic": "exact"}.get(kind, "half")
 
 
@@ -125,7 +127,8 @@ def _launches() -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
         torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = switch
         cases.LEVELS = ((2, 64, 16, 16), (2, 128, 8, 8), (2, 256, 4, 4))
         calls = [
-            cases.conv(1, 64, 64, (16, 16)),
+            cases.conv(1, 64, 256, (16, 16)),
+            cases.conv(1, 64, 256, (8, 8)),  # so few pixels that the depth is split
             cases.gather(16, 64),
             cases.attention(64, 512, 64),
             cases.anomaly((64, 64), last=True),
@@ -138,7 +141,15 @@ def _launches() -> Iterator[tuple[str, Any, tuple[Any, ...], dict[str, Any]]]:
         for launch in _recorded(calls, dtype):
             yield name, *launch
     cases.LEVELS = ((2, 19, 9, 7), (2, 40, 5, 5), (2, 3, 1, 2))
-    odd = [cases.conv(), cases.gather(), cases.attention(), cases.anomaly(), cases.loss("pixel", False), cases.match()]
+    odd = [
+        cases.conv(outputs=133),
+        cases.conv(channels=35, outputs=133),  # deep enough to be split
+        cases.gather(),
+        cases.attention(),
+        cases.anomaly(),
+        cases.loss("pixel", False),
+        cases.match(),
+    ]
     for launch in _recorded(odd, torch.float16):
         yield "float16, odd sizes", *launch
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -11,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
+from bkd_fast.ops.cuda_common import multiprocessors
 from bkd_fast.ops.deform_conv import Arguments
 from bkd_fast.ops.deterministic import Accumulator, convolution_bound, exact_sums
 from bkd_fast.ops.layout import dense_offsets, floats, image_slices, to_channels_last, whole_chunks, without_chunks
@@ -25,6 +27,10 @@ from bkd_fast.ops.triton_sampling import (
     scatter,
     write_offset_grads,
 )
+
+SMALL = 64  # pixels of the small tiles, and outputs of the smallest
+MIN_DEPTH = 128  # of a part
+UNIT = tl.constexpr(32)  # channels; parts of the depth begin at whole units
 
 
 @triton.jit
@@ -42,13 +48,16 @@ def deform_conv_kernel(
     pixels, rows, columns, height, width, channels, outputs, group_channels, group_outputs, offset_channels, piece,
     taps, kernel_columns, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
     offset_image, offset_channel, offset_pixel, mask_image, mask_channel, mask_pixel, problem,
-    MASK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    MASK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A block of pixels times a block of one group's outputs.
 
     The depth of the product is ``piece`` channels of one group and one offset group at a time, tap after tap, so that a
     pixel's four neighbours and their weights are worked out once for all of a piece's channels.
+
+    SPLIT: over a part of the depth alone; ``output`` is then (parts, pixels, outputs). Parts begin at whole UNITs of a
+    piece, wherever that is within a tap, so that no tile moves a number from one part to another.
     """
     channels, outputs, group_channels, group_outputs, offset_channels, piece = in_chunks(
         channels, outputs, group_channels, group_outputs, offset_channels, piece, input.dtype
@@ -61,7 +70,15 @@ def deform_conv_kernel(
     own = within_group < group_outputs
     out = group * group_outputs + within_group
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(0, group_channels // piece * taps):
+    first_step, last_step = 0, group_channels // piece * taps
+    if SPLIT:
+        tl.static_assert(UNIT % BLOCK_K == 0)
+        units = tl.cdiv(piece, UNIT)
+        all_units = (last_step * units).to(tl.int64)
+        first_unit = (all_units * tl.program_id(2) // tl.num_programs(2)).to(tl.int32)
+        last_unit = (all_units * (tl.program_id(2) + 1) // tl.num_programs(2)).to(tl.int32)
+        first_step, last_step = first_unit // units, tl.cdiv(last_unit, units)
+    for step in range(first_step, last_step):
         tap = step % taps
         first = group * group_channels + step // taps * piece
         slot = first // offset_channels * taps + tap
@@ -75,7 +92,11 @@ def deform_conv_kernel(
         to = channel_at(image, place, slot, mask_image, mask_channel, mask_pixel)
         scale = modulation(mask, to, valid, MASK)
         line = (tl.cast(out, tl.int64) * taps + tap) * group_channels + step // taps * piece
-        for start in range(0, piece, BLOCK_K):
+        begin, end = 0, piece
+        if SPLIT:
+            begin = tl.maximum(first_unit - step * units, 0) * UNIT
+            end = tl.minimum((last_unit - step * units) * UNIT, piece)
+        for start in range(begin, end, BLOCK_K):
             channel = start + tl.arange(0, BLOCK_K)
             within = channel < piece
             samples = sample(
@@ -86,8 +107,40 @@ def deform_conv_kernel(
             sums = tl.dot(samples.to(kernel.dtype), kernel, sums, input_precision=PRECISION)
     if BIAS:
         sums += tl.load(bias + out, mask=own, other=0.0).to(tl.float32)[None, :]
-    to = tl.cast(pixel, tl.int64)[:, None] * outputs + out[None, :]
+    line = tl.cast(pixel, tl.int64)
+    if SPLIT:
+        line += tl.program_id(2).to(tl.int64) * pixels
+    to = line[:, None] * outputs + out[None, :]
     tl.store(output + to, sums.to(output.dtype.element_ty), mask=valid[:, None] & own[None, :])
+
+
+@triton.jit
+def sum_of_parts_kernel(
+    sums, bias, output, pixels, outputs, parts, BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """A block of the output from the parts of the depth: their sum in order, and the bias."""
+    outputs = chunks(outputs, output.dtype)
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    own = out < outputs
+    within = (pixel < pixels)[:, None] & own[None, :]
+    to = pixel[:, None] * outputs + out[None, :]
+    total = tl.load(sums + to, mask=within, other=0.0)
+    for part in range(1, parts):
+        total += tl.load(sums + (tl.cast(part, tl.int64) * pixels * outputs + to), mask=within, other=0.0)
+    if BIAS:
+        total += tl.load(bias + out, mask=own, other=0.0).to(tl.float32)[None, :]
+    tl.store(output + to, total.to(output.dtype.element_ty), mask=within)
+
+
+def _worth_trying(configs: Sequence[triton.Config], given: Mapping[str, Any], **rest: Any) -> list[triton.Config]:
+    """Return the tiles that are not half empty, and if the depth is split the small ones that its parts are for."""
+    return [
+        one
+        for one in configs
+        if one.kwargs["BLOCK_N"] < 2 * max(given["group_outputs"], SMALL)
+        and (one.kwargs["BLOCK_M"] == SMALL or not rest["SPLIT"])
+    ]
 
 
 KERNEL = Tuned(
@@ -95,22 +148,40 @@ KERNEL = Tuned(
     {
         "half": (
             config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32),
-            config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=32),
-            config(8, 2, BLOCK_M=64, BLOCK_N=256, BLOCK_K=32),
             config(4, 1, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
+            config(8, 2, BLOCK_M=128, BLOCK_N=128, BLOCK_K=32),
+            config(8, 1, BLOCK_M=128, BLOCK_N=256, BLOCK_K=32),
         ),
         "tf32": (
             config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=32),
             config(8, 2, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
             config(8, 1, BLOCK_M=128, BLOCK_N=128, BLOCK_K=16),
+            config(8, 1, BLOCK_M=128, BLOCK_N=256, BLOCK_K=16),
         ),
         "ieee": (
             config(8, 1, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16),
             config(4, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16),
+            config(8, 1, BLOCK_M=64, BLOCK_N=128, BLOCK_K=32),
+            config(8, 1, BLOCK_M=128, BLOCK_N=128, BLOCK_K=16),
         ),
     },
-    key=("channels", "outputs", "taps", "problem"),
+    key=("channels", "outputs", "taps", "problem", "group_outputs", "SPLIT"),
+    prune=_worth_trying,
 )
+SUMS = Tuned(sum_of_parts_kernel, {"any": (config(4, BLOCK_M=8, BLOCK_N=64),)}, key=())
+
+
+def parts_of_depth(pixels: int, groups: int, group_outputs: int, depth: int, processors: int) -> int:
+    """Return how many parts the depth of a group's product is split into (csrc/cuda/conv_policy.h has the same rule).
+
+    As many as give each multiprocessor two programs of a small tile, but with at least MIN_DEPTH numbers a part. One
+    where the pixels are a symbol, so that a compiled program does not depend on their number.
+    """
+    if not isinstance(pixels, int):
+        return 1
+    columns = 2 * SMALL if group_outputs > SMALL else SMALL
+    programs = math.ceil(pixels / SMALL) * groups * math.ceil(group_outputs / columns)
+    return max(1, min(math.ceil(2 * processors / max(programs, 1)), depth // MIN_DEPTH))
 
 
 class _Problem:
@@ -166,20 +237,30 @@ def modulated_deform_conv2d(a: Arguments) -> Tensor:
     shape = (a.input.shape[0], p.weight.shape[0], *a.offset.shape[2:])
     output = torch.empty(shape, dtype=a.input.dtype, device=a.input.device, memory_format=torch.channels_last)
     bias = p.weight if a.bias is None else whole_chunks(a.bias.to(a.input.dtype), 0, p.each).contiguous()
-    kernel = KERNEL(p.kind)
+    kernel, outputs, depth = KERNEL(p.kind), p.weight.shape[0], p.weight.shape[1] * p.geometry[0]
     for images in image_slices(a.offset, a.input):
         image, offsets, modulation = p.tensors(images)
         pixels = offsets.shape[0] * offsets.shape[2] * offsets.shape[3]
+        parts = parts_of_depth(pixels, p.groups, p.whole_each, depth, multiprocessors(a.input))
+        sums = output[images] if parts == 1 else floats((parts, pixels, outputs), image)
         wrap_triton(kernel)[
-            lambda meta, pixels=pixels: (
+            lambda meta, pixels=pixels, parts=parts: (
                 triton.cdiv(pixels, meta["BLOCK_M"]),
                 p.groups * triton.cdiv(p.whole_each, meta["BLOCK_N"]),
+                parts,
             )
         ](
-            image, offsets, modulation, p.weight, bias, output[images], *p.sizes(pixels),
+            image, offsets, modulation, p.weight, bias, sums, *p.sizes(pixels),
             *p.geometry, *p.offset_strides(),
-            MASK=a.mask is not None, BIAS=a.bias is not None, PRECISION=p.precision,
+            MASK=a.mask is not None, BIAS=a.bias is not None and parts == 1, PRECISION=p.precision, SPLIT=parts > 1,
         )  # fmt: skip
+        if parts > 1:
+            wrap_triton(SUMS())[
+                lambda meta, pixels=pixels: (
+                    triton.cdiv(pixels, meta["BLOCK_M"]),
+                    triton.cdiv(outputs, meta["BLOCK_N"]),
+                )
+            ](sums, bias, output[images], pixels, outputs, parts, BIAS=a.bias is not None)
     return without_chunks(output, 1, p.each, p.whole_each)
 
 
