@@ -1,5 +1,7 @@
 """Grids at batch 1 on a device of an H100's size, small shared memory, and sectors of memory."""
 
+import math
+
 import cases
 import pytest
 import torch
@@ -9,6 +11,7 @@ from tools.cuda_on_cpu import traffic
 
 H100 = 132  # multiprocessors
 LEVELS = ((256, 64), (512, 32), (1024, 16))  # channels and side of WideResNet50's levels
+RESNET18 = ((64, 64), (128, 32), (256, 16))
 
 
 @pytest.fixture
@@ -23,14 +26,32 @@ def h100(on_cpu):
 @pytest.mark.parametrize("group", [0, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_convolution_of_one_image_fills_the_device(channels, side, group, dtype, h100):
+    assert blocks(channels, side, group or channels, dtype) >= 2 * H100
+
+
+@pytest.mark.parametrize(("channels", "side"), LEVELS + RESNET18)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_triton_splits_the_depth_by_the_same_rule(channels, side, groups, h100):
+    pytest.importorskip("triton")
+    from bkd_fast.ops.deform_conv.triton import parts_of_depth
+
+    part = channels // groups
+    programs = math.ceil(side**2 / 64) * groups * math.ceil(part / 128)
+    parts = parts_of_depth(side**2, groups, part, 9 * part, H100)
+    assert blocks(channels, side, part, torch.float16) == programs * parts
+
+
+def blocks(channels, side, group, dtype):
+    """Of the forward pass of a convolution of one image."""
+
     def zeros(*shape):
         return torch.zeros(shape, dtype=dtype)
 
-    weight = zeros(channels, group or channels, 3, 3)
+    weight = zeros(channels, group, 3, 3)
     image, offset, mask = (zeros(1, count, side, side) for count in (channels, 18, 9))
     with backend("native"):
         modulated_deform_conv2d(image, offset, weight, None, padding=1, mask=mask)
-    assert traffic.launches()["deform_conv"][2] >= 2 * H100
+    return traffic.launches()["deform_conv"][2]
 
 
 @pytest.mark.parametrize("name", ["conv", "conv: groups", "conv: large tiles"])
