@@ -91,14 +91,15 @@ BFLOAT_CASES = {
 }
 
 
-def check_bfloat16(case, roundings=1):
+def check_bfloat16(case, roundings=1, gradients=True):
     """Assert that bfloat16 obeys the rule for inputs that it holds exactly.
 
     Of few results PyTorch's largest error says little, and may be zero: ``roundings`` of the largest one may be added.
     """
     case = cases.rounded(case, torch.bfloat16)
-    exact, plain = (cases.results(case, "reference", dtype) for dtype in (torch.float64, torch.bfloat16))
-    cases.check(cases.results(case, "native", torch.bfloat16), plain, exact, roundings * cases.ROUNDING[torch.bfloat16])
+    runs = (("native", torch.bfloat16), ("reference", torch.bfloat16), ("reference", torch.float64))
+    own, plain, exact = (cases.results(case, *run)[: None if gradients else 1] for run in runs)
+    cases.check(own, plain, exact, roundings * cases.ROUNDING[torch.bfloat16])
 
 
 @pytest.mark.parametrize("name", BFLOAT_CASES)
@@ -126,7 +127,8 @@ def test_memories_of_any_size_obey_the_rule_in_bfloat16(rows, items, channels, t
     # A weight beside the threshold is kept by one precision and dropped by the other.
     weights = memory_attention_weights(query.bfloat16(), memory.bfloat16(), 0.0, temperature, False)
     assume(((weights - threshold).abs() > 1e-4).all())
-    check_bfloat16((call, [query, memory]), roundings=2)
+    # Of one channel a cosine is a sign: its gradient is zero, and what is computed is nothing but rounding.
+    check_bfloat16((call, [query, memory]), roundings=2, gradients=channels > 1)
 
 
 @pytest.mark.parametrize(
