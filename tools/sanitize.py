@@ -68,19 +68,19 @@ def library(name: str) -> str:
     return path if Path(path).is_absolute() else ""
 
 
-def load() -> None:
-    """Loads the sanitized extension where the package would load its own; an error where it would take another."""
+def load(library: Path = LIBRARY) -> None:
+    """Loads an extension where the package would load its own; an error where it would take another."""
     import torch  # noqa: F401  which the extension is linked to
 
-    spec = importlib.util.spec_from_file_location("bkd_fast._C", LIBRARY)
+    spec = importlib.util.spec_from_file_location("bkd_fast._C", library)
     assert spec is not None
     assert spec.loader is not None
     sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[spec.name])
     importlib.import_module("bkd_fast.ops.native")
     loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "_C.abi3.so" in line}
-    if loaded != {str(LIBRARY)}:
-        sys.exit(f"sanitize: {', '.join(sorted(loaded))} is loaded, expected only {LIBRARY}")
+    if loaded != {str(library)}:
+        sys.exit(f"sanitize: {', '.join(sorted(loaded))} is loaded, expected only {library}")
 
 
 def fault() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +23,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 # Kernels of bfloat16 (cpu/*.bfloat.cpp) exist only for instruction sets that multiply it. There is none on other
 # machines: their bindings are given floats.
 BFLOAT_TIERS = {"avx512bf16": (*TIERS["avx512"], "-mavx512bf16")} if "avx512" in TIERS else {}
+AMX = (*BFLOAT_TIERS.get("avx512bf16", ()), "-mamx-tile", "-mamx-bf16")
 
 
 def build(folder: Path, *, sanitize: bool = False) -> Path:
@@ -56,7 +59,9 @@ def just_in_time() -> Path:
 
 def _rules(sanitize: bool) -> list[str]:
     found = needed_compiler()
-    extra = ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"] if sanitize else []
+    tiers = bfloat_tiers(found)
+    extra = ["-DBKD_AMX"] if "amx" in tiers else []
+    extra += ["-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"] if sanitize else []
     link = ["-shared", *extra, f"-L{escaped(torch_folder() / 'lib')}", "-ltorch_cpu"]
     if sys.platform == "darwin":
         link.append("-undefined dynamic_lookup")
@@ -70,18 +75,31 @@ def _rules(sanitize: bool) -> list[str]:
         f"  command = {found} $in -o $out {' '.join(link)}",
     ]
     objects = []
-    for source, tier in _units():
+    for source, tier in _units(tiers):
         objects.append(f"{source.replace('/', '_')}{f'.{tier}' if tier else ''}.o")
         lines.append(f"build {objects[-1]}: compile {escaped(sources_folder() / source)}")
-        lines.append(f"  tier = {' '.join((f'-DBKD_TIER={tier}', *{**TIERS, **BFLOAT_TIERS}[tier])) if tier else ''}")
+        lines.append(f"  tier = {' '.join((f'-DBKD_TIER={tier}', *{**TIERS, **tiers}[tier])) if tier else ''}")
     lines.append(f"build {FILE}: link {' '.join(objects)}")
     return lines
 
 
-def _units() -> list[tuple[str, str | None]]:
+def bfloat_tiers(compiler: str) -> dict[str, tuple[str, ...]]:
+    """The instruction sets that multiply bfloat16 and their flags; AMX on Linux, if the compiler has it."""
+    if not BFLOAT_TIERS or sys.platform != "linux":
+        return BFLOAT_TIERS
+    command = [*shlex.split(compiler), *AMX, "-x", "c++", "-c", "-", "-o", os.devnull]
+    code = 'void multiply() { __asm__ volatile("tdpbf16ps %tmm2, %tmm1, %tmm0"); }'
+    try:
+        known = not subprocess.run(command, input=code, capture_output=True, text=True).returncode
+    except OSError:  # which the build that follows reports
+        known = False
+    return {**BFLOAT_TIERS, "amx": AMX} if known else BFLOAT_TIERS
+
+
+def _units(bfloat: dict[str, tuple[str, ...]]) -> list[tuple[str, str | None]]:
     """Every source to compile, with the instruction set of a kernel or None."""
     units: list[tuple[str, str | None]] = [("library.cpp", None)]
     for path in sorted(sources_folder().glob("cpu/*.cpp")):
-        tiers = {".simd": TIERS, ".bfloat": BFLOAT_TIERS}.get(Path(path.stem).suffix, (None,))
+        tiers = {".simd": TIERS, ".bfloat": bfloat}.get(Path(path.stem).suffix, (None,))
         units += [(f"cpu/{path.name}", tier) for tier in tiers]
     return units

@@ -2,7 +2,8 @@
 
 The kernels compute in float32 or float64; float16 and bfloat16 are converted, except where :func:`product_dtype` is
 bfloat16. They read images channels-last.
-BKD_FAST_SIMD chooses an instruction set (see :func:`simd_tiers`); without it the best one of this machine is used.
+BKD_FAST_SIMD chooses an instruction set (see :func:`simd_tiers`); without it the best one of this machine is used that
+is not in UNPROVEN.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 from bkd_fast.ops.registration import memory_format, wide
 
 SIMD = "BKD_FAST_SIMD"
+# Instruction sets that run only where BKD_FAST_SIMD names them: no machine that has them has run their kernels.
+UNPROVEN = ("amx",)
 
 kernels = torch.ops.bkd_fast_native
 
@@ -39,11 +42,20 @@ def simd_tier() -> str:
 def tier() -> int:
     """Return the index of the instruction set in use, the first argument of every kernel."""
     chosen = os.environ.get(SIMD)
+    proven = [name for name in simd_tiers() if name not in UNPROVEN]
     if not chosen:
-        return len(simd_tiers()) - 1
-    if chosen not in simd_tiers():
-        raise RuntimeError(f"{SIMD} is {chosen!r}, expected one of {', '.join(simd_tiers())} on this machine")
+        return len(proven) - 1
+    missing = _amx_missing() if chosen == "amx" else ""
+    if missing or chosen not in simd_tiers():
+        reason = f" ({missing})" if missing else ""
+        raise RuntimeError(f"{SIMD} is {chosen!r}{reason}, expected one of {', '.join(proven)} on this machine")
     return simd_tiers().index(chosen)
+
+
+@cache
+def _amx_missing() -> str:
+    """Return why AMX cannot be used, or an empty string; asks Linux for its tiles."""
+    return str(kernels.amx_missing())
 
 
 def product_dtype(*tensors: Tensor) -> torch.dtype:
@@ -51,7 +63,7 @@ def product_dtype(*tensors: Tensor) -> torch.dtype:
 
     float16 is always converted: AVX512-FP16 would also sum in float16.
     """
-    if simd_tier() == "avx512bf16" and all(tensor.dtype == torch.bfloat16 for tensor in tensors):
+    if simd_tier() in ("avx512bf16", "amx") and all(tensor.dtype == torch.bfloat16 for tensor in tensors):
         return torch.bfloat16
     return wide(tensors[0])
 

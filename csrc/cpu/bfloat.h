@@ -1,5 +1,5 @@
-// Products of bfloat16 numbers, two at a time, on the instruction sets that have them (vdpbf16ps). Two numbers that are
-// neighbours in the depth of a product share 32 bits, a pair. Sums are float32.
+// Products of bfloat16 numbers, two at a time, on the instruction sets that have them (vdpbf16ps; AMX: tiles.h). Two
+// numbers that are neighbours in the depth of a product share 32 bits, a pair. Sums are float32.
 #pragma once
 
 #include "gemm.h"
@@ -14,6 +14,8 @@ namespace {
 using Pair = int32_t;
 constexpr int64_t PAIRS = 16;           // of a vector
 constexpr int64_t COLUMNS = NR<float>;  // of a panel: 32
+// How far apart rows of whole vectors are that do not share sets of a cache: an odd number of its lines.
+BKD_INLINE int64_t row_pitch(int64_t pairs) { return (parts(pairs, PAIRS) | 1) * PAIRS; }
 
 BKD_INLINE __m512i load_pairs(const void* from) { return _mm512_loadu_si512(from); }
 BKD_INLINE void store_pairs(Pair* to, __m512i value) { _mm512_storeu_si512(to, value); }
@@ -109,6 +111,22 @@ struct Products {
   bool add;
 };
 
+}  // namespace
+}  // namespace bkd
+
+#if defined(__AMX_BF16__)
+#include "tiles.h"
+#else
+namespace bkd {
+namespace {
+
+constexpr int64_t ROWS = MR;          // of A at a time
+constexpr int64_t TIMES_AS_FAST = 2;  // as products of floats
+// What a thread needs while it multiplies.
+struct Multiplier {
+  BKD_INLINE Multiplier() {}
+};
+
 // As gemm_tile(), of pairs.
 template <int Rows>
 BKD_INLINE void pair_tile(int64_t depth, Left<Pair> a, const Pair* b, Products c, Fetch& fetch) {
@@ -135,8 +153,8 @@ BKD_INLINE void pair_tile(int64_t depth, Left<Pair> a, const Pair* b, Products c
   }
 }
 
-// C (+)= A B, of up to MR rows of A and `depth` pairs.
-template <int Rows = MR>
+// C (+)= A B, of up to ROWS rows of A and `depth` pairs.
+template <int Rows = ROWS>
 void multiply_pairs(int64_t rows, int64_t depth, Left<Pair> a, PairPanels b, Products c, Fetch fetch = {}) {
   if constexpr (Rows > 0) {
     if (rows < Rows) return multiply_pairs<Rows - 1>(rows, depth, a, b, c, fetch);
@@ -147,3 +165,4 @@ void multiply_pairs(int64_t rows, int64_t depth, Left<Pair> a, PairPanels b, Pro
 
 }  // namespace
 }  // namespace bkd
+#endif

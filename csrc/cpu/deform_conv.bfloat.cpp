@@ -10,8 +10,8 @@
 namespace bkd {
 namespace {
 
-// Pairs: so many of MR rows of the weights fit the first cache. 128 pixels of them are 320 KB, and the CPUs of this
-// tier cache 1 MB a core.
+// Pairs: so many of ROWS rows of the weights fit the first cache (AMX: the second). 128 pixels of them are 320 KB, and
+// the CPUs of this tier cache 1 MB a core.
 constexpr int64_t MAX_DEPTH = 640;
 
 struct TileSize {
@@ -162,12 +162,12 @@ void deform_conv_bfloat(const BFloatDeformConv& p) {
   Scratch<Run> runs(p.channels);
   const int64_t run_count = split_channels(p, tile.channels, runs);
   const int64_t max_depth = parts(min(tile.channels, p.channels), 2) * taps;
-  // Rows that are not whole pages apart, with what is written beyond their ends.
-  const int64_t pitch = rounded(max_depth, PAIRS) + PAIRS;
+  const int64_t pitch = row_pitch(max_depth + PAIRS);  // with what is written beyond their ends
   in_parallel(p.parallel, p.batch * tiles, [&](TaskQueue& queue) {
     Samples<float> samples(taps, width, p.channels);
     const WeightPairs pairs(taps);
-    Scratch<Pair> panels(width * max_depth), rows(MR * pitch);
+    const Multiplier multiplier;
+    Scratch<Pair> panels(width * max_depth), rows(ROWS * pitch);
     Scratch<float> sums(p.outputs * width);
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t n = task / tiles, begin = task % tiles * width, count = min(width, pixels - begin);
@@ -183,10 +183,10 @@ void deform_conv_bfloat(const BFloatDeformConv& p) {
         sample_panels(p, p.bfloat_image(n), samples, count, run, panels);
         const BFloat* weight = p.bfloat_weight + group * per_group * row + (run.first - group * part) * taps;
         float* to = sums + group * per_group * width;
-        for (int64_t o = 0; o < per_group; o += MR) {
-          const int64_t outputs = min(MR, per_group - o);
+        for (int64_t o = 0; o < per_group; o += ROWS) {
+          const int64_t outputs = min(ROWS, per_group - o);
           for (int64_t i = 0; i < outputs; ++i) pairs.pack(weight + (o + i) * row, channels, rows + i * pitch);
-          const Fetch next(weight + (o + MR) * row, min(MR, per_group - o - MR), channels * taps * sizeof(BFloat),
+          const Fetch next(weight + (o + ROWS) * row, min(ROWS, per_group - o - ROWS), channels * taps * sizeof(BFloat),
                            row * sizeof(BFloat), depth * used);
           multiply_pairs(outputs, depth, {rows, pitch, 1}, {panels, depth * COLUMNS, used},
                          {to + o * width, width, COLUMNS, run.first > group * part}, next);

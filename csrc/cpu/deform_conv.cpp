@@ -70,7 +70,7 @@ void deform_conv(int64_t tier, const Tensor& input, const Tensor& offset, const 
     p.bias = data<float>(bias);
     p.bfloat_input = data<BFloat>(input), p.bfloat_weight = data<BFloat>(weight);
     p.bfloat_output = data<BFloat>(output);
-    return run(deform_conv_bfloat_kernel, p);
+    return run(deform_conv_bfloat_kernel, tier, p);
   }
   dispatch(input, [&](auto zero) {
     using T = decltype(zero);

@@ -57,7 +57,7 @@ void deform_gather(int64_t tier, const Tensor& projected, const Tensor& offset, 
     BFloatDeformGather p{};
     static_cast<DeformGather<float>&>(p) = given.problem<float>();
     p.bfloat_projected = data<BFloat>(projected), p.bfloat_output = data<BFloat>(output);
-    return run(deform_gather_bfloat_kernel, p);
+    return run(deform_gather_bfloat_kernel, tier, p);
   }
   dispatch(projected, [&](auto zero) {
     using T = decltype(zero);

@@ -13,11 +13,11 @@
 
 namespace bkd {
 
-enum class Tier { portable, avx2, avx512, avx512bf16 };
+enum class Tier { portable, avx2, avx512, avx512bf16, amx };
 
 // The tiers that this machine can run, the slowest first.
 const std::vector<Tier>& tiers();
-// Throws std::invalid_argument where the machine has no tier of this index.
+// Throws std::invalid_argument where the machine has no tier of this index, or Linux does not let it use its tiles.
 Tier tier_at(int64_t index);
 void run_parallel(int64_t tasks, Worker worker, const void* data);
 
@@ -30,7 +30,8 @@ void run(const Kernel<Problem>& kernel, int64_t tier, Problem& p) {
     case Tier::avx2:
       return kernel.avx2(p);
     case Tier::avx512:
-    case Tier::avx512bf16:  // which differs in kernels of bfloat16 alone
+    case Tier::avx512bf16:  // which differs in kernels of bfloat16 alone, as does the next
+    case Tier::amx:
       return kernel.avx512(p);
 #endif
     default:
@@ -40,8 +41,11 @@ void run(const Kernel<Problem>& kernel, int64_t tier, Problem& p) {
 
 // The same for a kernel of bfloat16: the checks have seen that the tier is one of those that have it (product_types).
 template <class Problem>
-void run(const BFloatKernel<Problem>& kernel, Problem& p) {
+void run(const BFloatKernel<Problem>& kernel, int64_t tier, Problem& p) {
   p.parallel = run_parallel;
+#if defined(BKD_AMX)
+  if (tier_at(tier) == Tier::amx) return kernel.amx(p);
+#endif
 #if defined(__x86_64__)
   kernel.avx512bf16(p);
 #endif
@@ -69,7 +73,7 @@ constexpr std::initializer_list<ScalarType> KERNEL_TYPES = {ScalarType::Float, S
 constexpr std::initializer_list<ScalarType> KERNEL_TYPES_AND_BFLOAT = {ScalarType::Float, ScalarType::Double,
                                                                        ScalarType::BFloat16};
 inline std::initializer_list<ScalarType> product_types(int64_t tier) {
-  return tier_at(tier) == Tier::avx512bf16 ? KERNEL_TYPES_AND_BFLOAT : KERNEL_TYPES;
+  return tier_at(tier) >= Tier::avx512bf16 ? KERNEL_TYPES_AND_BFLOAT : KERNEL_TYPES;
 }
 // The type of sums, and of what is not multiplied.
 inline ScalarType wide(ScalarType type) { return type == ScalarType::BFloat16 ? ScalarType::Float : type; }

@@ -48,6 +48,9 @@ struct BFloatKernel {
 #if defined(__x86_64__)
   void (*avx512bf16)(const Problem&);
 #endif
+#if defined(BKD_AMX)
+  void (*amx)(const Problem&);
+#endif
 };
 
 }  // namespace bkd
@@ -78,12 +81,19 @@ struct BFloatKernel {
   void name(const Problem<double>& p) { bkd::name<double>(p); } \
   }
 
-// The same for kernels of bfloat16, whose Problem is no template.
-#if defined(__x86_64__)
+// The same for kernels of bfloat16, whose Problem is no template. BKD_AMX: the compiler has the instructions of tiles.
+#define BKD_DECLARE_BFLOAT(tier, name, Problem) \
+  namespace tier {                              \
+  void name(const Problem& p);                  \
+  }
+#if defined(BKD_AMX)
 #define BKD_DECLARE_BFLOAT_KERNEL(name, Problem) \
-  namespace avx512bf16 {                         \
-  void name(const Problem& p);                   \
-  }                                              \
+  BKD_DECLARE_BFLOAT(avx512bf16, name, Problem)  \
+  BKD_DECLARE_BFLOAT(amx, name, Problem)         \
+  constexpr BFloatKernel<Problem> name##_kernel = {avx512bf16::name, amx::name};
+#elif defined(__x86_64__)
+#define BKD_DECLARE_BFLOAT_KERNEL(name, Problem) \
+  BKD_DECLARE_BFLOAT(avx512bf16, name, Problem)  \
   constexpr BFloatKernel<Problem> name##_kernel = {avx512bf16::name};
 #else
 #define BKD_DECLARE_BFLOAT_KERNEL(name, Problem) constexpr BFloatKernel<Problem> name##_kernel = {};

@@ -22,7 +22,7 @@ class BFloatItems : public ItemNorms<float> {
  public:
   explicit BFloatItems(const BFloatMemoryAttention& p)
       : ItemNorms<float>(p.items),
-        pitch(rounded(parts(p.channels, 2), PAIRS) + PAIRS),
+        pitch(row_pitch(parts(p.channels, 2))),
         depth(parts(p.items, 2)),
         rows(p.items * pitch),
         p_(p),
@@ -127,29 +127,35 @@ int64_t weigh_blocks(const Terms<float>& terms, const BFloat* memory, int64_t ch
   return c;
 }
 
-// The weights of one panel as pairs of items, [item / 2][NR].
-void round_weights(const float* weights, int64_t items, Pair* to) {
-  for (int64_t i = 0; i < items; i += 2, weights += 2 * COLUMNS, to += COLUMNS)
-    for (int64_t c = 0; c < COLUMNS; c += PAIRS)
-      store_pairs(to + c, pairs_of(load(weights + c), i + 1 < items ? load(weights + COLUMNS + c) : Vec<float>{}));
+// The weights of one panel as pairs of items, to[row][item / 2] in rows of `pitch`. Writes whole vectors.
+void round_weights(const float* weights, int64_t items, Pair* to, int64_t pitch) {
+  alignas(64) Pair square[PAIRS * PAIRS];
+  const auto row = [&](int64_t i, int64_t c) { return i < items ? load(weights + i * COLUMNS + c) : Vec<float>{}; };
+  for (int64_t i = 0; i < items; i += 2 * PAIRS)
+    for (int64_t c = 0; c < COLUMNS; c += PAIRS) {
+      for (int64_t k = 0; k < PAIRS; ++k)
+        store_pairs(square + k * PAIRS, pairs_of(row(i + 2 * k, c), row(i + 2 * k + 1, c)));
+      transpose_pairs(square, PAIRS, PAIRS, to + c * pitch + i / 2, pitch);
+    }
 }
 
 void memory_attention_bfloat(const BFloatMemoryAttention& p) {
   const BFloatItems items(p);
   const int64_t width = attention_rows<float>(p, 1), tiles = parts(p.rows, width), channels = p.channels;
-  const int64_t depth = parts(channels, 2);
+  const int64_t depth = parts(channels, 2), pitch = row_pitch(items.depth);
   in_parallel(p.parallel, tiles, [&](TaskQueue& queue) {
-    Scratch<Pair> panels(width * depth), factors(width * items.depth);
+    Scratch<Pair> panels(width * depth), factors(width * pitch);
     Scratch<float> weights(width * p.items), norms(width), totals(COLUMNS), sums(COLUMNS * COLUMNS);
     Scratch<int64_t> whole(width / COLUMNS);
     const Selection<float> selection(COLUMNS, p.items + PAIRS);
     Terms<float> terms[COLUMNS];
+    const Multiplier multiplier;
     for (int64_t task; (task = queue.next()) >= 0;) {
       const int64_t begin = task * width, count = min(width, p.rows - begin), used = parts(count, COLUMNS);
       const auto rows_of = [&](int64_t panel) { return min(COLUMNS, count - panel * COLUMNS); };
       load_queries(p, p.bfloat_query + begin * channels, count, panels, norms);
-      for (int64_t i = 0; i < p.items; i += MR)
-        multiply_pairs(min(MR, p.items - i), depth, {items.rows + i * items.pitch, items.pitch, 1},
+      for (int64_t i = 0; i < p.items; i += ROWS)
+        multiply_pairs(min(ROWS, p.items - i), depth, {items.rows + i * items.pitch, items.pitch, 1},
                        {panels, depth * COLUMNS, used}, {weights + i * COLUMNS, COLUMNS, p.items * COLUMNS, false});
       BFloat* output = p.bfloat_output + begin * channels;
       int64_t wholes = 0;  // panels that are multiplied whole
@@ -157,8 +163,8 @@ void memory_attention_bfloat(const BFloatMemoryAttention& p) {
         float* panel = weights + i * p.items * COLUMNS;
         attend<float>(p, items, norms + i * COLUMNS, panel, nullptr);
         const int64_t kept = prune<float>(p, panel, panel, totals);
-        if (!few<float>(kept, COLUMNS * p.items, channels, 2)) {
-          round_weights(panel, p.items, factors + wholes * COLUMNS * items.depth);
+        if (!few<float>(kept, COLUMNS * p.items, channels, TIMES_AS_FAST)) {
+          round_weights(panel, p.items, factors + wholes * COLUMNS * pitch, pitch);
           whole[wholes++] = i;
           continue;
         }
@@ -173,13 +179,13 @@ void memory_attention_bfloat(const BFloatMemoryAttention& p) {
       for (int64_t c = 0; c < channels && wholes; c += COLUMNS) {
         const Pair* columns = items.columns(c);
         for (int64_t i = 0; i < wholes; ++i) {
-          const Pair* left = factors + i * COLUMNS * items.depth;
+          const Pair* left = factors + i * COLUMNS * pitch;
           const int64_t rows = rows_of(whole[i]);
           BFloat* to = output + whole[i] * COLUMNS * channels + c;
-          for (int64_t r = 0; r < rows; r += MR) {
-            const int64_t count = min(MR, rows - r);
+          for (int64_t r = 0; r < rows; r += ROWS) {
+            const int64_t count = min(ROWS, rows - r);
             const Fetch written(to + r * channels, count, 0, channels * sizeof(BFloat), items.depth);
-            multiply_pairs(count, items.depth, {left + r, 1, COLUMNS}, {columns, 0, 1},
+            multiply_pairs(count, items.depth, {left + r * pitch, pitch, 1}, {columns, 0, 1},
                            {sums + r * COLUMNS, COLUMNS, 0, false}, written);
           }
           for (int64_t r = 0; r < rows; ++r)

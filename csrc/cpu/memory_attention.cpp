@@ -40,7 +40,7 @@ void memory_attention(int64_t tier, const Tensor& query, const Tensor& memory, d
     static_cast<MemoryAttention<float>&>(p) = problem<float>(query, memory, threshold, temperature, renormalize);
     p.bfloat_query = data<BFloat>(query), p.bfloat_memory = data<BFloat>(memory);
     p.bfloat_output = data<BFloat>(output);
-    return run(memory_attention_bfloat_kernel, p);
+    return run(memory_attention_bfloat_kernel, tier, p);
   }
   dispatch(query, [&](auto zero) {
     using T = decltype(zero);

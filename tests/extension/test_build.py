@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from bkd_fast import extension
+from bkd_fast.extension import cpu
 
 # An installation without the compiled extension.
 WITHOUT = "import sys; sys.modules['bkd_fast._C'] = None; "
@@ -59,6 +60,24 @@ def test_what_the_compiler_says_is_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", shutil.which("false") or "false")
     with pytest.raises(RuntimeError, match="compiling the native kernels failed"):
         extension.build(tmp_path)
+
+
+def test_a_compiler_without_amx_builds_the_other_instruction_sets(tmp_path):
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\necho no -mamx-tile >&2\nexit 1\n", encoding="utf-8")
+    old.chmod(0o755)
+    for compiler in (str(old), f"{old} -pipe", str(tmp_path / "none"), ""):
+        assert "amx" not in cpu.bfloat_tiers(compiler)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("objdump") is None, reason="no objdump")
+def test_the_built_extension_multiplies_tiles():
+    built = importlib.util.find_spec("bkd_fast._C")
+    if built is None or "amx" not in cpu.bfloat_tiers(extension.compiler() or ""):
+        pytest.skip("installed without these kernels")
+    code = subprocess.run(["objdump", "-d", built.origin], capture_output=True, text=True, check=True).stdout
+    tiles = ("ldtilecfg", "tilezero", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease")
+    assert [name for name in tiles if f"\t{name}" not in code] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("nm") is None, reason="no nm that reads ELF files")

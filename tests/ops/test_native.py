@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from bkd_fast.ops import backend, local_match, modulated_deform_conv2d
 from bkd_fast.ops.backend import available
-from bkd_fast.ops.cpu_common import simd_tiers
+from bkd_fast.ops.cpu_common import simd_tier, simd_tiers
 from bkd_fast.ops.memory_attention.reference import memory_attention_weights
 
 pytestmark = pytest.mark.skipif(available("native") is not None, reason=str(available("native")))
-TIERS = ("portable", "avx2", "avx512", "avx512bf16")
+TIERS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +143,7 @@ def test_products_of_bfloat16_change_no_other_result(name, dtype, monkeypatch):
     if "avx512bf16" not in simd_tiers():
         pytest.skip("this machine has no avx512bf16")
     runs = []
-    for chosen in ("avx512", "avx512bf16"):
+    for chosen in simd_tiers()[TIERS.index("avx512") :]:
         monkeypatch.setenv("BKD_FAST_SIMD", chosen)
         runs.append(cases.results(CASES[name](), "native", dtype))
     assert same_bits(runs)
@@ -152,7 +152,7 @@ def test_products_of_bfloat16_change_no_other_result(name, dtype, monkeypatch):
 def test_only_an_instruction_set_with_products_of_bfloat16_is_given_them(tier):
     query, memory, output = (torch.ones(2, 3).bfloat16() for _ in range(3))
     arguments = (simd_tiers().index(tier), query, memory, 0.0, 1.0, False, output)
-    if tier == "avx512bf16":
+    if tier in ("avx512bf16", "amx"):
         torch.ops.bkd_fast_native.memory_attention(*arguments)
         assert torch.equal(output, query)
     else:
@@ -281,6 +281,15 @@ def test_an_instruction_set_that_is_not_there_is_named(monkeypatch):
     call, tensors = cases.conv()
     with backend("native"), pytest.raises(RuntimeError, match="BKD_FAST_SIMD is 'mmx', expected one of portable"):
         call(*tensors)
+
+
+def test_amx_that_is_not_there_is_explained(monkeypatch):
+    """What a CPU with some of it says is tested in emulation (tests/amx_on_cpu)."""
+    if "amx" in simd_tiers():
+        pytest.skip("this machine has amx")
+    monkeypatch.setenv("BKD_FAST_SIMD", "amx")
+    with pytest.raises(RuntimeError, match=r"BKD_FAST_SIMD is 'amx' \((this CPU has no A|the extension was)"):
+        simd_tier()
 
 
 def test_nan_in_a_memory_shows():
