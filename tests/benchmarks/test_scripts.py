@@ -11,6 +11,7 @@ SCRIPTS = [path.name for path in sorted(BENCHMARKS.glob("*.py")) if "__main__" i
 ONCE = ["--threads", "1", "--seconds", "1e-9"]
 SMALLEST = {
     "accuracy.py": ["DATA", *["--only", "bkd", "--teacher", "resnet18", "--weights", "none", "--image-size", "64"]],
+    "half_sums.py": ["--rows", "2"],
     "model.py": ["--quick", "--only", "inference", *ONCE],
     "ops.py": ["--only", "cosine_anomaly_map", *ONCE],
     "plot.py": [str(BENCHMARKS / "results" / "cpu.csv"), "--out", "plot.svg"],
