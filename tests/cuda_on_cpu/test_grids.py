@@ -76,9 +76,17 @@ def test_a_convolution_and_its_gradients_move_whole_sectors():
             assert moved.passes == moved.least
 
 
-def test_a_depthwise_convolution_moves_whole_sectors(on_cpu):
+@pytest.mark.parametrize("groups", [256, 32])
+def test_convolutions_of_few_channels_move_whole_sectors(groups, on_cpu):
+    """A group is a channel, or eight."""
+    size = (8, 8)
+    backward = traffic.gradients(256, size, [True, True, False, False, True], groups)
+    weights = traffic.gradients(256, size, [False, False, True, False, False], groups)
+    # Both halves of a warp ask for the outputs' gradients and the weights, each of which moves once.
+    twice = 64 * 9 * 256 * 2 * (1 + 256 // groups)
     with backend("native"), torch.no_grad():
-        moved = traffic.count(traffic.conv(256, (8, 8), 256))
-    assert "deform_conv_few" in traffic.launches()
-    assert moved.sectors * 32 <= 1.05 * moved.asked
-    assert moved.passes <= 1.1 * moved.least
+        for call, again, most in ((traffic.conv(256, size, groups), 0, 1.1), (backward, twice, 1.1), (weights, 0, 1.4)):
+            moved = traffic.count(call)
+            assert moved.sectors * 32 <= 1.05 * (moved.asked - again)
+            assert moved.passes <= most * moved.least
+    assert {"deform_conv_few", "deform_conv_few_backward", "deform_conv_few_weight"} <= set(traffic.launches())

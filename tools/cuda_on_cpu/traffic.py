@@ -93,9 +93,9 @@ def conv(channels: int, size: tuple[int, int], groups: int = 1) -> Callable[[], 
     return lambda: modulated_deform_conv2d(input, offset, weight, None, padding=1, mask=mask)
 
 
-def gradients(channels: int, size: tuple[int, int], needs: list[bool]) -> Callable[[], object]:
+def gradients(channels: int, size: tuple[int, int], needs: list[bool], groups: int = 1) -> Callable[[], object]:
     """Gradients of a convolution by input, offset, weight, bias and mask, where ``needs`` says so."""
-    input, offset, weight = half(1, channels, *size), half(1, 18, *size), half(channels, channels, 3, 3)
+    input, offset, weight = half(1, channels, *size), half(1, 18, *size), half(channels, channels // groups, 3, 3)
     grad, mask, one = half(1, channels, *size), half(1, 9, *size), [1, 1]
     arguments = Arguments(input, offset, weight, None, one, one, one, mask)
     return lambda: cuda.modulated_deform_conv2d_backward(grad, arguments, needs)
