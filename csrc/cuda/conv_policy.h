@@ -11,9 +11,9 @@ namespace bkd {
 // A tile of kM pixels and kN outputs. Kernels ask for what depends on the architecture and the bytes of a number.
 template <int kM, int kN>
 struct ConvPolicy {
-  static constexpr int kStages = 3;                                     // of the weights; samples have two buffers
+  static constexpr int kStages = 2;                                     // of the weights, as of the samples
   static constexpr int kBlocks = kN > 128 ? 1 : kM + kN > 128 ? 2 : 3;  // on a multiprocessor
-  static constexpr int kStageBytes = 64 * (2 * kM + kStages * kN);
+  static constexpr int kStageBytes = 64 * kStages * (kM + kN);
   static constexpr int kTableBytes = 32 * kM;  // of the neighbours of one tap
 
   // From 10.0 the compiler needs more registers for float32, and would spill.
@@ -24,11 +24,12 @@ struct ConvPolicy {
   }
   // Chunks of a thread that are loaded together.
   static constexpr int in_flight(int architecture, int bytes) {
-    return kN > 128 && !is_tight(architecture, bytes) ? 2 : 1;
+    return (kN > 128 || kM > kN) && !is_tight(architecture, bytes) ? 2 : 1;
   }
 };
 
-// Plan for a tile. needed: tables of all taps of a part. As many blocks share a multiprocessor as leave two tables.
+// Plan for a tile. needed: tables of the taps of a part and an offset group. As many blocks share a multiprocessor as
+// leave two tables.
 template <int kM, int kN>
 ConvPlan plan_tile(int parts, int needed, const Device& device) {
   using Policy = ConvPolicy<kM, kN>;
@@ -43,11 +44,6 @@ ConvPlan plan_tile(int parts, int needed, const Device& device) {
   return {kM, kN, parts, tables, Policy::kStageBytes + tables * Policy::kTableBytes};
 }
 
-// Tables of all taps of a group.
-inline int needed_tables(const DeformConv& p) {
-  const int shared_groups = (p.group_channels - 1) / p.offset_channels + 2;  // offset groups that a group may touch
-  return p.sampling.taps * std::min(shared_groups, p.offset_groups);
-}
 
 // tensor: products run on tensor cores.
 inline ConvPlan plan_conv(const DeformConv& p, bool tensor, const Device& device) {
@@ -59,20 +55,22 @@ inline ConvPlan plan_conv(const DeformConv& p, bool tensor, const Device& device
   const auto fills = [&](int rows, int columns, int blocks) {
     return 10 * tiles(rows, columns) >= int64_t{9} * processors * blocks;
   };
-  const int needed = needed_tables(p);
+  const int needed = p.sampling.taps;
   using Largest = ConvPolicy<128, 256>;
   if (tensor && outputs > 128 && device.shared_per_block >= Largest::kStageBytes + 9 * Largest::kTableBytes &&
       fills(128, 256, Largest::kBlocks)) {
     return plan_tile<128, 256>(1, needed, device);
   }
   if (outputs > 64 && fills(128, 128, ConvPolicy<128, 128>::kBlocks)) return plan_tile<128, 128>(1, needed, device);
+  if (outputs <= 64 && fills(128, 64, ConvPolicy<128, 64>::kBlocks)) return plan_tile<128, 64>(1, needed, device);
   // Small tiles, and where these leave multiprocessors idle, a split depth of at least kMinDepth numbers a part.
   constexpr int kMinDepth = 128;
   const int64_t blocks = std::max<int64_t>(1, outputs > 64 ? tiles(64, 128) : tiles(64, 64));
   const int64_t depth = int64_t{p.group_channels} * p.sampling.taps;
   const int64_t wanted = std::min((2 * processors + blocks - 1) / blocks, depth / kMinDepth);
   const int parts = static_cast<int>(std::max<int64_t>(1, wanted));
-  const int own = std::min(needed, (needed + parts - 1) / parts + 1);  // tables of a part, which may begin within a tap
+  const int offset_groups = std::min((p.group_channels - 1) / p.offset_channels + 2, p.offset_groups);  // of a group
+  const int own = std::min(needed, (needed * offset_groups + parts - 1) / parts + 1);  // it may begin within a tap
   return outputs > 64 ? plan_tile<64, 128>(parts, own, device) : plan_tile<64, 64>(parts, own, device);
 }
 
@@ -95,7 +93,7 @@ inline ConvPlan plan_wgmma(const DeformConv& p, ConvPlan plan, const Device& dev
     const int64_t steps = int64_t{p.group_channels / piece} * p.sampling.taps * ((piece + 31) / 32);
     const int64_t tiles = int64_t{p.groups} * ((p.group_outputs + plan.columns - 1) / plan.columns);
     const int shared = std::min(device.shared_per_block, device.shared / Policy::kBlocks - 1024);  // 1 KB: the system's
-    const int most = (shared - Policy::kFixedBytes) / Policy::kTableBytes, needed = needed_tables(p);
+    const int most = (shared - Policy::kFixedBytes) / Policy::kTableBytes, needed = p.sampling.taps;
     if (most < 1) return plan;
     const int windows = (needed + most - 1) / most;
     plan.tables = (needed + windows - 1) / windows;
@@ -104,7 +102,7 @@ inline ConvPlan plan_wgmma(const DeformConv& p, ConvPlan plan, const Device& dev
     return plan;
   };
   const bool nested = p.group_channels % p.offset_channels == 0 || p.offset_channels % p.group_channels == 0;
-  if (plan.rows != 128 || plan.parts != 1 || !nested) return plan;
+  if (plan.rows != 128 || plan.columns < 128 || plan.parts != 1 || !nested) return plan;
   return plan.columns == 256 ? with(WgmmaPolicy<256>{}) : with(WgmmaPolicy<128>{});
 }
 

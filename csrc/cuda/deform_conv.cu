@@ -13,33 +13,43 @@ namespace {
 struct Depth {
   int offset_group, tap, channel;
   int first, last;  // the channels that group and offset group share
-  int table;        // of neighbours: those of the first tap of a window are in table 0
 };
-// To the next tap or offset group of the group whose channels end at `end`.
-__device__ __forceinline__ void next_tap(const DeformConv& p, int end, Depth& d) {
-  ++d.table;
-  if (++d.tap == p.sampling.taps) {
-    d.tap = 0;
-    d.first = d.last;
-    d.last = min(end, (++d.offset_group + 1) * p.offset_channels);
-  }
-  d.channel = d.first;
-}
-template <class T>
-__device__ __forceinline__ void next_step(const DeformConv& p, int end, Depth& d) {
-  d.channel += kDepth<T>;
-  if (d.channel >= d.last) next_tap(p, end, d);
-}
 template <class T>
 __device__ __forceinline__ int steps_of(int channels) {
   return (channels + kDepth<T> - 1) / kDepth<T>;
+}
+
+// A window: the steps of one offset group whose neighbours the tables hold. Mostly all.
+struct Window {
+  int taps, steps;
+};
+// The window that starts at `d`. left: the steps of the block from there.
+template <class T>
+__device__ __forceinline__ Window window_at(const DeformConv& p, const Depth& d, int left) {
+  const int most = min(p.plan.tables, p.sampling.taps - d.tap);
+  Window result{0, 0};
+  for (int channel = d.channel; result.taps < most && result.steps < left; ++result.taps, channel = d.first) {
+    result.steps += steps_of<T>(d.last - channel);
+  }
+  result.steps = min(result.steps, left);
+  return result;
+}
+// The neighbours of all taps of a window that starts at `d`, by kM pixels. Their weights are times `scale`.
+template <class T, int kM, class Table>
+__device__ __forceinline__ void compute_tables(const DeformConv& p, const Depth& d, const Window& window,
+                                               int first_pixel, Table* tables, float scale) {
+  for (int i = threadIdx.x; i < window.taps * kM; i += kThreads) {
+    const int row = i % kM, pixel = first_pixel + row;
+    tables[i / kM].template compute<T>(row, p.sampling, pixel, pixel < p.pixels, d.offset_group, d.tap + i / kM, false,
+                                       scale);
+  }
 }
 // The position after `step` steps in the group whose channels start at `begin`. Returns all steps before it: of the
 // whole group for a `step` beyond.
 template <class T>
 __device__ __forceinline__ int seek(const DeformConv& p, int begin, Depth& d, int step) {
   const int end = begin + p.group_channels;
-  d = {begin / p.offset_channels, 0, begin, begin, begin, 0};
+  d = {begin / p.offset_channels, 0, begin, begin, begin};
   int before = 0;
   for (; d.first < end; d.first = d.last, ++d.offset_group) {
     d.last = min(end, (d.offset_group + 1) * p.offset_channels);
@@ -60,30 +70,51 @@ constexpr bool kPairedSums = std::is_same<T, Half>::value || (std::is_same<T, BF
 
 constexpr int kChunks = kDepthBytes / 16, kRowsAtOnce = kThreads / kChunks;  // a thread has one chunk of a row
 
-// Copies the weights of kN outputs.
+// A thread's position in a window.
+template <class T>
+struct Step {
+  int tap, channel;
+  int first, beyond;  // its first channel at a tap, and the one after the steps of the tap
+  int last;           // of the channels
+
+  __device__ __forceinline__ explicit Step(const Depth& d) : tap(d.tap), channel(d.channel + own()) {
+    first = d.first + own(), beyond = d.last + own(), last = d.last;
+    keep(channel), keep(first), keep(beyond);
+  }
+  static __device__ __forceinline__ int own() { return threadIdx.x % kChunks * kVector<T>; }
+  __device__ __forceinline__ bool inside() const { return channel < last; }
+  __device__ __forceinline__ void next() {
+    channel += kDepth<T>;
+    wrap_at(beyond, first, channel, tap);
+  }
+};
+
+// Copies the weights of kN outputs. Those beyond a group's are copies of its last, whose sums are not stored.
 template <class T, int kN>
 struct Weights {
-  using Target = Tile<T, kN, true>;
-  const T* from;   // the thread's first chunk, at channel 0 of tap 0
-  int64_t stride;  // between the rows of a thread
-  int rows, chunk, target;
+  static constexpr int kRows = kN / kRowsAtOnce;  // of a thread
+  const T* from;                                  // the thread's first chunk, at channel 0 of tap 0
+  int beyond[kRows];                              // chunks from there to its other rows
 
   __device__ __forceinline__ Weights(const DeformConv& p, int group, int first_output) {
-    const int row = threadIdx.x / kChunks, depth = p.sampling.taps * p.group_channels;
-    chunk = threadIdx.x % kChunks * kVector<T>;
-    from = static_cast<const T*>(p.weight) + int64_t{group * p.group_outputs + first_output + row} * depth + chunk -
+    const int own = threadIdx.x / kChunks, last = p.group_outputs - first_output - 1;
+    const int64_t depth = int64_t{p.sampling.taps} * p.group_channels;
+    from = static_cast<const T*>(p.weight) + (group * p.group_outputs + first_output + min(own, last)) * depth -
            group * p.group_channels;
-    stride = int64_t{kRowsAtOnce} * depth;
-    rows = p.group_outputs - first_output - row;
-    target = Target::chunk(row, threadIdx.x % kChunks);
-    keep(from), keep(target), keep(rows), keep(chunk);
-  }
-  __device__ __forceinline__ void copy(const DeformConv& p, const Depth& d, unsigned char* tile) const {
-    const T* own = from + (d.tap * p.group_channels + d.channel);
-    const bool inside = d.channel + chunk < d.last;
+    keep(from);
 #pragma unroll
-    for (int i = 0; i < kN / kRowsAtOnce; ++i) {
-      copy_async(tile + target + i * kRowsAtOnce * Target::kStride, own + i * stride, inside && i * kRowsAtOnce < rows);
+    for (int i = 1; i < kRows; ++i) {
+      beyond[i] = static_cast<int>((min(own + i * kRowsAtOnce, last) - min(own, last)) * (depth / kVector<T>));
+      keep(beyond[i]);
+    }
+  }
+  // target: of the thread's first chunk, in shared memory.
+  __device__ __forceinline__ void copy(const DeformConv& p, const Step<T>& at, bool valid, int target) const {
+    const T* own = from + (at.tap * p.group_channels + at.channel);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      copy_async(shared_origin() + target + i * kRowsAtOnce * kDepthBytes,
+                 own + (i ? int64_t{beyond[i]} * kVector<T> : 0), valid);
     }
   }
 };
@@ -95,42 +126,45 @@ struct Samples {
   using Table = Neighbors<kM, std::conditional_t<kPairedSums<T>, T, float>>;
   static constexpr int kParts = kM / kRowsAtOnce, kTurns = kParts / kInFlight;
   const DeformConv& p;
-  const Depth& copied;  // where the copies are: a step ahead
-  const Table* tables;
-  unsigned char* tile;
-  CornerValues<T> corners[kInFlight];
-  const Table* table;
-  int channel;
-  bool valid;  // the thread has channels in this step
+  Step<T> step;
+  int entry;   // of the thread's first row in the table of tap 0, in shared memory
+  int target;  // of its first chunk
+  CornerValues<T> corners[kInFlight]{};
+  const T* input;
+  const Table* table;  // from the thread's first row on
+  bool valid;          // the thread has channels in this step
 
-  __device__ __forceinline__ Samples(const DeformConv& p, const Depth& copied, const Table* tables, unsigned char* tile)
-      : p(p), copied(copied), tables(tables), tile(tile) {
-    next(true);
+  // tables, tile: offsets in shared memory of the tables of the window that starts at `start`, and of the first buffer.
+  __device__ __forceinline__ Samples(const DeformConv& p, const Depth& start, int tables, int tile)
+      : p(p), step(start) {
+    const int row = threadIdx.x / kChunks;
+    entry = tables - start.tap * static_cast<int>(sizeof(Table)) + row * 16;
+    target = tile + Target::chunk(row, threadIdx.x % kChunks);
+    keep(entry), keep(target);
+    locate();
   }
-  __device__ __forceinline__ int row() const { return threadIdx.x / kChunks; }
-  __device__ __forceinline__ void next(bool more) {
-    channel = copied.channel + threadIdx.x % kChunks * kVector<T>;
-    table = tables + copied.table;
-    valid = more && channel < copied.last;
+  __device__ __forceinline__ void locate() {
+    input = static_cast<const T*>(p.input) + step.channel;
+    table = reinterpret_cast<const Table*>(shared_origin() + entry + step.tap * static_cast<int>(sizeof(Table)));
+    valid = step.inside();
+  }
+  __device__ __forceinline__ void next(bool) {
+    step.next();
+    locate();
   }
   __device__ __forceinline__ void fetch(int turn) {
-    if (!valid) return;
-    const T* input = static_cast<const T*>(p.input) + channel;
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      const int at = row() + (turn * kInFlight + i) * kRowsAtOnce;
-      corners[i].fetch(input, load_shared<uint4>(&table->pixel[at]), p.input_line);
+      const int at = (turn * kInFlight + i) * kRowsAtOnce;
+      corners[i].template fetch<true>(input, load_shared<uint4>(&table->pixel[at]), p.input_line, valid);
     }
   }
   __device__ __forceinline__ void put(int turn, int buffer) {
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      const int at = row() + (turn * kInFlight + i) * kRowsAtOnce;
-      Pack<T> sampled{};
-      if (valid) sampled = corners[i].template sums<false>(load_shared<typename Table::Weight>(&table->weight[at]));
-      store_shared(tile + buffer * Target::kBytes + Target::chunk(row(), threadIdx.x % kChunks) +
-                       (turn * kInFlight + i) * kRowsAtOnce * Target::kStride,
-                   sampled);
+      const int at = (turn * kInFlight + i) * kRowsAtOnce;
+      const auto weight = load_shared<typename Table::Weight>(&table->weight[at]);
+      store_shared(shared_origin() + target + buffer + at * Target::kStride, corners[i].template sums<false>(weight));
     }
   }
 };
@@ -171,63 +205,47 @@ __global__ void __launch_bounds__(kThreads, ConvPolicy<kM, kN>::blocks(BKD_ARCH,
   using Sampler = Samples<T, kTensor, kM, Policy::in_flight(BKD_ARCH, sizeof(T))>;
   using Table = typename Sampler::Table;
   static_assert(
-      2 * A::kBytes + Policy::kStages * B::kBytes == Policy::kStageBytes && sizeof(Table) <= Policy::kTableBytes,
+      Policy::kStages * (A::kBytes + B::kBytes) == Policy::kStageBytes && sizeof(Table) <= Policy::kTableBytes,
       "the policy sizes shared memory");
-  unsigned char* a = dynamic_shared();
-  unsigned char* b = a + 2 * A::kBytes;
-  Table* tables = reinterpret_cast<Table*>(a + Policy::kStageBytes);
+  const int a = dynamic_offset(), b = a + Policy::kStages * A::kBytes, tables = a + Policy::kStageBytes;
   const int output_tiles = (p.group_outputs + kN - 1) / kN;
   const int group = blockIdx.y / output_tiles, first_output = blockIdx.y % output_tiles * kN;  // of the group
   const int first_pixel = blockIdx.x * kM;
-  const int begin = group * p.group_channels, end = begin + p.group_channels, taps = p.sampling.taps;
+  int begin = group * p.group_channels;
 
   Depth at;
-  const int64_t all_steps = seek<T>(p, begin, at, 0x7fffffff);
-  const int first_step = static_cast<int>(all_steps * blockIdx.z / p.plan.parts);
-  int left = static_cast<int>(all_steps * (blockIdx.z + 1) / p.plan.parts) - first_step;
-  seek<T>(p, begin, at, first_step);
-
+  const auto steps_before = [&](unsigned part) {
+    return static_cast<int>(int64_t{seek<T>(p, begin, at, 0x7fffffff)} * part / p.plan.parts);
+  };
   const Weights<T, kN> weights(p, group, first_output);
   AccumulatorFragment<kM, kN> acc;
   acc.clear();
-  const LaneOffsets<A, B, decltype(acc)> lane;
-  // A window is the steps whose neighbours the tables hold: mostly all.
-  while (left > 0) {
-    Depth next = at;
-    int steps = 0, count = 0;
-    for (; count < p.plan.tables && steps < left; ++count) {
-      steps += steps_of<T>(next.last - next.channel);
-      next_tap(p, end, next);
-    }
-    steps = min(steps, left);
-    for (int i = threadIdx.x; i < count * kM; i += kThreads) {
-      const int slot = at.offset_group * taps + at.tap + i / kM, row = i % kM, pixel = first_pixel + row;
-      tables[i / kM].template compute<T>(row, p.sampling, pixel, pixel < p.pixels, slot / taps, slot % taps, false,
-                                         kTensor && sizeof(T) == 4 && kHasTensorCores<T> ? kTf32Rounding : 1);
-    }
+  const LaneOffsets<A, B, decltype(acc)> lane(a, b);
+  for (int left = steps_before(blockIdx.z + 1) - steps_before(blockIdx.z); left > 0;) {
+    keep(begin);  // so that what follows from it is worked out again, and takes no register in the main loop
+    seek<T>(p, begin, at, steps_before(blockIdx.z + 1) - left);
+    const Window window = window_at<T>(p, at, left);
+    compute_tables<T, kM>(p, at, window, first_pixel, reinterpret_cast<Table*>(dynamic_shared() + Policy::kStageBytes),
+                          kTensor && sizeof(T) == 4 && kHasTensorCores<T> ? kTf32Rounding : 1);
     __syncthreads();
-    // Samples are a step behind the copies, so that one position is worked out for both.
-    static_assert(Policy::kStages == 3, "copies are two steps ahead");
-    Depth copied = at;
-    Sampler samples(p, copied, tables, a);
-    const auto copy = [&](int stage, bool first) {
-      if (!first) next_step<T>(p, end, copied);
-      weights.copy(p, copied, b + stage * B::kBytes);
+    left -= window.steps;
+    static_assert(Policy::kStages == 2, "samples and copies are of the same step");
+    Sampler samples(p, at, tables, a);
+    const auto copy = [&](int stage, bool) {
+      weights.copy(p, samples.step, samples.valid, samples.target + b - a + stage);
     };
-    run_pipeline<Policy::kStages>(steps, copy, samples, [&](int turn, int stage, int buffer) {
+    const auto multiply = [&](int turn, int stage, int buffer) {
       constexpr int kEach = kSteps / Sampler::kTurns;
 #pragma unroll
       for (int step = turn * kEach; step < (turn + 1) * kEach; ++step) {
-        multiply_step<T, kTensor, A, B>(acc, lane, a + buffer * A::kBytes, b + stage * B::kBytes, step);
+        multiply_step<T, kTensor, A, B>(acc, lane, shared_origin() + buffer, shared_origin() + stage, step);
       }
-    });
-    left -= steps;
-    at = copied;
-    next_step<T>(p, end, at);  // as `next`, which would take registers meanwhile
-    at.table = 0;
+    };
+    run_pipeline<Policy::kStages, B::kBytes, A::kBytes>(window.steps, copy, samples, multiply);
     if (left > 0) __syncthreads();  // before tables and stages are used again
   }
-  store_tile<T>(p, acc, group, first_output, first_pixel);
+  const int own_group = begin / p.group_channels;
+  store_tile<T>(p, acc, own_group, (static_cast<int>(blockIdx.y) - own_group * output_tiles) * kN, first_pixel);
 }
 
 }  // namespace
@@ -283,6 +301,7 @@ void choose(const DeformConv& p, const Device& device) {
   if constexpr (kTensor) {
     if (p.plan.columns == 256) return start<T, kTensor, 128, 256>(p, device);
   }
+  if (p.plan.rows == 128 && p.plan.columns == 64) return start<T, kTensor, 128, 64>(p, device);
   if (p.plan.rows == 128) return start<T, kTensor, 128, 128>(p, device);
   if (p.plan.columns == 128) return start<T, kTensor, 64, 128>(p, device);
   start<T, kTensor, 64, 64>(p, device);

@@ -46,7 +46,8 @@ struct RegisterSamples {
   using Table = Neighbors<128, T>;
   const DeformConv& p;
   Depth d;
-  const Table* tables;
+  const Table* tables;  // of the window
+  int first_tap;        // of the window
   CornerValues<T> corners[2];
   uint4 held_pixel[2], held_weight[2];
 
@@ -55,25 +56,27 @@ struct RegisterSamples {
   }
   __device__ __forceinline__ int channel() const { return d.channel + threadIdx.x % kChunks * kVector<T>; }
 
+  __device__ __forceinline__ const Table& table() const { return tables[d.tap - first_tap]; }
   __device__ __forceinline__ uint4 pixel(int i) const {
-    return kHold ? held_pixel[i] : load_shared<uint4>(&tables[d.table].pixel[row(i)]);
+    return kHold ? held_pixel[i] : load_shared<uint4>(&table().pixel[row(i)]);
   }
   __device__ __forceinline__ uint4 weight(int i) const {
-    return kHold ? held_weight[i] : load_shared<uint4>(&tables[d.table].weight[row(i)]);
+    return kHold ? held_weight[i] : load_shared<uint4>(&table().weight[row(i)]);
   }
   __device__ __forceinline__ void hold() {
     if constexpr (kHold) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        held_pixel[i] = load_shared<uint4>(&tables[d.table].pixel[row(i)]);
-        held_weight[i] = load_shared<uint4>(&tables[d.table].weight[row(i)]);
+        held_pixel[i] = load_shared<uint4>(&table().pixel[row(i)]);
+        held_weight[i] = load_shared<uint4>(&table().weight[row(i)]);
       }
     }
   }
-  __device__ __forceinline__ void next(int end) {
-    const int before = d.table;
-    next_step<T>(p, end, d);
-    if (d.table != before) hold();
+  __device__ __forceinline__ void next() {
+    const int before = d.tap;
+    d.channel += kDepth<T>;
+    wrap_at(d.last, d.first, d.channel, d.tap);
+    if (d.tap != before) hold();
   }
   __device__ __forceinline__ void fetch() {
     if (channel() >= d.last) return;
@@ -168,39 +171,31 @@ __global__ void __launch_bounds__(BKD_WGMMA ? kThreads : kWarpSize, WgmmaPolicy<
   const int output_tiles = (p.group_outputs + kN - 1) / kN;
   const int group = blockIdx.y / output_tiles, first_output = blockIdx.y % output_tiles * kN;  // of the group
   const int first_pixel = blockIdx.x * kM;
-  const int begin = group * p.group_channels, end = begin + p.group_channels, taps = p.sampling.taps;
+  const int begin = group * p.group_channels;
 
   Depth at;
-  int left = seek<T>(p, begin, at, 0x7fffffff);
-  seek<T>(p, begin, at, 0);
+  const int all_steps = seek<T>(p, begin, at, 0x7fffffff);
   WeightStages<Policy::kStages, Policy::kStageBytes> weights{
-      static_cast<const unsigned char*>(p.arranged) + int64_t{blockIdx.y} * left * Policy::kStageBytes, stages,
-      barriers, barriers + Policy::kStages, left};
+      static_cast<const unsigned char*>(p.arranged) + int64_t{blockIdx.y} * all_steps * Policy::kStageBytes, stages,
+      barriers, barriers + Policy::kStages, all_steps};
   weights.begin();
   AccumulatorFragment<kM, kN, kThreads / kWarpSize> acc;
   acc.clear();
-  while (left > 0) {
-    Depth next = at;
-    int steps = 0, count = 0;
-    for (; count < p.plan.tables && steps < left; ++count) {
-      steps += steps_of<T>(next.last - next.channel);
-      next_tap(p, end, next);
-    }
-    for (int i = threadIdx.x; i < count * kM; i += kThreads) {
-      const int slot = at.offset_group * taps + at.tap + i / kM, row = i % kM, pixel = first_pixel + row;
-      tables[i / kM].template compute<T>(row, p.sampling, pixel, pixel < p.pixels, slot / taps, slot % taps);
-    }
+  for (int left = all_steps; left > 0;) {
+    seek<T>(p, begin, at, all_steps - left);
+    const Window window = window_at<T>(p, at, left);
+    compute_tables<T, kM>(p, at, window, first_pixel, tables, 1);
     __syncthreads();
-    Sampler samples{p, at, tables};
+    Sampler samples{p, at, tables, at.tap};
     constexpr int kBuffers = kN > 128 ? 2 : 1;  // one is filled while the other is multiplied
     uint32_t fragments[kBuffers][2][4];
     samples.hold();
     samples.fetch();
     samples.put(fragments[0]);
     const auto multiply_step = [&](auto& own, auto& following, int step) {
-      const bool more = step + 1 < steps;
+      const bool more = step + 1 < window.steps;
       if (more) {
-        samples.next(end);
+        samples.next();
         samples.fetch();
       }
       const uint64_t b = descriptor(weights.wait());
@@ -220,15 +215,13 @@ __global__ void __launch_bounds__(BKD_WGMMA ? kThreads : kWarpSize, WgmmaPolicy<
       weights.next();
     };
 #pragma unroll 1
-    for (int step = 0; step < steps; step += 2) {
+    for (int step = 0; step < window.steps; step += 2) {
       multiply_step(fragments[0], fragments[kBuffers - 1], step);
-      if (step + 1 < steps) multiply_step(fragments[kBuffers - 1], fragments[0], step + 1);
+      if (step + 1 < window.steps) multiply_step(fragments[kBuffers - 1], fragments[0], step + 1);
     }
     wait_for_products<0>();
     weights.release_last();
-    left -= steps;
-    at = next;
-    at.table = 0;
+    left -= window.steps;
     if (left > 0) __syncthreads();  // before tables are used again
   }
   store_tile<T>(p, acc, group, first_output, first_pixel);

@@ -181,6 +181,21 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 #endif
 }
 
+// Shared memory as an origin and the place of the dynamic part, which an offset may contain: one register less to add.
+#if defined(__CUDACC__)
+__device__ __forceinline__ unsigned char* shared_origin() {
+  uint32_t zero;
+  asm("mov.b32 %0, 0;" : "=r"(zero));  // no null pointer
+  return static_cast<unsigned char*>(__cvta_shared_to_generic(zero));
+}
+__device__ __forceinline__ int dynamic_offset() {
+  return static_cast<int>(__cvta_generic_to_shared(dynamic_shared()));
+}
+#else
+inline unsigned char* shared_origin() { return dynamic_shared(); }
+constexpr int dynamic_offset() { return 0; }
+#endif
+
 constexpr int kMaxGrid = 65535;  // blocks along y, and along z
 inline int64_t blocks_for(int64_t count, int64_t each) { return (count + each - 1) / each; }
 

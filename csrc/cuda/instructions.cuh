@@ -125,30 +125,41 @@ constexpr float kTf32Rounding = 1 + 0.693147f / 2048;
 __device__ const uint4 kZeros{};
 #endif
 
-// Load 16 bytes at base + index * stride, or zeros for kOutside. The memory does not change while the kernel runs.
+// Load 16 bytes at base + index * stride, or zeros for kOutside and if not `valid`. The memory does not change while
+// the kernel runs. The compiler takes registers that are written under predicates for occupied before, in a loop all
+// the time. kReuse: since `result` was written last.
 constexpr uint32_t kOutside = 0xffffffffu;
-template <class V>
-__device__ __forceinline__ V load_indexed(const void* base, uint32_t index, uint32_t stride BKD_SEEN) {
+template <bool kReuse, class V>
+__device__ __forceinline__ void load_indexed(V& result, const void* base, uint32_t index, uint32_t stride,
+                                             bool valid BKD_SEEN) {
   static_assert(sizeof(V) == 16, "one vector");
 #if defined(__CUDACC__)
   uint32_t word[4];
+  const int inside = index != kOutside && valid;
   // mad with a carry is one IMAD.WIDE; mad.wide would be that and an addition of two instructions.
-  asm("{\n\t.reg .pred inside;\n\t.reg .u32 low, high;\n\t.reg .u64 from;\n\t"
-      "mov.b64 {low, high}, %6;\n\t"
-      "setp.ne.u32 inside, %4, 0xffffffff;\n\t"
-      "mad.lo.cc.u32 low, %4, %5, low;\n\t"
-      "madc.hi.u32 high, %4, %5, high;\n\t"
-      "mov.b64 from, {low, high};\n\t"
-      "@inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [from];\n\t"
-      "@!inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%7];\n\t}"
-      : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-      : "r"(index), "r"(stride), "l"(__cvta_generic_to_global(base)), "l"(__cvta_generic_to_global(&kZeros)));
-  V result;
+#define BKD_LOAD_INDEXED(constraint)                                                                         \
+  asm("{\n\t.reg .pred inside;\n\t.reg .u32 low, high;\n\t.reg .u64 from;\n\t"                               \
+      "mov.b64 {low, high}, %6;\n\t"                                                                         \
+      "setp.ne.s32 inside, %8, 0;\n\t"                                                                       \
+      "mad.lo.cc.u32 low, %4, %5, low;\n\t"                                                                  \
+      "madc.hi.u32 high, %4, %5, high;\n\t"                                                                  \
+      "mov.b64 from, {low, high};\n\t"                                                                       \
+      "@inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [from];\n\t"                                            \
+      "@!inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%7];\n\t}"                                            \
+      : constraint(word[0]), constraint(word[1]), constraint(word[2]), constraint(word[3])                   \
+      : "r"(index), "r"(stride), "l"(__cvta_generic_to_global(base)), "l"(__cvta_generic_to_global(&kZeros)), \
+        "r"(inside))
+  if constexpr (kReuse) {
+    memcpy(word, &result, 16);
+    BKD_LOAD_INDEXED("+r");
+  } else {
+    BKD_LOAD_INDEXED("=r");
+  }
+#undef BKD_LOAD_INDEXED
   memcpy(&result, word, 16);
-  return result;
 #else
-  if (index == kOutside) return V{};
-  return load<V>(static_cast<const char*>(base) + uint64_t{index} * stride, file, line);
+  const char* from = static_cast<const char*>(base) + uint64_t{index} * stride;
+  result = index == kOutside || !valid ? V{} : load<V>(from, file, line);
 #endif
 }
 
@@ -192,6 +203,20 @@ __device__ __forceinline__ void keep(const T*& pointer) {
   asm("" : "+l"(pointer));
 #else
   (void)pointer;
+#endif
+}
+
+// At `end` go back to `begin` and count. The compiler takes six instructions for these three.
+__device__ __forceinline__ void wrap_at(int end, int begin, int& value, int& count) {
+#if defined(__CUDACC__)
+  asm("{\n\t.reg .pred ended;\n\t"
+      "setp.ge.s32 ended, %0, %2;\n\t"
+      "@ended mov.b32 %0, %3;\n\t"
+      "@ended add.s32 %1, %1, 1;\n\t}"
+      : "+r"(value), "+r"(count)
+      : "r"(end), "r"(begin));
+#else
+  if (value >= end) value = begin, ++count;
 #endif
 }
 

@@ -6,44 +6,49 @@
 namespace bkd {
 namespace {
 
-// While a step is multiplied, the copies of the kStages - 1 next ones arrive, and the samples of the next one are on
-// their way from memory through registers.
+// While a step is multiplied, the copies of the next one arrive, and its samples are on their way from memory through
+// registers.
 //
-// copy(stage, first): start the copies of the first step, or of the step after the one copied last. samples: next(more)
-// moves to the next step, if there is one more, fetch(turn) loads a part of it into registers, put(turn, buffer)
-// interpolates that into one of two buffers.
-// multiply(turn, stage, buffer): the turn's part of the product.
-template <int kStages, class Copy, class Samples, class Multiply>
+// copy(stage, first): start the copies of the first step, or of the next one. samples: next(true) moves to the next
+// step, before its copies start; fetch(turn) loads a part of it into registers, put(turn, buffer) interpolates that
+// into one of two buffers.
+// multiply(turn, stage, buffer): the turn's part of the product. Stages and buffers are 0 and kStage, 0 and kBuffer:
+// 1, or the bytes to the second one.
+template <int kStages, int kStage = 1, int kBuffer = 1, class Copy, class Samples, class Multiply>
 __device__ __forceinline__ void run_pipeline(int steps, Copy copy, Samples& samples, Multiply multiply) {
+  static_assert(kStages == 2, "samples are a step ahead, and so are copies");
   constexpr int kTurns = Samples::kTurns;
-#pragma unroll
-  for (int stage = 0; stage < kStages - 1; ++stage) {
-    if (stage < steps) copy(stage, stage == 0);
-    commit_copies();  // one group a step, even if it is empty, so that waits count steps
-  }
-#pragma unroll
+  if (steps == 0) return;
+  copy(0, true);
+  commit_copies();
+#pragma unroll 1  // else its loads are in flight together, and take registers
   for (int turn = 0; turn < kTurns; ++turn) {
     samples.fetch(turn);
     samples.put(turn, 0);
   }
-  int stage = 0, free_stage = kStages - 1;
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    const int buffer = step & 1;
-    wait_for_copies<kStages - 2>();
+  int stage = 0, buffer = 0;
+  const auto wait = [] {
+    wait_for_copies<0>();
     __syncthreads();
-    samples.next(step + 1 < steps);
-    if (step + kStages - 1 < steps) copy(free_stage, false);
+  };
+#pragma unroll 1
+  for (int left = steps; left > 1; --left) {
+    wait();
+    samples.next(true);
+    copy(stage ^ kStage, false);
     commit_copies();
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       samples.fetch(turn);
       multiply(turn, stage, buffer);
-      samples.put(turn, buffer ^ 1);
+      samples.put(turn, buffer ^ kBuffer);
     }
-    free_stage = stage;
-    stage = stage + 1 == kStages ? 0 : stage + 1;
+    stage ^= kStage;
+    buffer ^= kBuffer;
   }
+  wait();  // the last step, with which no other is prepared
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) multiply(turn, stage, buffer);
 }
 
 // Samples of a product whose tiles are both copied.

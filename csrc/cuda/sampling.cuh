@@ -81,11 +81,13 @@ template <class T>
 struct CornerValues {
   Pack<T> value[4];
 
-  // input: the channels of pixel 0. line: bytes from one pixel to the next.
-  __device__ __forceinline__ void fetch(const T* input, const uint4& pixel, uint32_t line) {
+  // input: the channels of pixel 0. line: bytes from one pixel to the next. Not `valid`: zeros. kReuse: as of
+  // load_indexed.
+  template <bool kReuse = false>
+  __device__ __forceinline__ void fetch(const T* input, const uint4& pixel, uint32_t line, bool valid = true) {
     const uint32_t index[4] = {pixel.x, pixel.y, pixel.z, pixel.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) value[i] = load_indexed<Pack<T>>(input, index[i], line);
+    for (int i = 0; i < 4; ++i) load_indexed<kReuse>(value[i], input, index[i], line, valid);
   }
   // Interpolate elements 2 i and 2 i + 1.
   __device__ __forceinline__ float2 sum(int i, const float4& weight) const {

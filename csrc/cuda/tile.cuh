@@ -129,29 +129,34 @@ struct AccumulatorFragment {
 
 constexpr int kSteps = kDepthBytes / 32;  // mma steps per tile
 
-// A lane's offsets into the tiles of a product, worked out before its main loop.
+// A lane's offsets into the tiles of a product, worked out before its main loop. first_a, first_b: of the tiles.
 template <class A, class B, class Accumulators>
 struct LaneOffsets {
-  int a = A::template lane_offset<true>(Accumulators::first_row());
-  int b = B::template lane_offset<false>(Accumulators::first_column());
+  int first_a, first_b, a, b;
 
-  __device__ __forceinline__ LaneOffsets() { keep(a), keep(b); }
+  __device__ __forceinline__ explicit LaneOffsets(int first_a = 0, int first_b = 0)
+      : first_a(first_a),
+        first_b(first_b),
+        a(first_a + A::template lane_offset<true>(Accumulators::first_row())),
+        b(first_b + B::template lane_offset<false>(Accumulators::first_column())) {
+    keep(a), keep(b);
+  }
 };
 
 // acc += a b for one step of depth. kTensor: use tensor cores if the device supports T (float as TF32).
 template <class T, bool kTensor, class A, class B, int kM, int kN>
 __device__ __forceinline__ void multiply_step(AccumulatorFragment<kM, kN>& acc,
-                                              const LaneOffsets<A, B, AccumulatorFragment<kM, kN>>& lane,
+                                              const LaneOffsets<A, B, AccumulatorFragment<kM, kN>>& offsets,
                                               const unsigned char* a, const unsigned char* b, int step) {
   using S = AccumulatorFragment<kM, kN>;
   if constexpr (kTensor && kHasTensorCores<T>) {
     uint32_t left[S::kRows][4];
 #pragma unroll
-    for (int i = 0; i < S::kRows; ++i) A::template fragments<true>(left[i], a, lane.a, i * 16, step);
+    for (int i = 0; i < S::kRows; ++i) A::template fragments<true>(left[i], a, offsets.a, i * 16, step);
 #pragma unroll
     for (int j = 0; j < S::kColumns; j += 2) {
       uint32_t right[4];
-      B::template fragments<false>(right, b, lane.b, j * 8, step);
+      B::template fragments<false>(right, b, offsets.b, j * 8, step);
 #pragma unroll
       for (int i = 0; i < S::kRows; ++i) {
         multiply<T>(acc.value[i][j], left[i], right);
@@ -167,11 +172,12 @@ __device__ __forceinline__ void multiply_step(AccumulatorFragment<kM, kN>& acc,
       for (int i = 0; i < S::kRows; ++i)
 #pragma unroll
         for (int below = 0; below < 2; ++below)
-          left[i][below] = wide(A::element(a, S::first_row() + i * 16 + below * 8 + lane / 4, depth));
+          left[i][below] = wide(A::element(a + offsets.first_a, S::first_row() + i * 16 + below * 8 + lane / 4, depth));
 #pragma unroll
       for (int j = 0; j < S::kColumns; ++j) {
         const int column = S::first_column() + j * 8 + lane % 4 * 2;
-        const float first = wide(B::element(b, column, depth)), second = wide(B::element(b, column + 1, depth));
+        const float first = wide(B::element(b + offsets.first_b, column, depth));
+        const float second = wide(B::element(b + offsets.first_b, column + 1, depth));
 #pragma unroll
         for (int i = 0; i < S::kRows; ++i)
 #pragma unroll

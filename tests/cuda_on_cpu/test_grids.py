@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bkd_fast.ops import backend, modulated_deform_conv2d
+from tools.cuda_gate import compiling
 from tools.cuda_on_cpu import traffic
 
 H100 = 132  # multiprocessors
@@ -52,6 +53,17 @@ def blocks(channels, side, group, dtype):
     with backend("native"):
         modulated_deform_conv2d(image, offset, weight, None, padding=1, mask=mask)
     return traffic.launches()["deform_conv"][2]
+
+
+@pytest.mark.parametrize(("batch", "rows", "blocks"), [(1, 64, 256), (16, 128, 512)])
+def test_the_first_level_of_resnet18_has_the_tile_that_fills_the_device(batch, rows, blocks, h100):
+    image, offset, mask = (torch.zeros(batch, count, 64, 64, dtype=torch.float16) for count in (64, 18, 9))
+    weight = torch.zeros(64, 64, 3, 3, dtype=torch.float16)
+    with backend("native"):
+        modulated_deform_conv2d(image, offset, weight, None, padding=1, mask=mask)
+    unused = {1: 5 * 32 * rows, 16: 0}[batch]  # a part of the depth has the neighbours of four taps
+    shared = compiling.dynamic_shared(f"deform_conv<half, yes, {rows}, 64>") - unused
+    assert traffic.launches()["deform_conv"] == (256, shared, blocks)
 
 
 @pytest.mark.parametrize("name", ["conv", "conv: groups", "conv: large tiles"])

@@ -1,5 +1,6 @@
 """The convolution on wgmma: the emulation itself, agreement with the reference, and when it runs."""
 
+import cases
 import pytest
 import torch
 import wgmma_cases
@@ -136,6 +137,14 @@ def test_wgmma_runs_where_large_tiles_fill_an_h100(batch, channels, side, dtype,
             "deform_conv_arrange": (256, 0, 9 * channels // 32 * channels // 256),
             "deform_conv_wgmma": (256, shared, tiles),
         }
+
+
+def test_tiles_of_64_outputs_do_not_run_on_wgmma(hopper):
+    torch.ops.cuda_on_cpu.device(4, 164 * 1024, True)
+    call, tensors = cases.conv(1, 40, 64, (32, 33))
+    with backend("native"), cuda.wgmma(True), torch.no_grad():
+        call(*(tensor.half() for tensor in tensors))
+    assert set(traffic.launches()) == {"deform_conv"}
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "conv: neither mask nor bias": lambda: conv(mask=False, bias=False, offsets_last=True),
     "conv: large tiles": lambda: conv(1, 40, 100, (32, 33), (1, 1)),
     "conv: largest tiles": lambda: conv(1, 24, 130, (20, 21), (1, 1)),
+    "conv: tall tiles": lambda: conv(1, 40, 24, (32, 33), (1, 2)),
     "conv: many channels": lambda: conv(1, 200, 9, (3, 3)),
     "conv: a split depth": lambda: conv(1, 96, 72, (9, 9), groups=2, offset_groups=3),
     "gather": gather,

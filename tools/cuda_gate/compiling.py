@@ -140,7 +140,7 @@ def dynamic_shared(name: str) -> int:
     if not tile:
         return 0
     rows, columns = int(tile[1]), int(tile[2])
-    return 64 * (2 * rows + 3 * columns) + 9 * 32 * rows
+    return 128 * (rows + columns) + 9 * 32 * rows
 
 
 def issued(code: str) -> float:
