@@ -42,8 +42,8 @@ BKD_INLINE void last_channels(const Standardize<T>& p, int64_t image, int64_t y)
     int64_t c = 0;
     for (; c + W <= p.channels; c += W) {
       const Vec<T> mean = load(p.mean + c), std = load(p.std + c);
-      const Vec<T> own = average<T>(x + c, pitch, p.channels, rows, columns, divisor,
-                                    [](const T* from) { return load(from); });
+      const Vec<T> own =
+          average<T>(x + c, pitch, p.channels, rows, columns, divisor, [](const T* from) { return load(from); });
       store(output + c, (own - mean) / std);
     }
     if (const int64_t rest = p.channels - c; rest > 0) {

@@ -44,7 +44,6 @@ ConvPlan plan_tile(int parts, int needed, const Device& device) {
   return {kM, kN, parts, tables, Policy::kStageBytes + tables * Policy::kTableBytes};
 }
 
-
 // tensor: products run on tensor cores.
 inline ConvPlan plan_conv(const DeformConv& p, bool tensor, const Device& device) {
   const int outputs = p.group_outputs, processors = device.multiprocessors;

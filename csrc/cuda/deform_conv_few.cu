@@ -183,6 +183,7 @@ __global__ void __launch_bounds__(kThreads, BKD_ARCH >= 1000 ? 2 : 3)
   for (int channel = group * p.offset_chunks * kFewChannels; channel < end; channel += kTileChannels) {
     const int count = end - channel;
     float column[kLaneChannels] = {};  // gradients of the sample
+
 #pragma unroll 1  // to save registers
     for (int round = 0; round < p.rounds; ++round) {
       float outputs[kLaneChannels];

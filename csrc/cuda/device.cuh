@@ -188,9 +188,7 @@ __device__ __forceinline__ unsigned char* shared_origin() {
   asm("mov.b32 %0, 0;" : "=r"(zero));  // no null pointer
   return static_cast<unsigned char*>(__cvta_shared_to_generic(zero));
 }
-__device__ __forceinline__ int dynamic_offset() {
-  return static_cast<int>(__cvta_generic_to_shared(dynamic_shared()));
-}
+__device__ __forceinline__ int dynamic_offset() { return static_cast<int>(__cvta_generic_to_shared(dynamic_shared())); }
 #else
 inline unsigned char* shared_origin() { return dynamic_shared(); }
 constexpr int dynamic_offset() { return 0; }

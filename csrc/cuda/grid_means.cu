@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(kThreads) grid_means_kernel(const GridMeans p)
   const int cell = p.channels_last ? own / p.channels : own % cells;
   const int y = cell / p.grid, x = cell % p.grid;
   // Cells overlap where the grid does not divide the size: from the pixel that a cell begins in to the one it ends in.
-  const int top = static_cast<int>(int64_t{y} * p.height / p.grid), left = static_cast<int>(int64_t{x} * p.width / p.grid);
+  const int top = static_cast<int>(int64_t{y} * p.height / p.grid),
+            left = static_cast<int>(int64_t{x} * p.width / p.grid);
   const int bottom = static_cast<int>((int64_t{y + 1} * p.height + p.grid - 1) / p.grid);
   const int right = static_cast<int>((int64_t{x + 1} * p.width + p.grid - 1) / p.grid);
   const int64_t plane = int64_t{p.height} * p.width, step = p.channels_last ? p.channels : 1;
@@ -38,8 +39,8 @@ __global__ void __launch_bounds__(kThreads) grid_means_kernel(const GridMeans p)
 }  // namespace
 
 void grid_means(const GridMeans& p, const Device& device) {
-  launch("grid_means", &grid_means_kernel, blocks_for(p.images * p.channels * p.grid * p.grid, kThreads), 1, 1, kThreads,
-         0, device, p);
+  launch("grid_means", &grid_means_kernel, blocks_for(p.images * p.channels * p.grid * p.grid, kThreads), 1, 1,
+         kThreads, 0, device, p);
 }
 
 }  // namespace bkd

@@ -137,16 +137,16 @@ __device__ __forceinline__ void load_indexed(V& result, const void* base, uint32
   uint32_t word[4];
   const int inside = index != kOutside && valid;
   // mad with a carry is one IMAD.WIDE; mad.wide would be that and an addition of two instructions.
-#define BKD_LOAD_INDEXED(constraint)                                                                         \
-  asm("{\n\t.reg .pred inside;\n\t.reg .u32 low, high;\n\t.reg .u64 from;\n\t"                               \
-      "mov.b64 {low, high}, %6;\n\t"                                                                         \
-      "setp.ne.s32 inside, %8, 0;\n\t"                                                                       \
-      "mad.lo.cc.u32 low, %4, %5, low;\n\t"                                                                  \
-      "madc.hi.u32 high, %4, %5, high;\n\t"                                                                  \
-      "mov.b64 from, {low, high};\n\t"                                                                       \
-      "@inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [from];\n\t"                                            \
-      "@!inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%7];\n\t}"                                            \
-      : constraint(word[0]), constraint(word[1]), constraint(word[2]), constraint(word[3])                   \
+#define BKD_LOAD_INDEXED(constraint)                                                                          \
+  asm("{\n\t.reg .pred inside;\n\t.reg .u32 low, high;\n\t.reg .u64 from;\n\t"                                \
+      "mov.b64 {low, high}, %6;\n\t"                                                                          \
+      "setp.ne.s32 inside, %8, 0;\n\t"                                                                        \
+      "mad.lo.cc.u32 low, %4, %5, low;\n\t"                                                                   \
+      "madc.hi.u32 high, %4, %5, high;\n\t"                                                                   \
+      "mov.b64 from, {low, high};\n\t"                                                                        \
+      "@inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [from];\n\t"                                             \
+      "@!inside ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%7];\n\t}"                                             \
+      : constraint(word[0]), constraint(word[1]), constraint(word[2]), constraint(word[3])                    \
       : "r"(index), "r"(stride), "l"(__cvta_generic_to_global(base)), "l"(__cvta_generic_to_global(&kZeros)), \
         "r"(inside))
   if constexpr (kReuse) {

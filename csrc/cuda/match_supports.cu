@@ -36,7 +36,8 @@ __device__ __forceinline__ unsigned long long smallest(unsigned long long own) {
 
 // pixels: of a block.
 template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 3) match_supports_kernel(const __grid_constant__ MatchSupports p, int pixels) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 3)
+    match_supports_kernel(const __grid_constant__ MatchSupports p, int pixels) {
   BKD_SHARED(Found, found);
   int64_t block = blockIdx.x;
   int number = 0;
@@ -54,7 +55,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 3) match_suppor
     const int y = static_cast<int>(pixel / view.width), x = static_cast<int>(pixel - int64_t{y} * view.width);
     const int64_t shot = load<int64_t>(p.shot + query * p.shots + number_of_shot);
     const bool known = active && shot >= 0 && shot < p.images;
-    const Nearest best = search<T>(view, view.query + (first + own) * view.channels, (known ? shot : 0) * plane + pixel, known, y, x, lane_of_pixel, lanes);
+    const Nearest best = search<T>(view, view.query + (first + own) * view.channels, (known ? shot : 0) * plane + pixel,
+                                   known, y, x, lane_of_pixel, lanes);
     if (!active || lane_of_pixel != 0) continue;
     const float distance = best.rank < 0 ? nanf("") : best.sum / static_cast<float>(view.unpadded_channels);
     store_shared(&found.distance[own][number_of_shot], distance);

@@ -49,8 +49,8 @@ struct Nearest {
 // own: the query's pixel; start: the support's at offset 0, in pixels, read if `known`. All lanes of the warp call it;
 // those of a pixel, of which `lane` is one, get the same result.
 template <class T, class P>
-__device__ __forceinline__ Nearest search(const P& p, const float* own, int64_t start, bool known,
-                                          int y, int x, int lane, int lanes_per_pixel) {
+__device__ __forceinline__ Nearest search(const P& p, const float* own, int64_t start, bool known, int y, int x,
+                                          int lane, int lanes_per_pixel) {
   float best = 0;
   int rank = -1;
   for (int dy = -p.radius; dy <= p.radius; ++dy) {

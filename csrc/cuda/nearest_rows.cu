@@ -1,5 +1,6 @@
-// The nearest rows of a bank. A warp has a query and goes over its scores once, 32 at a time; its lanes hold the largest
-// so far in falling order. After the first scores few others are larger, so that most steps are a load and a vote.
+// The nearest rows of a bank. A warp has a query and goes over its scores once, 32 at a time; its lanes hold the
+// largest so far in falling order. After the first scores few others are larger, so that most steps are a load and a
+// vote.
 #include "nearest_rows.h"
 
 #include "device.cuh"

@@ -62,8 +62,7 @@ __global__ void __launch_bounds__(kThreads) neighbor_residual_kernel(const Neigh
         float center[kEach], row_of[kSide][kEach];
         load_center(query + channel, center);
 #pragma unroll
-        for (int i = 0; i < kSide; ++i)
-          load_neighbor(shared, bank, kSide * below + i, channel, center, row_of[i]);
+        for (int i = 0; i < kSide; ++i) load_neighbor(shared, bank, kSide * below + i, channel, center, row_of[i]);
 #pragma unroll
         for (int j = 0; j < kSide; ++j) {
           float other[kEach];

@@ -25,8 +25,7 @@ __global__ void __launch_bounds__(kThreads) standardize_kernel(const Standardize
   const int left = max(x - radius, 0), right = min(x + radius, p.width - 1);
   const float inside = static_cast<float>((bottom - top + 1) * (right - left + 1));
   const float whole = static_cast<float>(p.patch * p.patch);
-  const float factor = p.border == 0 ? 1 / inside
-                       : p.border == 1 ? 1 / whole : powf(inside / whole, p.border) / inside;
+  const float factor = p.border == 0 ? 1 / inside : p.border == 1 ? 1 / whole : powf(inside / whole, p.border) / inside;
   const auto mean = load<Vec<float, kCount>>(p.mean + channel), std = load<Vec<float, kCount>>(p.std + channel);
   for (int64_t image = blockIdx.y; image < p.images; image += gridDim.y) {
     const T* from = static_cast<const T*>(p.x) + image * numbers + (p.channels_first ? channel * plane : channel);

@@ -123,7 +123,7 @@ int main(int, char** arguments) {
   if (is("released")) _tile_release();
   if (is("unused tile")) _tile_zero(5);
   if (is("ninth tile")) __asm__ volatile(".byte 0xc4, 0xe2, 0x3a, 0x5c, 0xc1");  // tdpbf16ps tmm0, tmm1, "tmm8"
-  if (is("same tile")) __asm__ volatile(".byte 0xc4, 0xe2, 0x72, 0x5c, 0xc1");  // tdpbf16ps tmm0, tmm1, tmm1
+  if (is("same tile")) __asm__ volatile(".byte 0xc4, 0xe2, 0x72, 0x5c, 0xc1");   // tdpbf16ps tmm0, tmm1, tmm1
   _tile_dpbf16ps(0, 1, 2);
   return 0;
 }
