@@ -112,22 +112,7 @@ def test_few_channels_outside_are_zero_whatever_the_border_holds(name, value, on
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("name", ["three channels", "five channels", "depthwise, offset groups"])
 def test_a_gradient_that_is_not_finite_stays_where_it_belongs(name, value, only_few):
-    """Also where groups are filled up with zeros, which it is multiplied by."""
-    call, tensors = FEW[name]()
-    tensors = [tensor.abs() + 0.1 for tensor in tensors]  # so that infinite sums are no differences
-    tensors[2][0, :, 1, 2] = 0.3  # all neighbours are inside: beyond, nothing is read or added
-    results = []
-    for chosen in ("native", "reference"):
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        with backend(chosen):
-            output = call(*leaves)
-            grad = cases.random(*output.shape, seed=9)
-            grad[0, 1, 1, 2] = value
-            results.append(torch.autograd.grad(output, leaves, grad))
-    assert results[1][3].isfinite().any()
-    assert not results[1][3].isfinite().all()
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-4, atol=1e-4)
+    kernel_checks.a_gradient_that_is_not_finite_stays_where_it_belongs("native", FEW[name](), value)
 
 
 def test_more_images_of_few_channels_than_a_launch_takes(monkeypatch, only_few):

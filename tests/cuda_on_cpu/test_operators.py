@@ -214,6 +214,13 @@ def test_what_lies_outside_is_zero_whatever_the_border_holds(name, value, ieee):
     kernel_checks.what_lies_outside_is_zero_whatever_the_border_holds("native", name, value)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_stays_where_it_belongs(value, ieee):
+    """Groups of fewer channels than a tile has: the next group's are beside them."""
+    case = cases.conv(1, 48, 12, groups=3, offset_groups=3)
+    kernel_checks.a_gradient_that_is_not_finite_stays_where_it_belongs("native", case, value, exact=False)
+
+
 def test_a_gradient_of_the_output_beyond_the_image_goes_nowhere(ieee):
     kernel_checks.a_gradient_of_the_output_beyond_the_image_goes_nowhere("native")
 

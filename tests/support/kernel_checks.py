@@ -77,6 +77,26 @@ def not_a_number_stays_where_it_is_read(chosen):
     assert output.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
 
 
+def a_gradient_that_is_not_finite_stays_where_it_belongs(name, case, value, exact=True):
+    """Also where groups are filled up with zeros, which it is multiplied by; unless ``exact``, Inf may become NaN."""
+    call, tensors = case
+    tensors = [tensor.abs() + 0.1 for tensor in tensors]  # so that infinite sums are no differences
+    tensors[2][0, :, 1, 2] = 0.3  # all neighbours are inside: beyond, nothing is read or added
+    results = []
+    for chosen in (name, "reference"):
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        with backend(chosen):
+            output = call(*leaves)
+            grad = cases.random(*output.shape, seed=9)
+            grad[0, 1, 1, 2] = value
+            gradients = torch.autograd.grad(output, leaves, grad)
+        results.append([one if exact else one.masked_fill(~one.isfinite(), torch.nan) for one in gradients])
+    assert results[1][3].isfinite().any()
+    assert not results[1][3].isfinite().all()
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
 def what_lies_outside_is_zero_whatever_the_border_holds(chosen, name, value):
     """Output and gradients are not numbers exactly where those of the reference are not, and agree elsewhere."""
     call, tensors = cases.CASES[name]()

@@ -552,7 +552,7 @@ FAULTS = (
         "scatter.cuh",
         "        if (at(i) >= count) continue;\n",
         "",
-        CONV,
+        "not_finite_stays",
         unit="deform_conv_backward.cu",
     ),
     Fault(
