@@ -102,10 +102,12 @@ def _compile(architecture: int) -> None:
         found: dict[tuple[str, str, str], Kernel] = {}
         with compiling_for(architecture):
             for kind, tuner, arguments, keywords in _launches():
+                tuner.nargs = dict(zip(tuner.arg_names, arguments, strict=False))
+                configs = tuner.prune_configs(keywords)
                 # float16 differs from bfloat16 by the type of an instruction: its first configuration will do.
-                for one in tuner.configs[:1] if kind == "float16" else tuner.configs:
+                for one in configs[:1] if kind == "float16" else configs:
                     name = tuner.base_fn.__name__
-                    key = (name, kind, label(one))
+                    key = (name, kind + SPLIT if keywords.get("SPLIT") else kind, label(one))
                     if key not in found:
                         made = tuner.fn.warmup(*arguments, grid=(1,), **keywords, **one.all_kwargs())
                         found[key] = Kernel(*key, architecture, *_read(made.asm["cubin"], made.metadata.shared, folder))
