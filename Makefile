@@ -1,5 +1,5 @@
 # make demo: the main job on built-in data. make test: every check of up to ten minutes. make proof: the slower checks. make quick:
-# lint and the tests near a change. make mutations: that the tests of the CUDA kernels catch
+# lint and the tests near a change. make mutations: that the tests of the CUDA kernels and of AMX catch
 # planted faults. make sanitize: the operator tests on CPU kernels that watch their memory. make docs: the documentation, its
 # examples run. make bench: every operator at one image against its peers (benchmarks/ops.py --quick, which checks that they
 # agree first). make figures: every committed CPU measurement and the picture. make gpu: what only a CUDA device can show. make wheels: sdist and wheel, installed with the oldest and the newest torch. All set up what they need.
@@ -64,6 +64,7 @@ docs: $(VENV)/installed
 
 mutations: $(VENV)/installed
 	$(BIN)/python -m tools.cuda_on_cpu.mutations
+	MUTATIONS=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/amx_on_cpu -k planted
 
 sanitize: $(VENV)/installed
 	$(BIN)/python -m tools.sanitize

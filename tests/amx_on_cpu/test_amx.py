@@ -1,7 +1,7 @@
 """AMX on a machine without it: the machine code of the kernels runs, and an emulation does what the CPU does not know.
 
-The emulation (emulation/amx_emulation.cpp) refuses what the hardware would. Faults are planted in the kernels, and each
-must be caught.
+The emulation (emulation/amx_emulation.cpp) refuses what the hardware would. `make mutations` plants faults in the
+kernels, each of which must be caught.
 """
 
 import os
@@ -219,7 +219,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("MUTATIONS" not in os.environ, reason="make mutations runs it")
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_a_planted_fault_is_caught(emulated, fault):
     path = emulated.sources / "cpu" / fault.file
