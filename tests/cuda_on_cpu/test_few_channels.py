@@ -71,15 +71,8 @@ def test_gradients_of_few_channels_are_derivatives(name, only_few):
 
 @pytest.mark.parametrize("name", ["depthwise", "three channels", "eight channels, 24 outputs"])
 def test_deterministic_sums_of_few_channels_do_not_depend_on_the_order(name, only_few):
-    case, runs = FEW[name](), []
-    for order, seed in (("forward", 1), ("reversed", 1), ("random", 1), ("random", 2)):
-        torch.ops.cuda_on_cpu.order(order, seed)
-        with cases.deterministic():
-            runs.append(cases.results(case, "native", torch.float32))
-    for run in runs[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
-    exact = cases.results(case, "reference", torch.float64)
-    cases.check(runs[0], cases.results(case, "reference", torch.float32), exact, cases.ROUNDING[torch.float32])
+    orders = (("forward", 1), ("reversed", 1), ("random", 1), ("random", 2))
+    kernel_checks.deterministic_sums_do_not_depend_on_the_order("native", FEW[name](), orders)
 
 
 @pytest.mark.parametrize("wanted", range(5))

@@ -144,16 +144,8 @@ def _nearest(case, threshold):
 
 @pytest.mark.parametrize("name", ["conv", "conv: groups", "gather: shared", "gather"])
 def test_deterministic_sums_agree_and_do_not_depend_on_the_order(name, ieee):
-    case = cases.CASES[name]()
-    runs = []
-    for order in ("forward", "reversed", "random"):
-        torch.ops.cuda_on_cpu.order(order, 1)
-        with cases.deterministic():
-            runs.append(cases.results(case, "native", torch.float32))
-    for run in runs[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
-    exact = cases.results(case, "reference", torch.float64)
-    cases.check(runs[0], cases.results(case, "reference", torch.float32), exact, cases.ROUNDING[torch.float32])
+    orders = (("forward", 1), ("reversed", 1), ("random", 1))
+    kernel_checks.deterministic_sums_do_not_depend_on_the_order("native", cases.CASES[name](), orders)
 
 
 def test_deterministic_sums_of_what_is_not_finite_are_not_numbers(ieee):

@@ -77,6 +77,19 @@ def not_a_number_stays_where_it_is_read(chosen):
     assert output.isnan().sum() <= 4 * 9  # the neighbours read it with a weight of zero
 
 
+def deterministic_sums_do_not_depend_on_the_order(name, case, orders):
+    """Of the threads in the emulation of CUDA, each order with its seed; and they obey the rule."""
+    runs = []
+    for order, seed in orders:
+        torch.ops.cuda_on_cpu.order(order, seed)
+        with cases.deterministic():
+            runs.append(cases.results(case, name, torch.float32))
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
+    exact = cases.results(case, "reference", torch.float64)
+    cases.check(runs[0], cases.results(case, "reference", torch.float32), exact, cases.ROUNDING[torch.float32])
+
+
 def a_gradient_that_is_not_finite_stays_where_it_belongs(name, case, value, exact=True):
     """Also where groups are filled up with zeros, which it is multiplied by; unless ``exact``, Inf may become NaN."""
     call, tensors = case
